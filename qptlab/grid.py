@@ -1,0 +1,174 @@
+"""Integration grids, atomic-orbital values and AO rotations, on the device, from positions.
+
+A grid is a fixed template, one cloud of points per atom, that moves with the atoms; only Becke's
+partition weights depend on the geometry. Becke 1988 (doi:10.1063/1.454033), with the size
+adjustment of Treutler & Ahlrichs 1995 (doi:10.1063/1.469408). Orders and normalisation of the
+atomic orbitals are PySCF's: real solid harmonics, p as x, y, z, then m = −l … l.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+MAX_L = 3
+"""Highest angular momentum of a shell: f."""
+
+
+class GridTemplate(NamedTuple):
+    """Atomic point clouds before the partition; what `becke_grid` moves with the atoms.
+
+    Attributes:
+      offsets: points relative to their atom, bohr.
+      volumes: quadrature weights before the partition, cubic bohr.
+      owner: the atom each point belongs to.
+      size_adjustment: a_ij of Treutler & Ahlrichs (their eq. 11 and below), antisymmetric.
+    """
+
+    offsets: Float[np.ndarray, "ngrids 3"]
+    volumes: Float[np.ndarray, " ngrids"]
+    owner: Int[np.ndarray, " ngrids"]
+    size_adjustment: Float[np.ndarray, "natm natm"]
+
+
+class ShellGroup(NamedTuple):
+    """Shells of one angular momentum and one number of primitives.
+
+    Attributes:
+      l: angular momentum.
+      atom: the atom of each shell.
+      exponents: 1/bohr².
+      coefficients: of normalised primitives.
+      ao: where each shell's functions stand in PySCF's order.
+    """
+
+    l: int
+    atom: Int[np.ndarray, " nshell"]
+    exponents: Float[np.ndarray, "nshell nprim"]
+    coefficients: Float[np.ndarray, "nshell nprim"]
+    ao: Int[np.ndarray, "nshell nm"]
+
+
+def becke_grid(
+    positions: Float[Array, "natm 3"], grid: GridTemplate
+) -> tuple[Float[Array, "ngrids 3"], Float[Array, " ngrids"]]:
+    """Points (bohr) and weights (cubic bohr) of the molecular grid."""
+    coords = grid.offsets + positions[grid.owner]
+    natm = positions.shape[0]
+    eye = jnp.eye(natm)
+    distance = jnp.linalg.norm(coords[:, None] - positions, axis=-1)
+    between = jnp.sqrt(jnp.sum((positions[:, None] - positions) ** 2, axis=-1) + eye)
+
+    def cell(i):
+        # One atom at a time: (ngrids, natm) at once, not (ngrids, natm, natm).
+        mu = (distance[:, i, None] - distance) / between[i]
+        mu = mu + jnp.asarray(grid.size_adjustment)[i] * (1 - mu**2)
+        for _ in range(3):
+            mu = 0.5 * mu * (3 - mu**2)
+        return jnp.prod(jnp.where(eye[i] > 0, 1.0, 0.5 * (1 - mu)), axis=-1)
+
+    cells = jax.lax.map(cell, jnp.arange(natm))
+    own = jnp.take_along_axis(cells, jnp.asarray(grid.owner)[None], axis=0)[0]
+    return coords, grid.volumes * own / jnp.sum(cells, axis=0)
+
+
+def solid_harmonics(r: Float[Array, "*points 3"], l: int) -> Float[Array, "*points nm"]:
+    """Real solid harmonics r^l·Y_lm in PySCF's order, orthonormal on the unit sphere.
+
+    Raises:
+      ValueError: for l above `MAX_L`.
+    """
+    if not 0 <= l <= MAX_L:
+        raise ValueError(f"angular momentum {l} is not implemented; 0 to {MAX_L} would do.")
+    x, y, z = r[..., 0], r[..., 1], r[..., 2]
+    r2 = x * x + y * y + z * z
+    root = np.sqrt
+    functions = (
+        lambda: [jnp.ones_like(x)],
+        lambda: [root(3) * x, root(3) * y, root(3) * z],
+        lambda: [
+            root(15) * x * y, root(15) * y * z, root(5) / 2 * (3 * z * z - r2),
+            root(15) * x * z, root(15) / 2 * (x * x - y * y),
+        ],
+        lambda: [
+            root(35 / 8) * y * (3 * x * x - y * y), root(105) * x * y * z,
+            root(21 / 8) * y * (5 * z * z - r2), root(7) / 2 * z * (5 * z * z - 3 * r2),
+            root(21 / 8) * x * (5 * z * z - r2), root(105) / 2 * z * (x * x - y * y),
+            root(35 / 8) * x * (x * x - 3 * y * y),
+        ],
+    )[l]()
+    return jnp.stack(functions, axis=-1) / root(4 * np.pi)
+
+
+def eval_aos(
+    positions: Float[Array, "natm 3"],
+    coords: Float[Array, "ngrids 3"],
+    shells: tuple[ShellGroup, ...],
+    *,
+    derivatives: bool,
+) -> Float[Array, "nderiv ngrids nao"]:
+    """Atomic orbitals on points, and their gradients.
+
+    Args:
+      positions: nuclei, bohr.
+      coords: points, bohr.
+      shells: the basis.
+      derivatives: whether the gradient is wanted.
+
+    Returns:
+      Values, shape (1, ngrids, nao); with `derivatives`, (4, ngrids, nao): value, ∂x, ∂y, ∂z.
+    """
+    blocks = [_eval_group(positions, coords, group, derivatives) for group in shells]
+    order = np.argsort(np.concatenate([group.ao.ravel() for group in shells]))
+    return jnp.concatenate(blocks, axis=-1)[..., order]
+
+
+def _eval_group(positions, coords, group, derivatives):
+    r = coords[:, None] - positions[group.atom]  # [ngrids, nshell, 3]
+    exponential = group.coefficients * jnp.exp(
+        -group.exponents * jnp.sum(r * r, axis=-1)[..., None]
+    )
+    radial = jnp.sum(exponential, axis=-1)[..., None]  # [ngrids, nshell, 1]
+    values = [radial * solid_harmonics(r, group.l)]
+    if derivatives:
+        slope = jnp.sum(-2 * group.exponents * exponential, axis=-1)[..., None]
+        for axis in range(3):
+            direction = jnp.broadcast_to(jnp.eye(3)[axis], r.shape)
+            angular, tangent = jax.jvp(lambda p: solid_harmonics(p, group.l), (r,), (direction,))
+            values.append(slope * r[..., axis, None] * angular + radial * tangent)
+    return jnp.stack(values).reshape(len(values), coords.shape[0], -1)
+
+
+def ao_rotation(
+    rotation: Float[Array, "3 3"], shells: tuple[ShellGroup, ...]
+) -> Float[Array, "nao nao"]:
+    """How a rotation of the molecule mixes its atomic orbitals.
+
+    With positions rotated as x → R·x, an orbital's coefficients go to `ao_rotation(R) @ c`, and a
+    matrix over AOs (density or Fock) to U·M·Uᵀ. Found by evaluating the solid harmonics
+    on rotated points, so it shares their conventions by construction.
+    """
+    nao = sum(group.ao.size for group in shells)
+    matrix = jnp.zeros((nao, nao))
+    for group in shells:
+        block = _harmonic_rotation(rotation, group.l)
+        rows = group.ao[:, :, None]
+        matrix = matrix.at[rows, group.ao[:, None, :]].set(block)
+    return matrix
+
+
+def _harmonic_rotation(rotation, l):
+    points = np.random.default_rng(0).normal(size=(4 * (2 * l + 1), 3))
+    here = np.asarray(solid_harmonics_numpy(points, l))
+    rotated = solid_harmonics(jnp.asarray(points) @ rotation.T, l)
+    # Y(R x) = Y(x)·B, and a function with coefficients c in the rotated molecule takes at R x the
+    # value it had at x: Y(R x)·c' = Y(x)·c, so c' = B⁻¹c = Bᵀc.
+    return (np.linalg.pinv(here) @ rotated).T
+
+
+def solid_harmonics_numpy(points: np.ndarray, l: int) -> np.ndarray:
+    """`solid_harmonics` evaluated at once, outside any trace."""
+    with jax.ensure_compile_time_eval():
+        return np.asarray(solid_harmonics(jnp.asarray(points), l))

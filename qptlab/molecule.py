@@ -1,0 +1,293 @@
+"""Molecules: element symbols, positions and a charge, from a name, XYZ, SMILES or ASE."""
+
+import dataclasses
+import functools
+import importlib.resources
+import io
+import pathlib
+import warnings
+from collections.abc import Sequence
+
+import ase
+import ase.data
+import ase.io
+import numpy as np
+from ase.io.extxyz import XYZError
+from jaxtyping import Float
+
+from qptlab.errors import InputError
+from qptlab.units import BOHR_ANGSTROM
+
+MAX_ATOMIC_NUMBER = 36
+"""Krypton: elements beyond need effective core potentials, which are not implemented."""
+
+MIN_DISTANCE_ANGSTROM = 0.4
+"""Nuclei closer than this are taken for a mistake (the shortest bond, H–H, is 0.74 Å long)."""
+
+MAX_XYZ_BYTES = 50_000_000
+"""Larger texts are refused before they are parsed: about a million atoms."""
+
+MAX_SMILES_CHARACTERS = 500
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Molecule:
+    """A closed-shell molecule at one geometry.
+
+    Attributes:
+      symbols: element symbols, one per atom.
+      positions: nuclear positions, bohr.
+      charge: total charge, elementary charges.
+      name: what to call it on plots and in files.
+
+    Raises:
+      InputError: for an unknown element, positions that are not finite or do not fit the symbols,
+        overlapping atoms, or an odd number of electrons.
+
+    >>> Molecule.from_name("water").formula
+    'H2O'
+    """
+
+    symbols: tuple[str, ...]
+    positions: Float[np.ndarray, "natm 3"]
+    charge: int = 0
+    name: str = ""
+
+    def __post_init__(self):
+        """Check the record once, where it enters."""
+        object.__setattr__(self, "symbols", tuple(self.symbols))
+        positions = np.array(self.positions, dtype=np.float64)
+        positions.setflags(write=False)
+        object.__setattr__(self, "positions", positions)
+        _check_elements(self.symbols, self._title)
+        _check_positions(self.symbols, positions, self._title)
+        if self.nelectron <= 0 or self.nelectron % 2:
+            raise InputError(
+                f"{self._title} has {self.nelectron} electrons at charge {self.charge}; "
+                "qptlab is closed-shell, so a charge that leaves an even, positive number would do."
+            )
+
+    @property
+    def _title(self) -> str:
+        return self.name or self.formula or "the molecule"
+
+    @property
+    def atomic_numbers(self) -> np.ndarray:
+        """Nuclear charges, one per atom."""
+        return np.array([ase.data.atomic_numbers[symbol] for symbol in self.symbols])
+
+    @property
+    def nelectron(self) -> int:
+        """Number of electrons."""
+        return int(self.atomic_numbers.sum()) - self.charge
+
+    @property
+    def formula(self) -> str:
+        """Hill formula, without the charge."""
+        return ase.Atoms(self.symbols).get_chemical_formula(mode="hill") if self.symbols else ""
+
+    @property
+    def positions_angstrom(self) -> Float[np.ndarray, "natm 3"]:
+        """Nuclear positions, ångström."""
+        return self.positions * BOHR_ANGSTROM
+
+    def with_positions(self, positions: Float[np.ndarray, "natm 3"]) -> "Molecule":
+        """The same molecule at other positions, bohr."""
+        return dataclasses.replace(self, positions=positions)
+
+    def to_ase(self) -> ase.Atoms:
+        """An `ase.Atoms` (ångström), with the charge in `info`."""
+        return ase.Atoms(self.symbols, self.positions_angstrom, info={"charge": self.charge})
+
+    def to_xyz(self) -> str:
+        """One frame of extended XYZ, ångström."""
+        text = io.StringIO()
+        ase.io.write(text, self.to_ase(), format="extxyz")
+        return text.getvalue()
+
+    @classmethod
+    def from_name(cls, name: str) -> "Molecule":
+        """A built-in molecule at its GFN2-xTB minimum; `BUILTIN` lists the names.
+
+        Raises:
+          InputError: if there is no such molecule.
+        """
+        frames = _builtin()
+        key = name.strip().lower().replace("-", " ")
+        if key not in frames:
+            raise InputError(
+                f"{name!r} is no built-in molecule; one of {', '.join(frames)} would do, "
+                "or a SMILES string, or the path of an XYZ file."
+            )
+        return frames[key]
+
+    @classmethod
+    def from_xyz(cls, source: str | pathlib.Path) -> "Molecule":
+        """The first frame of an XYZ file or of XYZ text (ångström).
+
+        Raises:
+          InputError: as `read_xyz`.
+        """
+        return read_xyz(source)[0]
+
+    @classmethod
+    def from_smiles(cls, smiles: str) -> "Molecule":
+        """A conformer of a SMILES string, by RDKit's ETKDG (fixed seed) and MMFF94 or UFF.
+
+        Raises:
+          InputError: if the text does not parse or no conformer is found.
+        """
+        from rdkit import Chem, rdBase
+        from rdkit.Chem import AllChem
+
+        text = smiles.strip()
+        hint = "a valid SMILES string of one molecule, such as CCO for ethanol, would do."
+        if not text or len(text) > MAX_SMILES_CHARACTERS:
+            raise InputError(f"SMILES of {len(text)} characters cannot be used; {hint}")
+        with rdBase.BlockLogs():
+            graph = Chem.MolFromSmiles(text)
+            if graph is None or graph.GetNumAtoms() == 0:
+                raise InputError(f"SMILES {text!r} does not parse; {hint}")
+            graph = Chem.AddHs(graph)
+            if AllChem.EmbedMolecule(graph, randomSeed=7) != 0:
+                raise InputError(f"no 3D structure was found for SMILES {text!r}; an XYZ file would do.")
+            if AllChem.MMFFHasAllMoleculeParams(graph):
+                AllChem.MMFFOptimizeMolecule(graph)
+            elif AllChem.UFFHasAllMoleculeParams(graph):
+                AllChem.UFFOptimizeMolecule(graph)
+        symbols = tuple(atom.GetSymbol() for atom in graph.GetAtoms())
+        positions = graph.GetConformer().GetPositions() / BOHR_ANGSTROM
+        return cls(symbols, positions, Chem.GetFormalCharge(graph), text)
+
+    @classmethod
+    def from_ase(cls, atoms: ase.Atoms, name: str = "") -> "Molecule":
+        """From an `ase.Atoms`; `info["charge"]` is read where there is one."""
+        charge = atoms.info.get("charge", 0)
+        try:
+            if int(charge) != charge:
+                raise ValueError
+        except (TypeError, ValueError):
+            raise InputError(f"charge {charge!r} is not a whole number; 0 or +1 would do.") from None
+        return cls(
+            tuple(atoms.get_chemical_symbols()),
+            atoms.get_positions() / BOHR_ANGSTROM,
+            int(charge),
+            name or str(atoms.info.get("name", "")),
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> "Molecule":
+        """What a user typed or pasted: a built-in name, the path of an XYZ file, XYZ text or SMILES.
+
+        Raises:
+          InputError: if it is none of them.
+
+        >>> Molecule.parse("CCO").formula
+        'C2H6O'
+        """
+        stripped = text.strip()
+        if stripped.lower().replace("-", " ") in _builtin():
+            return cls.from_name(stripped)
+        if "\n" in stripped or stripped.lower().endswith(".xyz"):
+            return cls.from_xyz(text if "\n" in stripped else stripped)
+        try:
+            return cls.from_smiles(stripped)
+        except InputError as error:
+            raise InputError(
+                f"{stripped[:60]!r} cannot be read as a molecule ({error}) "
+                f"Built-in names are {', '.join(_builtin())}; an .xyz file would do too."
+            ) from None
+
+
+def read_xyz(source: str | pathlib.Path) -> list[Molecule]:
+    """All frames of an XYZ or extended XYZ file, or of XYZ text (ångström).
+
+    Args:
+      source: a path, or the text itself (anything with a line break in it is text).
+
+    Raises:
+      InputError: if it cannot be read, is cut short, or a frame is no usable molecule.
+    """
+    is_text = isinstance(source, str) and "\n" in source
+    title = "the XYZ text" if is_text else str(source)
+    name = "" if is_text else pathlib.Path(source).stem
+    try:
+        text = source if is_text else _read_limited(pathlib.Path(source))
+        if len(text) > MAX_XYZ_BYTES:
+            raise InputError(f"{title} is larger than {MAX_XYZ_BYTES // 10**6} MB; a part of it would do.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ASE warns of unusual comments; the atoms are what counts
+            frames = ase.io.read(io.StringIO(text.lstrip("\ufeff")), index=":", format="extxyz")
+    except OSError as error:
+        raise InputError(f"{title} cannot be read ({error.strerror}); an XYZ file would do.") from None
+    except (XYZError, ValueError, KeyError, IndexError, StopIteration, TypeError, RuntimeError,
+            AttributeError, ase.io.formats.UnknownFileTypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{title} is not complete XYZ ({str(error) or type(error).__name__}); each frame needs the "
+            "number of atoms, a comment line, and one line per atom: symbol, x, y, z in ångström."
+        ) from None
+    if not frames:
+        raise InputError(f"{title} holds no frame; at least one would do.")
+    return [_frame(frame, index, name or title, len(frames)) for index, frame in enumerate(frames)]
+
+
+def _frame(atoms: ase.Atoms, index: int, title: str, nframes: int) -> Molecule:
+    try:
+        return Molecule.from_ase(atoms, name=title if nframes == 1 else f"{title} frame {index}")
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"frame {index} of {title} cannot be used ({error}).") from None
+
+
+def _read_limited(path: pathlib.Path) -> str:
+    if path.is_file() and path.stat().st_size > MAX_XYZ_BYTES:
+        raise InputError(f"{path} is larger than {MAX_XYZ_BYTES // 10**6} MB; a part of it would do.")
+    return path.read_text()
+
+
+def _check_elements(symbols: Sequence[str], title: str) -> None:
+    if not symbols:
+        raise InputError("a molecule without atoms was given; at least one atom would do.")
+    for index, symbol in enumerate(symbols):
+        number = ase.data.atomic_numbers.get(symbol, 0)
+        if not 1 <= number <= MAX_ATOMIC_NUMBER:
+            raise InputError(
+                f"atom {index} of {title} is {symbol!r}, which is no element that qptlab knows; "
+                "a symbol from H to Kr would do."
+            )
+
+
+def _check_positions(symbols: Sequence[str], positions: np.ndarray, title: str) -> None:
+    if positions.shape != (len(symbols), 3):
+        raise InputError(
+            f"{title} has {len(symbols)} atoms but positions of shape {positions.shape}; "
+            f"({len(symbols)}, 3) would do."
+        )
+    if not np.isfinite(positions).all():
+        atom = int(np.argwhere(~np.isfinite(positions).all(axis=1))[0, 0])
+        raise InputError(f"atom {atom} ({symbols[atom]}) of {title} has a position that is not a finite number.")
+    distance = np.linalg.norm(positions[:, None] - positions[None], axis=-1) * BOHR_ANGSTROM
+    distance[np.diag_indices(len(symbols))] = np.inf
+    if distance.min() < MIN_DISTANCE_ANGSTROM:
+        i, j = np.unravel_index(distance.argmin(), distance.shape)
+        raise InputError(
+            f"atoms {i} ({symbols[i]}) and {j} ({symbols[j]}) of {title} are {distance[i, j]:.3f} Å apart; "
+            f"at least {MIN_DISTANCE_ANGSTROM} Å would do (positions are read in ångström)."
+        )
+
+
+@functools.cache
+def _builtin() -> dict[str, Molecule]:
+    text = importlib.resources.files("qptlab").joinpath("molecules.xyz").read_text()
+    frames = ase.io.read(io.StringIO(text), index=":", format="extxyz")
+    return {frame.info["name"]: Molecule.from_ase(frame) for frame in frames}
+
+
+BUILTIN: tuple[str, ...] = (
+    "hydrogen", "water", "ammonia", "methane", "ethanol", "malondialdehyde", "benzene", "uracil",
+    "alanine dipeptide",
+)
+"""Names of the built-in molecules, small to large."""
