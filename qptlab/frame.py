@@ -1,0 +1,142 @@
+"""The molecule's own frame: which way a geometry is turned, and which like atom is which.
+
+A network is neither rotation- nor permutation-equivariant by itself. Here a geometry is brought to
+one standard pose before anything is computed: the order of like atoms and the rotation that lie
+nearest to a reference geometry (mass-weighted; Kabsch 1976, doi:10.1107/S0567739476001873). All of
+QPT, the integration grid included, works in that pose, and results are turned back, so that a
+prediction is equivariant under rotation, translation and permutation to rounding.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import ase.data
+import networkx as nx
+import numpy as np
+from jaxtyping import Float, Int
+
+from qptlab.errors import InputError
+from qptlab.molecule import Molecule
+from qptlab.units import BOHR_ANGSTROM
+
+BOND_FACTOR = 1.3
+"""Atoms nearer than this times the sum of their covalent radii count as bonded. At 500 K an X–H
+bond stretches by 20 %; the nearest non-bonded pairs lie beyond 1.5."""
+
+SYMMETRY_BREAKING_BOHR = 0.1
+"""The reference is displaced by this much. In a symmetric reference two orders of like atoms fit
+any geometry equally well, and rounding would choose between them."""
+
+MAX_AUTOMORPHISMS = 50_000
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pose:
+    """How a geometry lies in the molecule's frame: frame = (given[order] − centre)·rotationᵀ.
+
+    Attributes:
+      positions: in the frame, bohr.
+      rotation: a proper rotation.
+      order: atom `i` of the frame is atom `order[i]` of the given geometry.
+    """
+
+    positions: Float[np.ndarray, "natm 3"]
+    rotation: Float[np.ndarray, "3 3"]
+    order: Int[np.ndarray, " natm"]
+
+
+class ReferenceFrame:
+    """The frame defined by a reference geometry.
+
+    Args:
+      reference: the molecule; its bonds say which like atoms may be exchanged.
+
+    Raises:
+      InputError: if its bonds have too many symmetries to try.
+    """
+
+    def __init__(self, reference: Molecule):
+        self.molecule = reference
+        self._masses = ase.data.atomic_masses[reference.atomic_numbers]
+        self._graph = _bond_graph(reference)
+        self._automorphisms = _isomorphisms(self._graph, self._graph, MAX_AUTOMORPHISMS + 1)
+        if len(self._automorphisms) > MAX_AUTOMORPHISMS:
+            raise InputError(
+                f"{reference.formula} has more than {MAX_AUTOMORPHISMS} ways to exchange like atoms; "
+                "a molecule with fewer equivalent groups would do."
+            )
+        noise = np.random.default_rng(0).normal(size=reference.positions.shape)
+        self._target = self._centred(reference.positions + SYMMETRY_BREAKING_BOHR * noise)
+
+    @functools.cached_property
+    def home(self) -> Float[np.ndarray, "natm 3"]:
+        """The reference geometry itself in the frame, bohr."""
+        return self.pose(self.molecule.positions).positions
+
+    def pose(self, positions: Float[np.ndarray, "natm 3"]) -> Pose:
+        """Bring a geometry whose atoms are in the reference's order into the frame."""
+        centred = self._centred(positions)
+        # Every exchange of like atoms at once: covariances [nperm, 3, 3], their best rotations.
+        weighted = self._masses[:, None] * self._target
+        covariance = np.einsum("pax,ay->pxy", centred[self._automorphisms], weighted)
+        u, singular, vt = np.linalg.svd(covariance)
+        handedness = np.sign(np.linalg.det(u) * np.linalg.det(vt))
+        overlap = singular[:, 0] + singular[:, 1] + handedness * singular[:, 2]
+        best = int(np.argmax(overlap))
+        flip = np.diag([1.0, 1.0, handedness[best]])
+        rotation = vt[best].T @ flip @ u[best].T
+        order = self._automorphisms[best]
+        return Pose(centred[order] @ rotation.T, rotation, order)
+
+    def pose_molecule(self, mol: Molecule) -> Pose:
+        """Bring a molecule whose atoms are in any order into the frame.
+
+        Raises:
+          InputError: if it is not the molecule of this frame.
+        """
+        base = self._matching_order(mol)
+        pose = self.pose(mol.positions[base])
+        return dataclasses.replace(pose, order=base[pose.order])
+
+    def _matching_order(self, mol: Molecule) -> np.ndarray:
+        ours, theirs = self.molecule, mol
+        if sorted(ours.symbols) != sorted(theirs.symbols) or ours.charge != theirs.charge:
+            raise InputError(
+                f"{mol.formula} (charge {mol.charge}) was given to a model of {ours.formula} "
+                f"(charge {ours.charge}); a geometry of {ours.formula} would do."
+            )
+        graph = _bond_graph(theirs)
+        if ours.symbols == theirs.symbols and set(graph.edges) == set(self._graph.edges):
+            return np.arange(len(ours.symbols))
+        found = _isomorphisms(self._graph, graph, 1)
+        if len(found):
+            return found[0]
+        if ours.symbols == theirs.symbols:
+            return np.arange(len(ours.symbols))  # a bond is broken or made: trust the order given
+        raise InputError(
+            f"the bonds of the {mol.formula} given are not those of the model's molecule; "
+            "its atoms in the model's order would do."
+        )
+
+    def _centred(self, positions):
+        return positions - self._masses @ positions / self._masses.sum()
+
+
+def _bond_graph(mol: Molecule) -> nx.Graph:
+    radii = ase.data.covalent_radii[mol.atomic_numbers] / BOHR_ANGSTROM
+    graph = nx.Graph()
+    graph.add_nodes_from((i, {"symbol": symbol}) for i, symbol in enumerate(mol.symbols))
+    distance = np.linalg.norm(mol.positions[:, None] - mol.positions, axis=-1)
+    bonded = np.triu(distance < BOND_FACTOR * (radii[:, None] + radii), k=1)
+    graph.add_edges_from((int(i), int(j)) for i, j in np.argwhere(bonded))
+    return graph
+
+
+def _isomorphisms(ours: nx.Graph, theirs: nx.Graph, limit: int) -> Int[np.ndarray, "nperm natm"]:
+    """Up to `limit` orders of their atoms in which their bonds are ours."""
+    matcher = nx.isomorphism.GraphMatcher(
+        ours, theirs, node_match=lambda a, b: a["symbol"] == b["symbol"]
+    )
+    maps = itertools.islice(matcher.isomorphisms_iter(), limit)
+    return np.array([[found[i] for i in range(len(ours))] for found in maps], dtype=int)
