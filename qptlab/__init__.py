@@ -1,5 +1,55 @@
-"""qptlab: neural networks trained by backpropagating through density functional theory."""
+"""qptlab: neural networks trained by backpropagating through density functional theory.
+
+    Molecule ─ Method ─▶ Integrals ─▶ fock / energy ─▶ QPT ─▶ Trainer ─▶ Run (on disk)
+        (host, libcint)        (JAX, jit+vmap)            │            │
+                                                       events ─▶ workbench widgets
+                               PySCF reference ─▶ evaluate ─▶ tables and plots
+
+Dimensions, as they stand in every signature:
+
+    natm     atoms                        ngrids   points of the integration grid
+    nao      atomic orbitals              nderiv   1 (values) or 4 (values and gradient)
+    nmo      molecular orbitals (= nao)   npair    pairs of atomic orbitals, nao·(nao + 1)/2
+    nocc     doubly occupied orbitals     nbias    matrices that bias attention
+
+Atomic units and float64 inside; ångström, eV, meV and debye at the edges and then in the name.
+"""
 
 import jax
 
 jax.config.update("jax_enable_x64", True)  # before any array is made: DFT needs float64
+
+from qptlab.energy import density_from_fock, energy, fock, kohn_sham, orbitals  # noqa: E402
+from qptlab.errors import InputError  # noqa: E402
+from qptlab.evaluation import Evaluation, evaluate  # noqa: E402
+from qptlab.frame import ReferenceFrame  # noqa: E402
+from qptlab.geometries import Sampling, sample  # noqa: E402
+from qptlab.integrals import Integrals, build_integrals, template  # noqa: E402
+from qptlab.method import Method  # noqa: E402
+from qptlab.models.predictor import Predictor  # noqa: E402
+from qptlab.models.qpt import QPT, Prediction, QPTConfig  # noqa: E402
+from qptlab.molecule import BUILTIN, Molecule, read_xyz  # noqa: E402
+from qptlab.properties import dipole_debye  # noqa: E402
+from qptlab.run import Run, load  # noqa: E402
+from qptlab.scf import SCFResult, scf  # noqa: E402
+from qptlab.trainer import Trainer  # noqa: E402
+from qptlab.training import TrainConfig, train  # noqa: E402
+
+
+def workbench(**choices):
+    """The whole workbench in one cell: pick a molecule, train, look at orbitals, compare.
+
+    Args:
+      **choices: initial values of `session.Session`'s traits, such as `molecule="ethanol"`.
+    """
+    from qptlab.widgets import Workbench  # plotly and the widgets load here, not with the package
+
+    return Workbench(**choices)
+
+
+__all__ = [
+    "BUILTIN", "QPT", "Evaluation", "InputError", "Integrals", "Method", "Molecule", "Prediction",
+    "Predictor", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampling", "TrainConfig",
+    "Trainer", "build_integrals", "density_from_fock", "dipole_debye", "energy", "evaluate", "fock",
+    "kohn_sham", "load", "orbitals", "read_xyz", "sample", "scf", "template", "train", "workbench",
+]

@@ -221,6 +221,11 @@ def pyscf_molecule(mol: Molecule, method: Method) -> gto.Mole:
     return built
 
 
+def dipole_integrals(mol: Molecule, method: Method) -> Float[np.ndarray, "3 nao nao"]:
+    """Position integrals ⟨i|r|j⟩ about the origin, bohr."""
+    return pyscf_molecule(mol, method).intor_symmetric("int1e_r", comp=3)
+
+
 def _moved(mol: gto.Mole, positions: np.ndarray) -> gto.Mole:
     """A copy at other positions; coordinates live in `_env`, so nothing is parsed again."""
     moved = mol.copy(deep=False)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qptlab import energy as ks
 from qptlab import integrals
+from qptlab.energy import commutator, density_from_fock, kohn_sham, orbitals
 from qptlab.integrals import Integrals
 from qptlab.method import Method
 from qptlab.molecule import Molecule
@@ -87,11 +87,11 @@ def solve(ints: Integrals, xc: str) -> SCFResult:
     nao = ints.nao
 
     def evaluate(dm):
-        found = ks.kohn_sham(dm, ints, xc)
-        return found.fock, found.terms.e_tot, ks.commutator(found.fock, dm, ints)
+        found = kohn_sham(dm, ints, xc)
+        return found.fock, found.terms.e_tot, commutator(found.fock, dm, ints)
 
     def cycle(search):
-        dm = ks.density_from_fock(_extrapolate(search), ints)
+        dm = density_from_fock(_extrapolate(search), ints)
         fock, e_tot, error = evaluate(dm)
         slot = search.cycles + 1
         return _remember(search, slot)(dm, fock, e_tot, error)
@@ -103,7 +103,7 @@ def solve(ints: Integrals, xc: str) -> SCFResult:
         empty.at[0].set(fock), empty.at[0].set(error), jnp.asarray(0),
     )
     end = jax.lax.while_loop(lambda s: ~_is_converged(s) & (s.cycles < MAX_CYCLES), cycle, start)
-    mo_energy, mo_coeff = ks.orbitals(end.fock, ints)
+    mo_energy, mo_coeff = orbitals(end.fock, ints)
     return SCFResult(
         end.energy, end.dm, end.fock, mo_energy, mo_coeff,
         _is_converged(end), end.cycles, end.residual, ints.nocc,

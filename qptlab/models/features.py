@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from qptlab import energy as ks
+from qptlab.energy import kohn_sham
 from qptlab.integrals import Integrals, Template
 
 BIASES = ("hcore", "fock", "coul", "vxc", "dm", "overlap", "distance")
@@ -38,7 +38,7 @@ def features(ints: Integrals, ao_atom: Int[np.ndarray, " nao"], xc: str) -> Feat
       ao_atom: the atom of each AO.
       xc: functional.
     """
-    guess = ks.kohn_sham(ints.dm_guess, ints, xc)
+    guess = kohn_sham(ints.dm_guess, ints, xc)
     positions = ints.positions[ao_atom]
     distance = jnp.sqrt(jnp.sum((positions[:, None] - positions) ** 2, axis=-1))
     matrices = jnp.stack(

@@ -26,7 +26,6 @@ class Predictor:
         self.model = model
         self.params = params
         self.frame = frame
-        self._predict = jax.jit(model.predict)
 
     def __call__(self, mol: Molecule) -> Prediction:
         """Predict a geometry; matrices are over the AOs of `mol` as given, in PySCF's order.
@@ -40,7 +39,7 @@ class Predictor:
     def in_frame(self, positions: np.ndarray) -> Prediction:
         """Predict a geometry (bohr) that already lies in the molecule's frame, and leave it there."""
         sample = self.model.prepare(self.model.template.host_integrals(positions))
-        return jax.tree.map(np.asarray, self._predict(self.params, sample))
+        return jax.tree.map(np.asarray, self.model.compiled_predict(self.params, sample))
 
     def turn_back(self, prediction: Prediction, pose: Pose) -> Prediction:
         """Express a prediction made in the frame over the AOs of the geometry the pose came from."""

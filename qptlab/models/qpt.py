@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from qptlab import energy as ks
+from qptlab.energy import commutator, density_from_fock, kohn_sham, orbitals
+from qptlab.energy import energy as total_energy
+from qptlab.energy import fock as fock_matrix
 from qptlab.errors import InputError
 from qptlab.integrals import HostIntegrals, Integrals, Template
 from qptlab.models.features import BIASES, Features, ao_kinds, features
@@ -132,23 +134,28 @@ class QPT:
         fock = feats.fock_guess
         if params is not None:
             fock = fock + self._network.apply(params, feats)
-        dm = ks.density_from_fock(fock, ints)
+        dm = density_from_fock(fock, ints)
         for left in reversed(range(self.config.iterations)):
-            update = ks.density_from_fock(ks.fock(dm, ints, self._xc), ints)
+            update = density_from_fock(fock_matrix(dm, ints, self._xc), ints)
             # The paper mixes densities by one half, except in the last iteration.
             dm = update if left == 0 else 0.5 * (dm + update)
         return dm
 
     def energy(self, params: Params | None, sample: Sample) -> Float[Array, ""]:
         """Energy of the predicted density, hartree: the loss."""
-        return ks.energy(self.density(params, sample), sample.ints, self._xc)
+        return total_energy(self.density(params, sample), sample.ints, self._xc)
+
+    @functools.cached_property
+    def compiled_predict(self):
+        """`predict`, compiled once for all predictors of this model."""
+        return jax.jit(self.predict)
 
     def predict(self, params: Params | None, sample: Sample) -> Prediction:
         """Everything the predicted density gives; not for differentiation."""
         dm = self.density(params, sample)
-        found = ks.kohn_sham(dm, sample.ints, self._xc)
-        mo_energy, mo_coeff = ks.orbitals(found.fock, sample.ints)
-        residual = jnp.max(jnp.abs(ks.commutator(found.fock, dm, sample.ints)))
+        found = kohn_sham(dm, sample.ints, self._xc)
+        mo_energy, mo_coeff = orbitals(found.fock, sample.ints)
+        residual = jnp.max(jnp.abs(commutator(found.fock, dm, sample.ints)))
         return Prediction(
             found.terms.e_tot, found.fock, dm, mo_energy, mo_coeff, residual, sample.ints.nocc
         )

@@ -1,0 +1,168 @@
+"""How good a trained model is: errors against PySCF, beside the two baselines.
+
+Energies, matrices and orbitals are compared in the molecule's frame, where both programs use the
+same integration grid.
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from qptlab import reference
+from qptlab.errors import InputError
+from qptlab.models.predictor import Predictor
+from qptlab.models.qpt import Prediction
+from qptlab.molecule import Molecule, read_xyz
+from qptlab.reference import ErrorSummary, Reference
+from qptlab.units import HARTREE_MEV
+
+ERROR_COLUMNS = {
+    "energy_mae_mev": "energy MAE, meV",
+    "energy_max_mev": "energy max, meV",
+    "fock_mae_uha": "Fock MAE, µHa",
+    "mo_energy_mae_uha": "occ. orbital energies MAE, µHa",
+    "mo_cosine": "orbital similarity",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A table of errors; printing shows it.
+
+    Attributes:
+      method: label of the level of theory.
+      errors: of the model.
+      no_network: of as many plain DFT iterations from the same guess.
+      pyscf_same_fock_builds: of PySCF's DIIS stopped after as many Fock builds.
+      seconds_per_geometry: of the model, integrals included, compiled before.
+      pyscf_seconds_per_geometry: of PySCF to convergence, one thread.
+      predictions: of the model, in the molecule's frame.
+      references: converged PySCF, in the molecule's frame.
+      nocc: number of doubly occupied orbitals.
+    """
+
+    method: str
+    errors: ErrorSummary
+    no_network: ErrorSummary
+    pyscf_same_fock_builds: ErrorSummary
+    seconds_per_geometry: float
+    pyscf_seconds_per_geometry: float
+    predictions: list[Prediction]
+    references: list[Reference]
+    nocc: int
+
+    @property
+    def n(self) -> int:
+        """Number of geometries."""
+        return len(self.references)
+
+    @property
+    def energy_errors_mev(self) -> np.ndarray:
+        """Signed error of each geometry's energy, meV."""
+        pairs = zip(self.predictions, self.references, strict=True)
+        return np.array([float(p.energy) - r.energy for p, r in pairs]) * HARTREE_MEV
+
+    def to_dict(self) -> dict:
+        """The numbers, with the keys of `qptlab evaluate --json`."""
+        return {
+            "n": self.n,
+            **self.errors._asdict(),
+            "seconds_per_geometry": self.seconds_per_geometry,
+            "pyscf_seconds_per_geometry": self.pyscf_seconds_per_geometry,
+            "baselines": {
+                "no_network": self.no_network._asdict(),
+                "pyscf_same_fock_builds": self.pyscf_same_fock_builds._asdict(),
+            },
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as one JSON object."""
+        return json.dumps(self.to_dict())
+
+    def rows(self) -> list[tuple[str, ErrorSummary]]:
+        """The three lines of the table, the model first."""
+        return [
+            ("QPT", self.errors),
+            ("no network, same iterations", self.no_network),
+            ("PySCF, same Fock builds", self.pyscf_same_fock_builds),
+        ]
+
+    def __str__(self) -> str:
+        """The table as text."""
+        width = max(len(title) for title in ERROR_COLUMNS.values())
+        head = f"{'':28}" + "".join(f"{title:>{width + 2}}" for title in ERROR_COLUMNS.values())
+        lines = [f"{self.n} geometries, {self.method}, against converged PySCF", head]
+        for name, summary in self.rows():
+            lines.append(f"{name:28}" + "".join(f"{value:>{width + 2}.5g}" for value in summary))
+        lines.append(
+            f"seconds per geometry: QPT {self.seconds_per_geometry:.3g}, "
+            f"PySCF to convergence {self.pyscf_seconds_per_geometry:.3g}"
+        )
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        cells = "".join(f"<th>{title}</th>" for title in ERROR_COLUMNS.values())
+        body = "".join(
+            f"<tr><th>{name}</th>" + "".join(f"<td>{value:.5g}</td>" for value in summary) + "</tr>"
+            for name, summary in self.rows()
+        )
+        caption = f"{self.n} geometries, {self.method}, against converged PySCF"
+        return f"<table><caption>{caption}</caption><tr><th></th>{cells}</tr>{body}</table>"
+
+
+def evaluate(
+    predictor: Predictor,
+    geometries: Sequence[Molecule] | str | pathlib.Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Errors of a model on geometries, against converged PySCF and beside both baselines.
+
+    Args:
+      predictor: the model.
+      geometries: molecules, or an XYZ file of frames.
+      progress: told how many geometries are done, of how many.
+
+    Raises:
+      InputError: for no geometries, or one of another molecule.
+    """
+    if isinstance(geometries, str | pathlib.Path):
+        geometries = read_xyz(geometries)
+    if not geometries:
+        raise InputError("no geometries were given to evaluate; at least one would do.")
+    # All are brought into the frame first: a wrong molecule is found before any work is done.
+    poses = [predictor.frame.pose_molecule(mol).positions for mol in geometries]
+    template, cycles = predictor.model.template, predictor.model.config.iterations + 1
+    plain = Predictor(predictor.model, None, predictor.frame)
+    predictor.in_frame(poses[0]), plain.in_frame(poses[0])  # compile outside the clock
+    found: dict[str, list] = {"model": [], "plain": [], "stopped": [], "reference": []}
+    seconds = 0.0
+    for done, positions in enumerate(poses):
+        mol = predictor.frame.molecule.with_positions(positions)
+        began = time.perf_counter()
+        found["model"].append(predictor.in_frame(positions))
+        seconds += time.perf_counter() - began
+        found["plain"].append(plain.in_frame(positions))
+        found["stopped"].append(reference.stopped(mol, template.method, cycles))
+        found["reference"].append(reference.converged(mol, template.method))
+        progress(done + 1, len(poses))
+    unconverged = [i for i, answer in enumerate(found["reference"]) if not answer.converged]
+    if unconverged:
+        raise InputError(
+            f"PySCF did not converge for geometries {unconverged}; without them the rest would do."
+        )
+    references = found["reference"]
+    return Evaluation(
+        method=template.method.label,
+        errors=reference.errors(found["model"], references, template.nocc),
+        no_network=reference.errors(found["plain"], references, template.nocc),
+        pyscf_same_fock_builds=reference.errors(found["stopped"], references, template.nocc),
+        seconds_per_geometry=seconds / len(poses),
+        pyscf_seconds_per_geometry=float(np.mean([answer.seconds for answer in references])),
+        predictions=found["model"],
+        references=references,
+        nocc=template.nocc,
+    )

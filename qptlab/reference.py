@@ -1,0 +1,131 @@
+"""PySCF's answers, and how far a prediction is from them.
+
+Energies in meV per molecule, Fock matrices and orbital energies in µHa, in the conventions of
+SchNOrb, PhiSNet and QHNet (mean absolute error over AO pairs; over occupied orbitals; mean
+|cosine| between occupied coefficient vectors).
+"""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from pyscf import dft, lib
+
+from qptlab import integrals
+from qptlab.method import Method
+from qptlab.models.qpt import Prediction
+from qptlab.molecule import Molecule
+from qptlab.units import HARTREE_MEV
+
+PYSCF_FUNCTIONALS = {"lda": "lda,vwn", "pbe": "pbe,pbe"}
+"""Our names in PySCF's words; its `vwn` is VWN5."""
+
+
+class Reference(NamedTuple):
+    """A PySCF calculation of one geometry, converged or stopped early.
+
+    Attributes:
+      energy: total energy, hartree.
+      fock: Fock matrix of the last density, hartree.
+      dm: the last density matrix, electrons per AO pair.
+      mo_energy: orbital energies of `fock`, hartree.
+      mo_coeff: orbital coefficients of `fock`, in columns.
+      converged: whether PySCF says so.
+      cycles: diagonalisations done before the last density.
+      seconds: wall time of the SCF, integrals included.
+    """
+
+    energy: float
+    fock: Float[np.ndarray, "nao nao"]
+    dm: Float[np.ndarray, "nao nao"]
+    mo_energy: Float[np.ndarray, " nmo"]
+    mo_coeff: Float[np.ndarray, "nao nmo"]
+    converged: bool
+    cycles: int
+    seconds: float
+
+
+class ErrorSummary(NamedTuple):
+    """Errors over a set of geometries.
+
+    Attributes:
+      energy_mae_mev: mean |error| of the total energy, meV per molecule.
+      energy_max_mev: largest.
+      fock_mae_uha: mean |error| of Fock matrix elements, µHa.
+      mo_energy_mae_uha: mean |error| of occupied orbital energies, µHa.
+      mo_cosine: mean |cosine| between occupied orbitals.
+    """
+
+    energy_mae_mev: float
+    energy_max_mev: float
+    fock_mae_uha: float
+    mo_energy_mae_uha: float
+    mo_cosine: float
+
+
+def converged(mol: Molecule, method: Method) -> Reference:
+    """PySCF's converged answer with the same functional, basis and grid, exact integrals."""
+    return _run(mol, method, max_cycles=100)
+
+
+def stopped(mol: Molecule, method: Method, cycles: int) -> Reference:
+    """PySCF's DIIS stopped after so many diagonalisations.
+
+    A QPT with n iterations diagonalises n + 1 times and builds n + 2 Fock matrices, the last for
+    the energy; so does PySCF stopped after n + 1 cycles.
+    """
+    return _run(mol, method, max_cycles=cycles)
+
+
+def _run(mol, method, max_cycles):
+    began = time.perf_counter()
+    with lib.with_omp_threads(1):
+        mf = dft.RKS(integrals.pyscf_molecule(mol, method))
+        mf.xc = PYSCF_FUNCTIONALS[method.xc]
+        mf.grids.level = method.grid_level
+        mf.init_guess = "minao"
+        mf.conv_tol = 1e-10
+        mf.max_cycle = max_cycles
+        mf.kernel()
+        seconds = time.perf_counter() - began
+        dm = np.asarray(mf.make_rdm1())
+        fock = np.asarray(mf.get_fock(dm=dm))
+        energy = float(mf.energy_tot(dm=dm))
+        mo_energy, mo_coeff = mf.eig(fock, mf.get_ovlp())
+    return Reference(
+        energy, fock, dm, mo_energy, mo_coeff, bool(mf.converged), int(mf.cycles), seconds
+    )
+
+
+def errors(
+    predictions: Sequence[Prediction | Reference], references: Sequence[Reference], nocc: int
+) -> ErrorSummary:
+    """Errors of predictions against converged references of the same geometries and AO order.
+
+    Raises:
+      ValueError: if there are none, or not one reference per prediction.
+    """
+    if not references or len(predictions) != len(references):
+        raise ValueError(
+            f"{len(predictions)} predictions and {len(references)} references were given; "
+            "one reference for each prediction, and at least one, would do."
+        )
+    pairs = list(zip(predictions, references, strict=True))
+    energy = np.array([float(p.energy) - r.energy for p, r in pairs]) * HARTREE_MEV
+    occupied = [np.abs(p.mo_energy[:nocc] - r.mo_energy[:nocc]).mean() for p, r in pairs]
+    return ErrorSummary(
+        energy_mae_mev=float(np.abs(energy).mean()),
+        energy_max_mev=float(np.abs(energy).max()),
+        fock_mae_uha=float(np.mean([np.abs(p.fock - r.fock).mean() for p, r in pairs]) * 1e6),
+        mo_energy_mae_uha=float(np.mean(occupied) * 1e6),
+        mo_cosine=float(np.mean([_cosine(p, r, nocc) for p, r in pairs])),
+    )
+
+
+def _cosine(prediction, reference, nocc):
+    """Mean |cosine| of the angle between corresponding occupied coefficient vectors."""
+    ours, theirs = prediction.mo_coeff[:, :nocc], reference.mo_coeff[:, :nocc]
+    dot = np.abs(np.sum(ours * theirs, axis=0))
+    return np.mean(dot / np.linalg.norm(ours, axis=0) / np.linalg.norm(theirs, axis=0))

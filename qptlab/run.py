@@ -1,0 +1,250 @@
+"""A run on disk: a folder that says what was trained, how it went, and where to go on.
+
+    config.json      molecule, method, model, training, seed, versions
+    metrics.csv      a row per update, appended
+    checkpoints/     Orbax, written atomically, the last two kept
+    validation.xyz   the geometries on which errors were measured
+
+Nothing in it is a pickle.
+"""
+
+import csv
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Iterable
+
+import numpy as np
+
+from qptlab import integrals
+from qptlab.errors import InputError
+from qptlab.frame import ReferenceFrame
+from qptlab.geometries import Sampling
+from qptlab.method import Method
+from qptlab.models.predictor import Predictor
+from qptlab.models.qpt import QPT, QPTConfig
+from qptlab.molecule import Molecule
+from qptlab.training import TrainConfig, TrainState, initial_state
+
+COLUMNS = (
+    "step", "seconds", "energy_ha", "grad_norm", "learning_rate", "skipped", "data_wait_s",
+    "compile_s", "geometries", "validation_mae_mev", "validation_max_mev",
+    "no_network_mae_mev", "pyscf_stopped_mae_mev",
+)
+"""Of metrics.csv; the validation's are empty where none was done."""
+
+LIBRARIES = ("jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint", "numpy", "pyscf", "tblite", "ase")
+
+
+class Run:
+    """A run's folder. Make one with `Run.create`, reopen it with `Run.open`.
+
+    Attributes:
+      path: the folder.
+      molecule: the molecule trained on, at its reference geometry.
+      method: the level of theory.
+      model_config: the network.
+      train_config: the training.
+    """
+
+    def __init__(self, path: pathlib.Path, config: dict):
+        self.path = path
+        try:
+            self.molecule = _molecule_from(config["molecule"])
+            self.method = Method(**config["method"])
+            self.model_config = QPTConfig(**config["model"])
+            train = dict(config["train"])
+            self.train_config = TrainConfig(**{**train, "sampling": Sampling(**train["sampling"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"{path / 'config.json'} is not a run's configuration ({error}); a folder made by "
+                "`qptlab train` would do."
+            ) from None
+
+    @classmethod
+    def create(
+        cls,
+        path: str | pathlib.Path,
+        mol: Molecule,
+        method: Method,
+        model: QPTConfig,
+        train: TrainConfig,
+    ) -> "Run":
+        """A new folder; an existing one is used only if it is empty.
+
+        Raises:
+          InputError: if the folder holds anything, or cannot be made.
+        """
+        path = pathlib.Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            what = "another run" if (path / "config.json").exists() else "other files"
+            raise InputError(
+                f"output folder {path} holds {what}; a new folder would do, or --resume to go on "
+                "with the run in it."
+            )
+        config = {
+            "molecule": {
+                "symbols": list(mol.symbols), "positions_bohr": mol.positions.tolist(),
+                "charge": mol.charge, "name": mol.name,
+            },
+            "method": dataclasses.asdict(method),
+            "model": dataclasses.asdict(model),
+            "train": dataclasses.asdict(train),
+            "versions": _versions(),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            _write_atomically(path / "config.json", json.dumps(config, indent=1))
+        except OSError as error:
+            raise InputError(
+                f"output folder {path} cannot be written ({error.strerror}); another would do."
+            ) from None
+        run = cls(path, config)
+        run._rewrite([])
+        return run
+
+    @classmethod
+    def open(cls, path: str | pathlib.Path) -> "Run":
+        """An existing run.
+
+        Raises:
+          InputError: if the folder holds none.
+        """
+        path = pathlib.Path(path)
+        try:
+            config = json.loads((path / "config.json").read_text())
+        except (OSError, ValueError):
+            raise InputError(
+                f"{path} holds no run (no readable config.json); a folder made by `qptlab train` would do."
+            ) from None
+        return cls(path, config)
+
+    def extend(self, train: TrainConfig) -> None:
+        """Set a new budget for a resumed run; what was drawn and learned so far stands."""
+        config = json.loads((self.path / "config.json").read_text())
+        config["train"] = dataclasses.asdict(train)
+        self.train_config = train
+        _write_atomically(self.path / "config.json", json.dumps(config, indent=1))
+
+    def append(self, row: dict) -> None:
+        """Add a row of metrics; columns that are missing stay empty."""
+        with (self.path / "metrics.csv").open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS, restval="").writerow(row)
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The rows of the table so far, numbers parsed; a row cut short by a crash is left out."""
+        try:
+            with (self.path / "metrics.csv").open(newline="") as file:
+                rows = list(csv.reader(file))
+        except OSError:
+            return []
+        return [
+            {name: float(cell) for name, cell in zip(COLUMNS, row, strict=True) if cell}
+            for row in rows[1:]
+            if len(row) == len(COLUMNS)
+        ]
+
+    def save(self, state: TrainState) -> None:
+        """Write a checkpoint; rows of metrics up to it are on disk before it is."""
+        with (self.path / "metrics.csv").open("a") as file:
+            os.fsync(file.fileno())
+        with self._checkpoints() as manager:
+            if state.step not in manager.all_steps():
+                manager.save(state.step, args=_orbax().args.StandardSave(state._asdict()))
+
+    def restore(self) -> TrainState | None:
+        """The last checkpoint, or None where there is none."""
+        model, _ = self.model()
+        blank = initial_state(model, self.train_config)
+        with self._checkpoints() as manager:
+            step = manager.latest_step()
+            if step is None:
+                return None
+            tree = manager.restore(step, args=_orbax().args.StandardRestore(blank._asdict()))
+        tree["step"], tree["seconds"] = int(tree["step"]), float(tree["seconds"])
+        return TrainState(**tree)
+
+    def resume(self) -> TrainState | None:
+        """The last checkpoint, with the metrics of later, lost steps taken off the table."""
+        state = self.restore()
+        last = state.step if state else 0
+        self._rewrite(row for row in self.metrics() if row["step"] <= last)
+        return state
+
+    def model(self) -> tuple[QPT, ReferenceFrame]:
+        """The model of this run, without parameters, and the molecule's frame."""
+        template = integrals.template(self.molecule, self.method)
+        return QPT(template, self.model_config), ReferenceFrame(self.molecule)
+
+    def _rewrite(self, rows: Iterable[dict]) -> None:
+        lines = [",".join(COLUMNS)]
+        for row in rows:
+            lines.append(",".join(_cell(row.get(name)) for name in COLUMNS))
+        _write_atomically(self.path / "metrics.csv", "\r\n".join(lines) + "\r\n")
+
+    def _checkpoints(self):
+        orbax = _orbax()
+        options = orbax.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        return orbax.CheckpointManager((self.path / "checkpoints").absolute(), options=options)
+
+
+def load(path: str | pathlib.Path) -> Predictor:
+    """The trained model of a run, ready to predict.
+
+    Args:
+      path: a folder made by `Trainer` or `qptlab train`.
+
+    Raises:
+      InputError: if it holds no run or no checkpoint yet.
+    """
+    run = Run.open(path)
+    state = run.restore()
+    if state is None:
+        raise InputError(f"{path} has no checkpoint yet; a run that trained for some seconds would do.")
+    model, frame = run.model()
+    return Predictor(model, state.params, frame)
+
+
+def _orbax():
+    import orbax.checkpoint  # takes a second to import, and most uses of the package never need it
+
+    return orbax.checkpoint
+
+
+def _cell(value) -> str:
+    if value is None:
+        return ""
+    return repr(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def _molecule_from(record: dict) -> Molecule:
+    return Molecule(
+        tuple(record["symbols"]), np.array(record["positions_bohr"]), record["charge"], record["name"]
+    )
+
+
+def _write_atomically(path: pathlib.Path, text: str) -> None:
+    temporary = path.with_suffix(path.suffix + ".new")
+    with temporary.open("w", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _versions() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    versions["python"] = platform.python_version()
+    versions["qptlab"] = "0"
+    # The exact code, also where it is edited between releases.
+    code = hashlib.sha256()
+    for file in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    versions["qptlab_source_sha256"] = code.hexdigest()
+    return versions

@@ -1,0 +1,353 @@
+"""Training in a background thread: start, pause, resume, stop; everything it does is an event.
+
+The trainer never touches a widget. Whoever watches asks for `events(since)` or reads `rows` when it
+likes; whoever steers calls a method from any thread.
+"""
+
+import atexit
+import concurrent.futures
+import datetime
+import itertools
+import pathlib
+import threading
+import time
+import weakref
+from typing import NamedTuple
+
+import numpy as np
+
+from qptlab import geometries, integrals, reference
+from qptlab.errors import InputError
+from qptlab.method import Method
+from qptlab.models.predictor import Predictor
+from qptlab.models.qpt import QPTConfig
+from qptlab.molecule import Molecule
+from qptlab.reference import ErrorSummary, Reference
+from qptlab.run import Run
+from qptlab.training import TrainConfig, TrainState, initial_state, train
+
+VALIDATION_STRIDE = 8
+"""Frames of the validation trajectory from one geometry to the next (40 fs): nearly independent."""
+
+VALIDATION_SHARE = 0.1
+"""Validation may take this much of the time between two of them."""
+
+CHECKPOINT_SECONDS = 15.0
+
+
+class Event(NamedTuple):
+    """Something that happened.
+
+    Attributes:
+      kind: `status`, `compiling`, `step`, `validation`, `checkpoint`, `note` or `error`.
+      text: for people.
+      row: of the metrics table, with `step` and `validation`.
+    """
+
+    kind: str
+    text: str
+    row: dict | None = None
+
+
+class ValidationSet(NamedTuple):
+    """Geometries never trained on, PySCF's answers and both baselines.
+
+    Attributes:
+      positions: in the molecule's frame, bohr.
+      references: converged PySCF.
+      no_network: errors of plain DFT iteration with as many iterations.
+      pyscf_stopped: errors of PySCF's DIIS stopped after as many Fock builds.
+    """
+
+    positions: list[np.ndarray]
+    references: list[Reference]
+    no_network: ErrorSummary
+    pyscf_stopped: ErrorSummary
+
+
+class Trainer:
+    """Trains a QPT on one molecule, with validation, metrics and checkpoints in a run folder.
+
+    Args:
+      mol: the molecule; its geometry is the reference of the frame.
+      method: the level of theory.
+      model: the network and DFT iterations.
+      train: the training.
+      out: the run's folder, new or empty; by default a new one under `runs/`.
+      resume: go on with the run that `out` holds. Molecule, method and model must be the same;
+        the budget may be another.
+
+    Raises:
+      InputError: for an output folder that holds something else, or a molecule that the
+        method cannot treat.
+
+    >>> import qptlab as ql
+    >>> trainer = ql.Trainer(ql.Molecule.from_name("water"), ql.Method("pbe", "sto-3g"))  # doctest: +SKIP
+    >>> trainer.start()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        mol: Molecule,
+        method: Method | None = None,
+        model: QPTConfig | None = None,
+        train: TrainConfig | None = None,
+        out: str | pathlib.Path | None = None,
+        *,
+        resume: bool = False,
+    ):
+        self.molecule = mol
+        self.method = method or Method()
+        self.model_config = model or QPTConfig()
+        self.train_config = train or TrainConfig()
+        self._log: list[Event] = []
+        self._rows: list[dict] = []
+        self._going = threading.Event()
+        self._going.set()
+        self._stopping = threading.Event()
+        self._enough = threading.Event()  # nobody will ask for references any more
+        self._thread: threading.Thread | None = None
+        self.status = "ready"
+        self.error: BaseException | None = None
+        self.validation: ValidationSet | None = None
+        # Everything a user can get wrong is found here, before a thread or a folder exists.
+        integrals.template(mol, self.method)
+        out = pathlib.Path(out) if out else _default_folder(mol)
+        self.run_folder, self._state = self._open(out, resume)
+        self._model, self._frame = self.run_folder.model()
+        self._validated_at = self._validation_cost = 0.0
+
+    def _open(self, out, resume) -> tuple[Run, TrainState | None]:
+        if not (resume and (out / "config.json").exists()):
+            run = Run.create(out, self.molecule, self.method, self.model_config, self.train_config)
+            return run, None
+        run = Run.open(out)
+        for what, old, new in (
+            ("molecule", run.molecule.symbols, self.molecule.symbols),
+            ("method", run.method, self.method),
+            ("model", run.model_config, self.model_config),
+            ("seed", run.train_config.seed, self.train_config.seed),
+        ):
+            if old != new:
+                raise InputError(
+                    f"the run in {out} has {what} {old}, but {new} was asked for; "
+                    "the same, or a new output folder, would do."
+                )
+        state = run.resume()
+        run.extend(self.train_config)
+        self.molecule = run.molecule  # its geometry defines the frame
+        self._rows = run.metrics()
+        return run, state
+
+    # Steering -------------------------------------------------------------------------------
+
+    def start(self) -> "Trainer":
+        """Begin, or go on after a pause; returns at once."""
+        if self.status == "paused":
+            self._going.set()
+        elif self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="qptlab-trainer", daemon=True)
+            self._thread.start()
+            atexit.register(_stop_at_exit, weakref.ref(self))
+        return self
+
+    def pause(self) -> "Trainer":
+        """Halt after the current step; a checkpoint is written."""
+        self._going.clear()
+        return self
+
+    def resume(self) -> "Trainer":
+        """Go on after a pause."""
+        self._going.set()
+        return self
+
+    def stop(self, timeout: float | None = None) -> "Trainer":
+        """End after the current step and write a checkpoint; waits up to `timeout` seconds for it."""
+        self._stopping.set()
+        self._going.set()
+        return self.wait(timeout)
+
+    def run(self) -> "Trainer":
+        """Train in the foreground until the budget is spent.
+
+        Raises:
+          InputError: what the source of geometries raised.
+          RuntimeError: if training failed; its cause is attached.
+        """
+        self.start().wait()
+        if isinstance(self.error, InputError):
+            raise self.error
+        if self.error is not None:
+            raise RuntimeError(f"training failed: {self.error}") from self.error
+        return self
+
+    def wait(self, timeout: float | None = None) -> "Trainer":
+        """Wait until training has ended."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+        return self
+
+    # Watching -------------------------------------------------------------------------------
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread is at work, or paused."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def out(self) -> pathlib.Path:
+        """The run's folder."""
+        return self.run_folder.path
+
+    def events(self, since: int = 0) -> list[Event]:
+        """What happened, from the event numbered `since` on; any number of watchers may ask."""
+        return self._log[since:]
+
+    @property
+    def rows(self) -> list[dict]:
+        """The metrics so far, a dictionary per step; see `run.COLUMNS`."""
+        return list(self._rows)
+
+    @property
+    def predictor(self) -> Predictor:
+        """The model as trained so far; before the first step, with the network switched off."""
+        state = self._state
+        return Predictor(self._model, state.params if state else None, self._frame)
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self._state.step if self._state else 0
+
+    # The thread -----------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            self._set_status("compiling")
+            with concurrent.futures.ThreadPoolExecutor(1, "qptlab-reference") as pool:
+                references = pool.submit(self._make_validation)
+                try:
+                    self._loop(references)
+                finally:
+                    self._enough.set()
+            self._set_status("stopped" if self._stopping.is_set() else "finished")
+        except Exception as error:  # noqa: BLE001  a thread's last words, shown by whoever watches
+            self.error = error
+            self._save()
+            self._emit("error", str(error))
+            self._set_status("failed")
+
+    def _loop(self, references: concurrent.futures.Future) -> None:
+        state = self._state or initial_state(self._model, self.train_config)
+        saved = time.perf_counter()
+        for state, metrics in train(
+            self._model, self._frame, self.train_config, state,
+            lambda what: self._emit("compiling", f"compiling the {what}"),
+        ):
+            if self.status == "compiling":
+                self._set_status("running")
+            self._state = state
+            row = metrics._asdict()
+            if self._validation_due(references):
+                row |= self._validate(references)
+            self.run_folder.append(row)
+            self._rows.append(row)
+            self._emit("step", f"step {state.step}", row)
+            if time.perf_counter() - saved > CHECKPOINT_SECONDS:
+                self._save()
+                saved = time.perf_counter()
+            if not self._going.is_set():
+                self._halt()
+            if self._stopping.is_set():
+                break
+        self._save()
+
+    def _validation_due(self, references: concurrent.futures.Future) -> bool:
+        state = self._state
+        if state is None or self._stopping.is_set():
+            return False
+        if self.train_config.progress(state.step, state.seconds) >= 1:
+            return True  # the last step is always judged, even if PySCF has to be waited for
+        idle = time.perf_counter() - self._validated_at
+        return references.done() and self._validation_cost < VALIDATION_SHARE * idle
+
+    def _halt(self) -> None:
+        self._save()
+        self._set_status("paused")
+        self._going.wait()
+        if not self._stopping.is_set():
+            self._set_status("running")
+
+    def _save(self) -> None:
+        if self._state is not None and self._state.step > 0:
+            self.run_folder.save(self._state)
+            self._emit("checkpoint", f"checkpoint at step {self._state.step}")
+
+    def _validate(self, references: concurrent.futures.Future) -> dict[str, float]:
+        """Errors of the present parameters and of both baselines, as columns of the table."""
+        if not references.done():
+            self._emit("note", "waiting for PySCF's answers on the validation geometries")
+        began = time.perf_counter()
+        self.validation = found = references.result()
+        predictor = self.predictor
+        predictions = [predictor.in_frame(positions) for positions in found.positions]
+        summary = reference.errors(predictions, found.references, self._model.template.nocc)
+        self._validated_at = time.perf_counter()
+        self._validation_cost = self._validated_at - began
+        row = {
+            "validation_mae_mev": summary.energy_mae_mev,
+            "validation_max_mev": summary.energy_max_mev,
+            "no_network_mae_mev": found.no_network.energy_mae_mev,
+            "pyscf_stopped_mae_mev": found.pyscf_stopped.energy_mae_mev,
+        }
+        text = f"validation error {summary.energy_mae_mev:.3g} meV"
+        self._emit("validation", text, {"step": self.step, **row})
+        return row
+
+    def _make_validation(self) -> ValidationSet:
+        """PySCF's answers, in a thread beside the training; the same for the same seed."""
+        config = self.train_config
+        stream = geometries.sample(
+            self._frame.molecule, config.sampling, config.seed, validation=True
+        )
+        frames = itertools.islice(stream, 0, config.validation * VALIDATION_STRIDE, VALIDATION_STRIDE)
+        positions = [self._frame.pose(frame).positions for frame in frames]
+        self._write_validation(positions)
+        cycles = self.model_config.iterations + 1
+        references, stopped, plain = [], [], []
+        baseline = Predictor(self._model, None, self._frame)
+        for place in positions:
+            if self._enough.is_set() or self._stopping.is_set():
+                raise concurrent.futures.CancelledError
+            mol = self._frame.molecule.with_positions(place)
+            references.append(reference.converged(mol, self.method))
+            stopped.append(reference.stopped(mol, self.method, cycles))
+            plain.append(baseline.in_frame(place))
+        nocc = self._model.template.nocc
+        return ValidationSet(
+            positions, references,
+            reference.errors(plain, references, nocc), reference.errors(stopped, references, nocc),
+        )
+
+    def _write_validation(self, positions) -> None:
+        frames = (self._frame.molecule.with_positions(place).to_xyz() for place in positions)
+        (self.out / "validation.xyz").write_text("".join(frames))
+
+    def _set_status(self, status: str) -> None:
+        self.status = status
+        self._emit("status", status)
+
+    def _emit(self, kind: str, text: str, row: dict | None = None) -> None:
+        self._log.append(Event(kind, text, row))
+
+
+def _stop_at_exit(trainer: weakref.ref) -> None:
+    """End the thread before the interpreter goes: one caught inside XLA aborts the process."""
+    if (alive := trainer()) is not None:
+        alive.stop(timeout=60)
+
+
+def _default_folder(mol: Molecule) -> pathlib.Path:
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = (mol.name or mol.formula).replace(" ", "-").replace("/", "-")[:40]
+    return pathlib.Path("runs") / f"{name}-{stamp}"
