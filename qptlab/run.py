@@ -241,7 +241,7 @@ def _write_atomically(path: pathlib.Path, text: str) -> None:
 def _versions() -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     versions["python"] = platform.python_version()
-    versions["qptlab"] = "0"
+    versions["qptlab"] = importlib.metadata.version("qptlab")
     # The exact code, also where it is edited between releases.
     code = hashlib.sha256()
     for file in sorted(pathlib.Path(__file__).parent.rglob("*.py")):

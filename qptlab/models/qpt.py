@@ -43,7 +43,7 @@ class QPTConfig:
     """
 
     preset: str = "micro"
-    iterations: int = 1
+    iterations: int = 2
 
     def __post_init__(self):
         """Check what a user can get wrong."""

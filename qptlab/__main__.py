@@ -1,0 +1,5 @@
+"""`python -m qptlab`."""
+
+from qptlab.cli import main
+
+main()

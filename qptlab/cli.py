@@ -1,0 +1,341 @@
+"""The same actions from a shell: `qptlab`, or `python -m qptlab`.
+
+With --json a command prints one JSON object on stdout and nothing else there; progress goes to
+stderr. Exit status: 0 done, 2 bad input with one line on stderr, 1 anything else.
+"""
+
+import importlib.metadata
+import itertools
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from typing import Annotated
+
+import click
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+import qptlab as ql
+from qptlab import reference
+from qptlab.errors import InputError
+from qptlab.geometries import SAMPLERS
+from qptlab.run import LIBRARIES
+from qptlab.units import HARTREE_MEV
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Neural networks trained by backpropagating through density functional theory.",
+)
+
+_stderr = Console(stderr=True, highlight=False)
+
+MoleculeArgument = Annotated[
+    str, typer.Argument(metavar="MOLECULE", help="A built-in name, a SMILES or an XYZ file (ångström).")
+]
+XC = Annotated[str, typer.Option("--xc", help="Functional: lda (SVWN5) or pbe.")]
+Basis = Annotated[str, typer.Option("--basis", help="A basis set by PySCF's name.")]
+GridLevel = Annotated[int, typer.Option("--grid-level", help="PySCF's grid level, 0 to 3.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything that is random.")]
+Sampler = Annotated[str, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}.")]
+Temperature = Annotated[float, typer.Option("--temperature", help="Of md, kelvin.")]
+Frames = Annotated[str, typer.Option("--frames", help="XYZ file of the user's frames, for --sampler file.")]
+Geometries = Annotated[
+    pathlib.Path, typer.Option("--geometries", help="(Multi-frame) XYZ file, ångström.")
+]
+
+
+@app.command()
+def energy(
+    molecule: MoleculeArgument,
+    xc: XC = "pbe",
+    basis: Basis = "def2-svp",
+    grid_level: GridLevel = 1,
+    check: Annotated[bool, typer.Option("--check", help="Compare with PySCF.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A converged DFT energy."""
+    mol, method = ql.Molecule.parse(molecule), ql.Method(xc, basis, grid_level)
+    began = time.perf_counter()
+    result = ql.scf(mol, method)
+    record = {
+        "energy_ha": float(result.energy),
+        "converged": bool(result.converged),
+        "cycles": int(result.cycles),
+        "mo_energy_ha": np.asarray(result.mo_energy).tolist(),
+        "dipole_debye": ql.dipole_debye(mol, method, result.dm).tolist(),
+        "seconds": time.perf_counter() - began,
+    }
+    if check:
+        answer = reference.converged(mol, method)
+        record["pyscf_energy_ha"] = answer.energy
+        record["error_mev"] = (record["energy_ha"] - answer.energy) * HARTREE_MEV
+    if as_json:
+        _print_json(record)
+    else:
+        homo, lumo = (record["mo_energy_ha"] + [float("nan")])[int(result.nocc) - 1 : int(result.nocc) + 1]
+        _print(f"{mol.formula}  {method.label}  grid level {grid_level}")
+        _print(f"energy        {record['energy_ha']:.9f} hartree, {record['cycles']} cycles")
+        _print(f"HOMO, LUMO    {homo:.6f}, {lumo:.6f} hartree")
+        _print(f"dipole        {np.linalg.norm(record['dipole_debye']):.4f} debye")
+        if check:
+            _print(f"PySCF         {record['pyscf_energy_ha']:.9f} hartree, difference {record['error_mev']:.2e} meV")
+    if not result.converged:
+        _stderr.print(
+            f"qptlab: the SCF did not converge in {record['cycles']} cycles: the energy is not final."
+        )
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    molecule: MoleculeArgument,
+    out: Annotated[pathlib.Path, typer.Option("--out", help="The run's folder, new or empty.")],
+    xc: XC = "pbe",
+    basis: Basis = "def2-svp",
+    grid_level: GridLevel = 1,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Training time; default 5.")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Number of updates.")] = None,
+    sampler: Sampler = "md",
+    temperature: Temperature = 500.0,
+    sigma: Annotated[float, typer.Option("--sigma", help="Of perturb, bohr.")] = 0.05,
+    frames: Frames = "",
+    preset: Annotated[str, typer.Option("--preset", help="Network: micro or tiny.")] = "micro",
+    iterations: Annotated[int, typer.Option("-n", "--iterations", help="DFT iterations after the network.")] = 2,
+    batch: Annotated[int, typer.Option("--batch", help="Geometries per update.")] = 16,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a QPT on one molecule with the DFT energy as its loss."""
+    if minutes is None and steps is None:
+        minutes = 5.0
+    trainer = ql.Trainer(
+        ql.Molecule.parse(molecule),
+        ql.Method(xc, basis, grid_level),
+        ql.QPTConfig(preset, iterations),
+        ql.TrainConfig(
+            minutes=minutes, steps=steps, seed=seed, batch=batch,
+            sampling=ql.Sampling(sampler, temperature, sigma, frames),
+        ),
+        out=out,
+        resume=resume,
+    )
+    try:
+        _follow(trainer)
+    except KeyboardInterrupt:
+        trainer.stop()
+        _stderr.print(f"qptlab: stopped at step {trainer.step}; --resume goes on from there.")
+        raise typer.Exit(1) from None
+    trainer.run()  # has ended: raises what went wrong, if anything did
+    record = _summary(trainer)
+    if as_json:
+        _print_json(record)
+    else:
+        _print(f"{record['steps']} steps in {record['seconds']:.0f} s, kept in {out}")
+        for key in ("validation_mae_mev", "no_network_mae_mev", "pyscf_stopped_mae_mev"):
+            if record[key] is not None:
+                _print(f"{key:24} {record[key]:.5g}")
+
+
+def _summary(trainer) -> dict:
+    rows = trainer.rows
+    judged = next((row for row in reversed(rows) if "validation_mae_mev" in row), {})
+    return {
+        "out": str(trainer.out),
+        "steps": trainer.step,
+        "seconds": rows[-1]["seconds"] if rows else 0.0,
+        "energy_ha": rows[-1]["energy_ha"] if rows else None,
+        "validation_mae_mev": judged.get("validation_mae_mev"),
+        "no_network_mae_mev": judged.get("no_network_mae_mev"),
+        "pyscf_stopped_mae_mev": judged.get("pyscf_stopped_mae_mev"),
+        "data_wait_s": sum(row["data_wait_s"] for row in rows),
+        "compile_s": sum(row["compile_s"] for row in rows),
+    }
+
+
+def _follow(trainer) -> None:
+    """Show the events of a trainer on stderr until it ends."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_stderr) as bar:
+        task = bar.add_task("starting", total=1.0)
+        seen = 0
+        trainer.start()
+        alive = True
+        while alive:
+            alive = trainer.is_alive
+            new = trainer.events(seen)
+            seen += len(new)
+            for event in new:
+                if event.kind == "step" and event.row is not None:
+                    done = trainer.train_config.progress(event.row["step"], event.row["seconds"])
+                    bar.update(task, completed=done)
+                elif event.kind == "validation" and event.row is not None:
+                    bar.update(task, description=f"step {event.row['step']}: {event.text}")
+                    if not _stderr.is_terminal:
+                        _stderr.print(f"step {event.row['step']}: {event.text}")
+                elif event.kind in ("compiling", "note"):
+                    bar.update(task, description=event.text)
+            time.sleep(0.2)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[pathlib.Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    geometries: Geometries,
+    as_json: Json = False,
+) -> None:
+    """Errors of a trained model against PySCF, beside both baselines."""
+    frames = ql.read_xyz(geometries)
+    predictor = ql.load(run)
+    with Progress(console=_stderr) as bar:
+        task = bar.add_task("comparing with PySCF", total=len(frames))
+        found = ql.evaluate(predictor, frames, lambda done, _: bar.update(task, completed=done))
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        _print(str(found))
+
+
+@app.command()
+def predict(
+    run: Annotated[pathlib.Path, typer.Argument(metavar="DIR", help="A run's folder.")],
+    geometries: Geometries,
+    out: Annotated[pathlib.Path, typer.Option("--out", help="A new HDF5 file.")],
+    as_json: Json = False,
+) -> None:
+    """Predict energies, matrices and orbitals of geometries, into an HDF5 file."""
+    import h5py
+
+    frames = ql.read_xyz(geometries)
+    predictor = ql.load(run)
+    for frame in frames:
+        predictor.frame.pose_molecule(frame)  # a wrong molecule is found before anything is written
+    _refuse_existing(out)
+    with Progress(console=_stderr) as bar:
+        task = bar.add_task("predicting", total=len(frames))
+        predictions = []
+        for frame in frames:
+            predictions.append(predictor(frame))
+            bar.advance(task)
+    with h5py.File(out, "x") as file:
+        file.attrs["method"] = predictor.model.template.method.label
+        file.attrs["units"] = "hartree, bohr"
+        file["atomic_numbers"] = np.stack([frame.atomic_numbers for frame in frames])
+        file["positions"] = np.stack([frame.positions for frame in frames])
+        for name in ("energy", "fock", "dm", "mo_energy", "mo_coeff", "residual"):
+            file[name] = np.stack([getattr(prediction, name) for prediction in predictions])
+    energies = [float(prediction.energy) for prediction in predictions]
+    if as_json:
+        _print_json({"out": str(out), "n": len(frames), "energy_ha": energies})
+    else:
+        _print(f"{len(frames)} predictions written to {out}")
+
+
+@app.command()
+def sample(
+    molecule: MoleculeArgument,
+    out: Annotated[pathlib.Path, typer.Option("--out", help="A new XYZ file.")],
+    n: Annotated[int, typer.Option("--n", help="Number of frames.")] = 100,
+    sampler: Sampler = "md",
+    temperature: Temperature = 500.0,
+    sigma: Annotated[float, typer.Option("--sigma", help="Of perturb, bohr.")] = 0.05,
+    stride: Annotated[int, typer.Option("--stride", help="Keep every so manieth geometry.")] = 8,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw geometries of a molecule into an XYZ file, from a stream that no training sees."""
+    if n < 1 or stride < 1 or seed < 0:
+        raise InputError(f"n {n}, stride {stride}, seed {seed} cannot be used; 100, 8 and 0 would do.")
+    mol = ql.Molecule.parse(molecule)
+    stream = ql.sample(mol, ql.Sampling(sampler, temperature, sigma), seed, validation=True)
+    _refuse_existing(out)
+    frames = [mol.with_positions(next_) for next_ in itertools.islice(stream, 0, n * stride, stride)]
+    out.write_text("".join(frame.to_xyz() for frame in frames))
+    if as_json:
+        _print_json({"out": str(out), "n": n})
+    else:
+        _print(f"{n} geometries written to {out}")
+
+
+@app.command()
+def lab(
+    notebook: Annotated[pathlib.Path | None, typer.Argument(metavar="[NOTEBOOK]")] = None,
+) -> None:
+    """Open JupyterLab on a notebook, by default the first."""
+    if notebook is None:
+        places = (pathlib.Path.cwd(), pathlib.Path(ql.__file__).parents[1])
+        found = [place / "notebooks" / "01-first-light.ipynb" for place in places]
+        notebook = next((path for path in found if path.exists()), None)
+    elif not notebook.exists():
+        raise InputError(f"notebook {notebook} does not exist; a path to an .ipynb file would do.")
+    command = [sys.executable, "-m", "jupyterlab", *([str(notebook)] if notebook else [])]
+    raise typer.Exit(1 if subprocess.run(command, check=False).returncode else 0)
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Versions, devices and memory."""
+    import jax
+
+    record = {
+        "qptlab": importlib.metadata.version("qptlab"),
+        "python": platform.python_version(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+    }
+    if as_json:
+        _print_json(record)
+        return
+    for key, value in record.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{name} {version}" for name, version in value.items())
+        _print(f"{key:12} {', '.join(value) if isinstance(value, list) else value}")
+
+
+def _refuse_existing(path: pathlib.Path) -> None:
+    if path.exists():
+        raise InputError(f"{path} exists and is not overwritten; a new name would do.")
+    if not path.parent.is_dir():
+        raise InputError(f"folder {path.parent} does not exist; an existing folder would do.")
+
+
+def _print(text: str) -> None:
+    typer.echo(text)
+
+
+def _print_json(record: dict) -> None:
+    typer.echo(json.dumps(record))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with the status that the module's docstring names."""
+    try:
+        status = app(arguments, standalone_mode=False)
+    except InputError as error:
+        status = _fail(str(error), 2)
+    except click.exceptions.NoArgsIsHelpError as error:
+        typer.echo(error.format_message())
+        status = 2
+    except click.UsageError as error:
+        status = _fail(f"{error.format_message()} See qptlab --help.", 2)
+    except (click.Abort, KeyboardInterrupt):
+        status = _fail("stopped.", 1)
+    except (RuntimeError, MemoryError, OSError) as error:
+        status = _fail(str(error), 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> int:
+    _stderr.print("qptlab: " + " ".join(message.split()), markup=False, soft_wrap=True)
+    return status
