@@ -1,0 +1,47 @@
+# The whole set-up: `make lab` to work, `make test` to check, `make demo` to see it without a browser.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help lab test lint demo lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+lab:  ## create the environment, install, open JupyterLab on the first notebook
+	@tools/setup.sh run
+	@echo "Opening JupyterLab; stop it with Ctrl-C."
+	@$(BIN)/qptlab lab
+
+test:  ## create the environment, install everything that the tests need, run them all
+	@tools/setup.sh test
+	@tools/chromium.sh
+	@$(MAKE) --no-print-directory lint
+	@echo "Running the tests."
+	@$(BIN)/python -m pytest || { echo "qptlab: tests failed; the summary stands above." >&2; exit 1; }
+
+lint:  ## check style, types, the order of imports, and that notebooks hold no outputs
+	@tools/setup.sh test
+	@echo "Checking style, types, imports and notebooks."
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(BIN)/lint-imports
+	@$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+demo:  ## train water for a minute without a browser, print the table of errors
+	@tools/setup.sh run
+	@set -e; out=runs/demo-$$(date +%Y%m%d-%H%M%S); mkdir -p runs; \
+	  echo "Training a QPT on water, PBE/STO-3G, for a minute; the run is kept in $$out."; \
+	  $(BIN)/qptlab train water --xc pbe --basis sto-3g --minutes 1 --sampler md --seed 0 --out $$out; \
+	  echo "Drawing geometries from another trajectory at 500 K, and comparing with PySCF."; \
+	  $(BIN)/qptlab sample water --n 32 --seed 1 --out $$out/other-trajectory.xyz; \
+	  $(BIN)/qptlab evaluate $$out --geometries $$out/other-trajectory.xyz
+
+lock:  ## write constraints.txt anew (needs uv)
+	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate \
+	  --no-emit-index-url --quiet --upgrade pyproject.toml -o constraints.txt
+
+clean:  ## remove the environment and caches; runs are kept
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis artifacts build dist
+	find . -name __pycache__ -prune -exec rm -rf {} +

