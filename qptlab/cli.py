@@ -15,7 +15,6 @@ import sys
 import time
 from typing import Annotated
 
-import click
 import numpy as np
 import typer
 from rich.console import Console
@@ -30,12 +29,14 @@ from qptlab.units import HARTREE_MEV
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Neural networks trained by backpropagating through density functional theory.",
 )
 
 _stderr = Console(stderr=True, highlight=False)
+
+# typer brings its own copy of click from 0.20 on; this is the class of usage errors in either case.
+_UsageError = typer.BadParameter.__mro__[1]
 
 MoleculeArgument = Annotated[
     str, typer.Argument(metavar="MOLECULE", help="A built-in name, a SMILES or an XYZ file (ångström).")
@@ -51,6 +52,12 @@ Frames = Annotated[str, typer.Option("--frames", help="XYZ file of the user's fr
 Geometries = Annotated[
     pathlib.Path, typer.Option("--geometries", help="(Multi-frame) XYZ file, ångström.")
 ]
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
@@ -81,7 +88,8 @@ def energy(
     if as_json:
         _print_json(record)
     else:
-        homo, lumo = (record["mo_energy_ha"] + [float("nan")])[int(result.nocc) - 1 : int(result.nocc) + 1]
+        homo, *rest = record["mo_energy_ha"][int(result.nocc) - 1 :]
+        lumo = rest[0] if rest else float("nan")  # helium in a minimal basis has none
         _print(f"{mol.formula}  {method.label}  grid level {grid_level}")
         _print(f"energy        {record['energy_ha']:.9f} hartree, {record['cycles']} cycles")
         _print(f"HOMO, LUMO    {homo:.6f}, {lumo:.6f} hartree")
@@ -248,7 +256,7 @@ def sample(
     sampler: Sampler = "md",
     temperature: Temperature = 500.0,
     sigma: Annotated[float, typer.Option("--sigma", help="Of perturb, bohr.")] = 0.05,
-    stride: Annotated[int, typer.Option("--stride", help="Keep every so manieth geometry.")] = 8,
+    stride: Annotated[int, typer.Option("--stride", help="Keep every n-th geometry.")] = 8,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -324,12 +332,9 @@ def main(arguments: list[str] | None = None) -> None:
         status = app(arguments, standalone_mode=False)
     except InputError as error:
         status = _fail(str(error), 2)
-    except click.exceptions.NoArgsIsHelpError as error:
-        typer.echo(error.format_message())
-        status = 2
-    except click.UsageError as error:
+    except _UsageError as error:
         status = _fail(f"{error.format_message()} See qptlab --help.", 2)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         status = _fail("stopped.", 1)
     except (RuntimeError, MemoryError, OSError) as error:
         status = _fail(str(error), 1)

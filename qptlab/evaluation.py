@@ -17,7 +17,7 @@ from qptlab.errors import InputError
 from qptlab.models.predictor import Predictor
 from qptlab.models.qpt import Prediction
 from qptlab.molecule import Molecule, read_xyz
-from qptlab.reference import ErrorSummary, Reference
+from qptlab.reference import ErrorSummary, TestSet
 from qptlab.units import HARTREE_MEV
 
 ERROR_COLUMNS = {
@@ -41,7 +41,7 @@ class Evaluation:
       seconds_per_geometry: of the model, integrals included, compiled before.
       pyscf_seconds_per_geometry: of PySCF to convergence, one thread.
       predictions: of the model, in the molecule's frame.
-      references: converged PySCF, in the molecule's frame.
+      test_set: the geometries with PySCF's answers.
       nocc: number of doubly occupied orbitals.
     """
 
@@ -52,18 +52,18 @@ class Evaluation:
     seconds_per_geometry: float
     pyscf_seconds_per_geometry: float
     predictions: list[Prediction]
-    references: list[Reference]
+    test_set: TestSet
     nocc: int
 
     @property
     def n(self) -> int:
         """Number of geometries."""
-        return len(self.references)
+        return len(self.predictions)
 
     @property
     def energy_errors_mev(self) -> np.ndarray:
         """Signed error of each geometry's energy, meV."""
-        pairs = zip(self.predictions, self.references, strict=True)
+        pairs = zip(self.predictions, self.test_set.converged, strict=True)
         return np.array([float(p.energy) - r.energy for p, r in pairs]) * HARTREE_MEV
 
     def to_dict(self) -> dict:
@@ -116,53 +116,44 @@ class Evaluation:
 
 def evaluate(
     predictor: Predictor,
-    geometries: Sequence[Molecule] | str | pathlib.Path,
+    geometries: Sequence[Molecule] | str | pathlib.Path | TestSet,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Errors of a model on geometries, against converged PySCF and beside both baselines.
 
     Args:
       predictor: the model.
-      geometries: molecules, or an XYZ file of frames.
-      progress: told how many geometries are done, of how many.
+      geometries: molecules, or an XYZ file of frames, or geometries with PySCF's answers.
+      progress: told how many geometries PySCF has done, of how many.
 
     Raises:
-      InputError: for no geometries, or one of another molecule.
+      InputError: for no geometries, one of another molecule, or one for which PySCF does not converge.
     """
-    if isinstance(geometries, str | pathlib.Path):
-        geometries = read_xyz(geometries)
-    if not geometries:
+    if not isinstance(geometries, TestSet):
+        if isinstance(geometries, str | pathlib.Path):
+            geometries = read_xyz(geometries)
+        # All are brought into the frame first: a wrong molecule is found before any work is done.
+        poses = [predictor.frame.pose_molecule(mol).positions for mol in geometries]
+        geometries = reference.make_test_set(predictor, poses, progress)
+    if not geometries.positions:
         raise InputError("no geometries were given to evaluate; at least one would do.")
-    # All are brought into the frame first: a wrong molecule is found before any work is done.
-    poses = [predictor.frame.pose_molecule(mol).positions for mol in geometries]
-    template, cycles = predictor.model.template, predictor.model.config.iterations + 1
-    plain = Predictor(predictor.model, None, predictor.frame)
-    predictor.in_frame(poses[0]), plain.in_frame(poses[0])  # compile outside the clock
-    found: dict[str, list] = {"model": [], "plain": [], "stopped": [], "reference": []}
-    seconds = 0.0
-    for done, positions in enumerate(poses):
-        mol = predictor.frame.molecule.with_positions(positions)
-        began = time.perf_counter()
-        found["model"].append(predictor.in_frame(positions))
-        seconds += time.perf_counter() - began
-        found["plain"].append(plain.in_frame(positions))
-        found["stopped"].append(reference.stopped(mol, template.method, cycles))
-        found["reference"].append(reference.converged(mol, template.method))
-        progress(done + 1, len(poses))
-    unconverged = [i for i, answer in enumerate(found["reference"]) if not answer.converged]
-    if unconverged:
-        raise InputError(
-            f"PySCF did not converge for geometries {unconverged}; without them the rest would do."
-        )
-    references = found["reference"]
+    predictor.in_frame(geometries.positions[0])  # compiles outside the clock
+    began = time.perf_counter()
+    predictions = [predictor.in_frame(place) for place in geometries.positions]
+    seconds = (time.perf_counter() - began) / len(predictions)
+    template = predictor.model.template
+
+    def summary(answers):
+        return reference.errors(answers, geometries.converged, template.nocc)
+
     return Evaluation(
         method=template.method.label,
-        errors=reference.errors(found["model"], references, template.nocc),
-        no_network=reference.errors(found["plain"], references, template.nocc),
-        pyscf_same_fock_builds=reference.errors(found["stopped"], references, template.nocc),
-        seconds_per_geometry=seconds / len(poses),
-        pyscf_seconds_per_geometry=float(np.mean([answer.seconds for answer in references])),
-        predictions=found["model"],
-        references=references,
+        errors=summary(predictions),
+        no_network=summary(geometries.no_network),
+        pyscf_same_fock_builds=summary(geometries.stopped),
+        seconds_per_geometry=seconds,
+        pyscf_seconds_per_geometry=float(np.mean([a.seconds for a in geometries.converged])),
+        predictions=predictions,
+        test_set=geometries,
         nocc=template.nocc,
     )

@@ -6,6 +6,7 @@ projection of the minimal-basis guess); grid, AO values and the guess density ar
 
 import dataclasses
 import functools
+import warnings
 from typing import NamedTuple
 
 import jax
@@ -202,7 +203,9 @@ def pyscf_molecule(mol: Molecule, method: Method) -> gto.Mole:
     basis = {}
     for symbol in sorted(set(mol.symbols)):
         try:
-            basis[symbol] = gto.basis.load(method.basis, symbol)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PySCF advises another package for unknown names
+                basis[symbol] = gto.basis.load(method.basis, symbol)
         except (KeyError, RuntimeError, ValueError, OSError, AttributeError, TypeError):
             basis[symbol] = None
         if not basis[symbol]:

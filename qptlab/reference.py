@@ -6,7 +6,7 @@ SchNOrb, PhiSNet and QHNet (mean absolute error over AO pairs; over occupied orb
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,9 @@ from jaxtyping import Float
 from pyscf import dft, lib
 
 from qptlab import integrals
+from qptlab.errors import InputError
 from qptlab.method import Method
+from qptlab.models.predictor import Predictor
 from qptlab.models.qpt import Prediction
 from qptlab.molecule import Molecule
 from qptlab.units import HARTREE_MEV
@@ -47,6 +49,22 @@ class Reference(NamedTuple):
     seconds: float
 
 
+class TestSet(NamedTuple):
+    """Geometries with PySCF's answers and both baselines; made by `make_test_set`.
+
+    Attributes:
+      positions: in the molecule's frame, bohr.
+      converged: PySCF's answers.
+      stopped: PySCF's DIIS stopped after as many Fock builds as the model does.
+      no_network: plain DFT iteration, as many iterations as the model does.
+    """
+
+    positions: list[Float[np.ndarray, "natm 3"]]
+    converged: list[Reference]
+    stopped: list[Reference]
+    no_network: list[Prediction]
+
+
 class ErrorSummary(NamedTuple):
     """Errors over a set of geometries.
 
@@ -77,6 +95,39 @@ def stopped(mol: Molecule, method: Method, cycles: int) -> Reference:
     the energy; so does PySCF stopped after n + 1 cycles.
     """
     return _run(mol, method, max_cycles=cycles)
+
+
+def make_test_set(
+    predictor: Predictor,
+    positions: Sequence[Float[np.ndarray, "natm 3"]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TestSet:
+    """Run PySCF and both baselines on geometries that lie in the molecule's frame (bohr).
+
+    Args:
+      predictor: a model of the molecule; only its settings are read.
+      positions: the geometries.
+      progress: told how many geometries are done, of how many; what it raises ends the work.
+
+    Raises:
+      InputError: if PySCF does not converge for one of them.
+    """
+    template = predictor.model.template
+    plain = Predictor(predictor.model, None, predictor.frame)
+    found = TestSet([], [], [], [])
+    for done, place in enumerate(positions):
+        mol = predictor.frame.molecule.with_positions(place)
+        answer = converged(mol, template.method)
+        if not answer.converged:
+            raise InputError(
+                f"PySCF did not converge for geometry {done} of {mol.formula}; the others would do."
+            )
+        found.positions.append(place)
+        found.converged.append(answer)
+        found.stopped.append(stopped(mol, template.method, predictor.model.config.iterations + 1))
+        found.no_network.append(plain.in_frame(place))
+        progress(done + 1, len(positions))
+    return found
 
 
 def _run(mol, method, max_cycles):

@@ -14,15 +14,13 @@ import time
 import weakref
 from typing import NamedTuple
 
-import numpy as np
-
-from qptlab import geometries, integrals, reference
+from qptlab import geometries, integrals
 from qptlab.errors import InputError
 from qptlab.method import Method
 from qptlab.models.predictor import Predictor
 from qptlab.models.qpt import QPTConfig
 from qptlab.molecule import Molecule
-from qptlab.reference import ErrorSummary, Reference
+from qptlab.reference import ErrorSummary, TestSet, errors, make_test_set
 from qptlab.run import Run
 from qptlab.training import TrainConfig, TrainState, initial_state, train
 
@@ -47,22 +45,6 @@ class Event(NamedTuple):
     kind: str
     text: str
     row: dict | None = None
-
-
-class ValidationSet(NamedTuple):
-    """Geometries never trained on, PySCF's answers and both baselines.
-
-    Attributes:
-      positions: in the molecule's frame, bohr.
-      references: converged PySCF.
-      no_network: errors of plain DFT iteration with as many iterations.
-      pyscf_stopped: errors of PySCF's DIIS stopped after as many Fock builds.
-    """
-
-    positions: list[np.ndarray]
-    references: list[Reference]
-    no_network: ErrorSummary
-    pyscf_stopped: ErrorSummary
 
 
 class Trainer:
@@ -109,7 +91,8 @@ class Trainer:
         self._thread: threading.Thread | None = None
         self.status = "ready"
         self.error: BaseException | None = None
-        self.validation: ValidationSet | None = None
+        self.validation: TestSet | None = None
+        self._baselines: tuple[ErrorSummary, ErrorSummary] | None = None
         # Everything a user can get wrong is found here, before a thread or a folder exists.
         integrals.template(mol, self.method)
         out = pathlib.Path(out) if out else _default_folder(mol)
@@ -238,10 +221,10 @@ class Trainer:
             self._set_status("failed")
 
     def _loop(self, references: concurrent.futures.Future) -> None:
-        state = self._state or initial_state(self._model, self.train_config)
+        start = self._state or initial_state(self._model, self.train_config)
         saved = time.perf_counter()
         for state, metrics in train(
-            self._model, self._frame, self.train_config, state,
+            self._model, self._frame, self.train_config, start,
             lambda what: self._emit("compiling", f"compiling the {what}"),
         ):
             if self.status == "compiling":
@@ -289,45 +272,39 @@ class Trainer:
             self._emit("note", "waiting for PySCF's answers on the validation geometries")
         began = time.perf_counter()
         self.validation = found = references.result()
+        nocc = self._model.template.nocc
+        if self._baselines is None:
+            self._baselines = (
+                errors(found.no_network, found.converged, nocc), errors(found.stopped, found.converged, nocc)
+            )
         predictor = self.predictor
         predictions = [predictor.in_frame(positions) for positions in found.positions]
-        summary = reference.errors(predictions, found.references, self._model.template.nocc)
+        summary = errors(predictions, found.converged, nocc)
         self._validated_at = time.perf_counter()
         self._validation_cost = self._validated_at - began
         row = {
             "validation_mae_mev": summary.energy_mae_mev,
             "validation_max_mev": summary.energy_max_mev,
-            "no_network_mae_mev": found.no_network.energy_mae_mev,
-            "pyscf_stopped_mae_mev": found.pyscf_stopped.energy_mae_mev,
+            "no_network_mae_mev": self._baselines[0].energy_mae_mev,
+            "pyscf_stopped_mae_mev": self._baselines[1].energy_mae_mev,
         }
         text = f"validation error {summary.energy_mae_mev:.3g} meV"
         self._emit("validation", text, {"step": self.step, **row})
         return row
 
-    def _make_validation(self) -> ValidationSet:
+    def _make_validation(self) -> TestSet:
         """PySCF's answers, in a thread beside the training; the same for the same seed."""
         config = self.train_config
-        stream = geometries.sample(
-            self._frame.molecule, config.sampling, config.seed, validation=True
-        )
+        stream = geometries.sample(self._frame.molecule, config.sampling, config.seed, validation=True)
         frames = itertools.islice(stream, 0, config.validation * VALIDATION_STRIDE, VALIDATION_STRIDE)
         positions = [self._frame.pose(frame).positions for frame in frames]
         self._write_validation(positions)
-        cycles = self.model_config.iterations + 1
-        references, stopped, plain = [], [], []
-        baseline = Predictor(self._model, None, self._frame)
-        for place in positions:
-            if self._enough.is_set() or self._stopping.is_set():
-                raise concurrent.futures.CancelledError
-            mol = self._frame.molecule.with_positions(place)
-            references.append(reference.converged(mol, self.method))
-            stopped.append(reference.stopped(mol, self.method, cycles))
-            plain.append(baseline.in_frame(place))
-        nocc = self._model.template.nocc
-        return ValidationSet(
-            positions, references,
-            reference.errors(plain, references, nocc), reference.errors(stopped, references, nocc),
-        )
+        return make_test_set(Predictor(self._model, None, self._frame), positions, self._check_wanted)
+
+    def _check_wanted(self, done: int, total: int) -> None:
+        if self._enough.is_set() or self._stopping.is_set():
+            raise concurrent.futures.CancelledError
+        self._emit("note", f"PySCF's answers for validation: {done} of {total}")
 
     def _write_validation(self, positions) -> None:
         frames = (self._frame.molecule.with_positions(place).to_xyz() for place in positions)

@@ -1,0 +1,154 @@
+"""Results as plotly figures: no state, no widgets.
+
+Colours are Okabe and Ito's, told apart by colour-blind eyes, and never the only difference between
+two lines. Backgrounds are transparent and lettering mid-grey, readable on light and dark pages.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from qptlab.evaluation import Evaluation
+from qptlab.units import CHEMICAL_ACCURACY_MEV, HARTREE_EV
+
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9",
+)
+INK = "#808080"
+MAX_POINTS = 2000
+"""Per trace: more would be sent to the browser without being seen."""
+
+TRACES = ("training energy", "validation error, mean", "validation error, largest")
+
+
+def thin(values: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
+    """At most `limit` of the values, evenly spread, the last among them.
+
+    >>> thin(np.arange(10), 4).tolist()
+    [0, 3, 6, 9]
+    """
+    if len(values) <= limit:
+        return values
+    return values[np.linspace(0, len(values) - 1, limit).round().astype(int)]
+
+
+def training_figure() -> go.Figure:
+    """An empty figure for `training_traces`: energy on the left, validation error on the right."""
+    figure = make_subplots(
+        cols=2, horizontal_spacing=0.11,
+        subplot_titles=("Loss: mean DFT energy of the batch", "Error on unseen geometries"),
+    )
+    figure.add_scatter(
+        name=TRACES[0], mode="lines", line={"color": BLUE, "width": 1.5}, row=1, col=1, showlegend=False
+    )
+    figure.add_scatter(
+        name=TRACES[1], mode="lines+markers", line={"color": BLUE, "width": 2}, marker={"size": 5},
+        row=1, col=2,
+    )
+    figure.add_scatter(
+        name=TRACES[2], mode="lines", line={"color": SKY, "dash": "dot", "width": 1.5}, row=1, col=2
+    )
+    for name, colour, dash in (
+        ("no network", VERMILLION, "dash"), ("PySCF, same Fock builds", ORANGE, "dashdot"),
+        ("chemical accuracy", GREEN, "longdash"), ("1 meV", INK, "dot"),
+    ):
+        figure.add_scatter(
+            name=name, mode="lines", line={"color": colour, "dash": dash, "width": 1.5}, row=1, col=2
+        )
+    figure.update_xaxes(title="training time, s")
+    figure.update_yaxes(title="E − E(first step), eV", row=1, col=1)
+    figure.update_yaxes(
+        title="energy error, meV", type="log", dtick=1, exponentformat="power", row=1, col=2
+    )
+    figure.update_layout(height=330, legend={"orientation": "h", "y": -0.22, "x": 1.0, "xanchor": "right"})
+    return _dress(figure)
+
+
+def training_traces(rows: Sequence[dict], zero: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """X and y of every trace of `training_figure`, in its order.
+
+    Args:
+      rows: of the metrics table.
+      zero: the energy that the left plot is drawn against, hartree.
+    """
+    seconds = np.array([row["seconds"] for row in rows])
+    energy = np.array([row["energy_ha"] for row in rows])
+    judged = [row for row in rows if "validation_mae_mev" in row]
+    when = np.array([row["seconds"] for row in judged])
+    traces = [(thin(seconds), thin((energy - zero) * HARTREE_EV))]
+    for column in ("validation_mae_mev", "validation_max_mev"):
+        traces.append((thin(when), thin(np.array([row[column] for row in judged]))))
+    span = np.array([0.0, seconds[-1]]) if len(seconds) else np.array([])
+    levels = [
+        judged[-1]["no_network_mae_mev"] if judged else None,
+        judged[-1]["pyscf_stopped_mae_mev"] if judged else None,
+        CHEMICAL_ACCURACY_MEV,
+        1.0,
+    ]
+    for level in levels:
+        known = level is not None and len(span)
+        traces.append((span, np.full(2, level)) if known else (np.array([]), np.array([])))
+    return traces
+
+
+def parity_figure() -> go.Figure:
+    """An empty figure for `parity_traces`: energies on the left, orbital energies on the right."""
+    figure = make_subplots(
+        cols=2, horizontal_spacing=0.12,
+        subplot_titles=("Total energy", "Occupied and lowest empty orbitals"),
+    )
+    for col in (1, 2):
+        figure.add_scatter(
+            mode="lines", line={"color": INK, "width": 1, "dash": "dot"}, name="equal", row=1, col=col,
+            showlegend=col == 1,
+        )
+        figure.add_scatter(
+            mode="markers", marker={"color": ORANGE, "symbol": "x-thin-open", "size": 9},
+            name="no network", row=1, col=col, showlegend=col == 1,
+        )
+        figure.add_scatter(
+            mode="markers", marker={"color": BLUE, "size": 6}, name="QPT", row=1, col=col, showlegend=col == 1
+        )
+    figure.update_xaxes(title="PySCF, eV")
+    figure.update_yaxes(title="predicted, eV")
+    figure.update_layout(height=340, legend={"orientation": "h", "y": -0.25, "x": 0.5, "xanchor": "center"})
+    return _dress(figure)
+
+
+def parity_traces(found: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
+    """X and y of every trace of `parity_figure`, in its order; energies relative to the lowest."""
+    zero = min(answer.energy for answer in found.test_set.converged)
+    shown = found.nocc + 1
+    traces = []
+    for pick in (
+        lambda answer: np.array([float(answer.energy) - zero]),
+        lambda answer: np.asarray(answer.mo_energy[:shown]),
+    ):
+        truth, plain, model = (
+            np.concatenate([pick(answer) for answer in answers]) * HARTREE_EV
+            for answers in (found.test_set.converged, found.test_set.no_network, found.predictions)
+        )
+        ends = np.array([truth.min(), truth.max()])
+        traces += [(ends, ends), (thin(truth), thin(plain)), (thin(truth), thin(model))]
+    return traces
+
+
+def _dress(figure: go.Figure) -> go.Figure:
+    """What every figure has in common."""
+    figure.update_layout(
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": INK, "size": 12},
+        margin={"l": 70, "r": 20, "t": 40, "b": 60},
+        # "Share chart" uploads to a server of plotly's.
+        modebar={"remove": ["sendChartToCloud", "sendDataToCloud", "lasso2d", "select2d"]},
+        uirevision="keep the zoom",
+    )
+    axis = {"showgrid": True, "gridcolor": "rgba(128,128,128,0.25)", "zeroline": False,
+            "linecolor": INK, "showline": True, "ticks": "outside"}
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    return figure

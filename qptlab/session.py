@@ -1,0 +1,261 @@
+"""The workbench without a screen: its state, and what can be done, testable in milliseconds.
+
+Widgets are views of a session. Training is its trainer's thread; the traits here change only on the
+thread that calls a method, so that views can observe them.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import traitlets
+from jaxtyping import Float
+
+from qptlab import properties
+from qptlab.errors import InputError
+from qptlab.evaluation import Evaluation, evaluate
+from qptlab.geometries import SAMPLERS, Sampling
+from qptlab.integrals import eri_bytes, template
+from qptlab.method import FUNCTIONALS, GRID_LEVELS, Method
+from qptlab.models.qpt import PRESETS, QPTConfig
+from qptlab.molecule import Molecule
+from qptlab.properties import Box
+from qptlab.trainer import Trainer
+from qptlab.training import TrainConfig
+from qptlab.units import HARTREE_EV
+
+
+class OrbitalPair(NamedTuple):
+    """One orbital, predicted and PySCF's, at one geometry of the comparison.
+
+    Attributes:
+      molecule: the geometry.
+      box: where the values are.
+      values: predicted and PySCF's orbital, bohr^(−3/2), the same sign.
+      captions: what each is, for a title.
+    """
+
+    molecule: Molecule
+    box: Box
+    values: tuple[Float[np.ndarray, "nx ny nz"], Float[np.ndarray, "nx ny nz"]]
+    captions: tuple[str, str]
+
+
+class Session(traitlets.HasTraits):
+    """A molecule, a method, a model, a training and a comparison.
+
+    Attributes:
+      molecule: what is studied; set it with `choose`.
+      message: one sentence for the user; empty when all is well.
+      message_is_error: whether the message says that something could not be done.
+      trainer: the present training, or None.
+      evaluation: the last comparison with PySCF, or None.
+    """
+
+    molecule = traitlets.Instance(Molecule)
+    xc = traitlets.Enum(FUNCTIONALS, "pbe")
+    basis = traitlets.Unicode("sto-3g")
+    grid_level = traitlets.Enum(GRID_LEVELS, 1)
+    preset = traitlets.Enum(tuple(PRESETS), "micro")
+    iterations = traitlets.Int(1, min=0, max=16)
+    minutes = traitlets.Float(1.0)
+    sampler = traitlets.Enum(tuple(name for name in SAMPLERS if name != "file"), "md")
+    temperature = traitlets.Float(500.0)
+    seed = traitlets.Int(0, min=0)
+    out = traitlets.Unicode("", help="the run's folder; empty for a new one under runs/")
+    message = traitlets.Unicode("")
+    message_is_error = traitlets.Bool(False)
+    trainer = traitlets.Instance(Trainer, allow_none=True)
+    evaluation = traitlets.Instance(Evaluation, allow_none=True)
+
+    def __init__(self, molecule: str | Molecule = "water", **choices):
+        chosen = Molecule.parse(molecule) if isinstance(molecule, str) else molecule
+        super().__init__(molecule=chosen, **choices)
+        self._reported: Trainer | None = None
+
+    # Choosing -------------------------------------------------------------------------------
+
+    def choose(self, text: str) -> None:
+        """Take a built-in name, a SMILES, the path of an XYZ file or XYZ text as the molecule."""
+        with _Told(self):
+            self.molecule = Molecule.parse(text)
+            self._say(f"{self.summary()}.")
+
+    @property
+    def method(self) -> Method:
+        """The method chosen."""
+        return Method(self.xc, self.basis, self.grid_level)
+
+    def summary(self) -> str:
+        """Formula, electrons, orbitals and the memory of the two-electron integrals.
+
+        Raises:
+          InputError: if the method cannot treat the molecule.
+        """
+        chosen = template(self.molecule, self.method)
+        gib = eri_bytes(chosen.nao) / 2**20
+        return (
+            f"{self.molecule.formula}, charge {self.molecule.charge:+d}, {self.molecule.nelectron} "
+            f"electrons, {chosen.nao} atomic orbitals, {gib:.3g} MiB of two-electron integrals a geometry"
+        )
+
+    # Training -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start a new training with the present choices, or go on after a pause."""
+        with _Told(self):
+            if self.trainer is not None and self.trainer.status == "paused":
+                self.trainer.resume()
+                return
+            if self.is_training:
+                raise InputError("a training is under way; stop it first to start another.")
+            self.evaluation = None
+            self.trainer = Trainer(
+                self.molecule,
+                self.method,
+                QPTConfig(self.preset, self.iterations),
+                TrainConfig(
+                    minutes=self.minutes, seed=self.seed,
+                    sampling=Sampling(self.sampler, self.temperature),
+                ),
+                out=self.out or None,
+            ).start()
+            self._say(f"training; the run is kept in {self.trainer.out}.")
+
+    def pause(self) -> None:
+        """Pause after the current step."""
+        if self.trainer is not None:
+            self.trainer.pause()
+
+    def stop(self) -> None:
+        """Stop after the current step; returns at once."""
+        if self.trainer is not None:
+            self.trainer.stop(timeout=0)
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a training is under way or paused."""
+        return self.trainer is not None and self.trainer.is_alive
+
+    @property
+    def training_status(self) -> str:
+        """The trainer's status, or `idle` before there is one."""
+        return "idle" if self.trainer is None else self.trainer.status
+
+    def energy_zero(self) -> tuple[float, str]:
+        """What the loss is drawn against, hartree, and its name.
+
+        Once PySCF has done the validation geometries, their mean converged energy; before, the
+        first step's.
+        """
+        if self.trainer is None or not self.trainer.rows:
+            return 0.0, "E(first step)"
+        if self.trainer.validation is None:
+            return self.trainer.rows[0]["energy_ha"], "E(first step)"
+        energies = [answer.energy for answer in self.trainer.validation.converged]
+        return float(np.mean(energies)), "mean converged E of validation set"
+
+    # Comparing ------------------------------------------------------------------------------
+
+    def compare(self) -> None:
+        """Compare the model as trained so far with PySCF on the validation geometries."""
+        with _Told(self):
+            trainer = self._judged_trainer()
+            self.evaluation = evaluate(trainer.predictor, trainer.validation)
+
+    def _judged_trainer(self) -> Trainer:
+        if self.trainer is None or self.trainer.step == 0:
+            raise InputError("there is no trained model yet; start a training first.")
+        if self.trainer.validation is None:
+            raise InputError("PySCF is still at work on the validation geometries; try again in a moment.")
+        return self.trainer
+
+    # Orbitals -------------------------------------------------------------------------------
+
+    def orbital_choices(self) -> list[tuple[str, int]]:
+        """Labels and indices of the orbitals, HOMO and LUMO named; empty before there is a model."""
+        trainer = self.trainer
+        if trainer is None or trainer.step == 0 or trainer.validation is None:
+            return []
+        nocc = trainer.molecule.nelectron // 2
+        names = {nocc - 1: "HOMO", nocc: "LUMO"}
+        energies = trainer.validation.converged[0].mo_energy * HARTREE_EV
+        return [
+            (f"{i + 1}  {names.get(i, 'occupied' if i < nocc else 'empty')}  {energy:.1f} eV", i)
+            for i, energy in enumerate(energies)
+        ]
+
+    def orbital_pair(self, index: int, geometry: int = 0, points: int = 60) -> OrbitalPair:
+        """One orbital of a validation geometry, predicted by the present model and PySCF's, on a box.
+
+        Args:
+          index: of the orbital, from 0.
+          geometry: of the validation set, from 0.
+          points: of the box along each axis.
+
+        Raises:
+          InputError: before there is a model, or for an index out of range.
+        """
+        trainer = self._judged_trainer()
+        truth = trainer.validation.converged[geometry]
+        if not 0 <= index < len(truth.mo_energy):
+            raise InputError(f"orbital {index} does not exist; 0 to {len(truth.mo_energy) - 1} would do.")
+        positions = trainer.validation.positions[geometry]
+        model = trainer.predictor.in_frame(positions)
+        mol = trainer.molecule.with_positions(positions)
+        where, basis = properties.box(mol, points), template(trainer.molecule, trainer.method)
+        predicted = properties.orbital_on_box(mol, basis, model.mo_coeff[:, index], where)
+        pyscf = properties.orbital_on_box(mol, basis, truth.mo_coeff[:, index], where)
+        # The sign of an orbital means nothing; turned alike, the two can be compared by eye.
+        if float(np.sum(predicted * pyscf)) < 0:
+            pyscf = -pyscf
+        occupation = 2 if index < int(model.nocc) else 0
+        qpt, reference = (
+            f"{who}: orbital {index + 1}, {found.mo_energy[index] * HARTREE_EV:.3f} eV, "
+            f"occupation {occupation}"
+            for who, found in ((f"QPT, step {trainer.step}", model), ("PySCF", truth))
+        )
+        return OrbitalPair(mol, where, (predicted, pyscf), (qpt, reference))
+
+    # Saying ---------------------------------------------------------------------------------
+
+    def set(self, name: str, value) -> bool:
+        """Set a choice; if it cannot be used, say so, leave it as it was and return False."""
+        with _Told(self):
+            setattr(self, name, value)
+            return True
+        return False
+
+    def tell(self, sentence: str) -> None:
+        """Show a sentence about something done."""
+        self._say(sentence)
+
+    def refuse(self, sentence: str) -> None:
+        """Show a sentence about input that cannot be used."""
+        self._say(sentence, is_error=True)
+
+    def _say(self, text: str, *, is_error: bool = False) -> None:
+        self.message_is_error = is_error
+        self.message = text
+
+    def report(self) -> None:
+        """Put into words what the background training has met; for the thread of the kernel."""
+        trainer = self.trainer
+        if trainer is not None and trainer.error is not None and trainer is not self._reported:
+            self._reported = trainer
+            self._say(f"training failed: {trainer.error}", is_error=True)
+
+
+class _Told:
+    """Turns an `InputError` into the session's message: a view has no use for a traceback."""
+
+    def __init__(self, session: Session):
+        self._session = session
+
+    def __enter__(self):
+        self._session._say("")
+
+    def __exit__(self, kind, error, _):
+        if isinstance(error, InputError | traitlets.TraitError):
+            self._session._say(str(error), is_error=True)
+            return True
+        return False

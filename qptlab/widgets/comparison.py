@@ -1,0 +1,52 @@
+"""The comparison with PySCF: a table and parity plots on the validation geometries."""
+
+import ipywidgets as ipw
+import plotly.graph_objects as go
+
+from qptlab import plots
+from qptlab.session import Session
+from qptlab.widgets.picker import message_html
+
+_STYLE = """<style>
+.qptlab-table table { border-collapse: collapse; }
+.qptlab-table caption { text-align: left; padding: 2px 0 6px; }
+.qptlab-table th, .qptlab-table td { padding: 2px 10px; text-align: right; border-bottom: 1px solid #8884; }
+.qptlab-table tr th:first-child { text-align: left; }
+</style>"""
+
+
+class Comparison(ipw.VBox):
+    """Errors of the present model against PySCF, beside both baselines.
+
+    Args:
+      session: shared with other views; by default one of its own.
+    """
+
+    def __init__(self, session: Session | None = None):
+        self.session = session or Session()
+        self._button = ipw.Button(
+            description="Compare with PySCF", icon="table", layout={"width": "190px"},
+            tooltip="The model as trained so far, on geometries it was never trained on",
+        )
+        self._message = ipw.HTML()
+        self._table = ipw.HTML("No comparison yet.")
+        self.figure = go.FigureWidget(plots.parity_figure())
+        super().__init__([ipw.HBox([self._button, self._message]), self._table, self.figure])
+        self._button.on_click(lambda _: self.session.compare())
+        self.session.observe(self._show_message, ["message", "message_is_error"])
+        self.session.observe(lambda _: self.update(), "evaluation")
+        self.update()
+
+    def _show_message(self, _) -> None:
+        self._message.value = message_html(self.session)
+
+    def update(self) -> None:
+        """Show the session's last comparison."""
+        found = self.session.evaluation
+        if found is None:
+            self._table.value = "No comparison yet."
+            return
+        self._table.value = f'{_STYLE}<div class="qptlab-table">{found._repr_html_()}</div>'
+        with self.figure.batch_update():
+            for trace, (x, y) in zip(self.figure.data, plots.parity_traces(found), strict=True):
+                trace.x, trace.y = x, y

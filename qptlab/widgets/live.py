@@ -1,0 +1,44 @@
+"""Keeping views fresh: one task in the kernel's own event loop asks every view a few times a second.
+
+Trainers run in threads and never touch a widget; views look at them from here. Between two cells,
+and while one awaits, the loop runs; while a cell computes, views wait.
+"""
+
+import asyncio
+import weakref
+from typing import Protocol
+
+INTERVAL_SECONDS = 0.25
+
+
+class View(Protocol):
+    """What can be kept fresh."""
+
+    def refresh(self) -> None:
+        """Show the present state; called often, so it does nothing when nothing has changed."""
+
+
+_views: weakref.WeakSet = weakref.WeakSet()
+_task: asyncio.Task | None = None
+
+
+def keep_fresh(view: View) -> None:
+    """Refresh a view from now on, until it is closed. Outside an event loop it does nothing."""
+    global _task
+    _views.add(view)
+    if _task is None or _task.done():
+        try:
+            _task = asyncio.get_running_loop().create_task(_tick(), name="qptlab-views")
+        except RuntimeError:
+            _task = None  # plain Python: whoever made the view refreshes it
+
+
+async def _tick() -> None:
+    while _views:
+        for view in list(_views):
+            if getattr(view, "comm", None) is None:  # closed
+                _views.discard(view)
+                continue
+            view.refresh()
+            await asyncio.sleep(0)  # a cell that waits gets its turn between two views
+        await asyncio.sleep(INTERVAL_SECONDS)

@@ -1,0 +1,196 @@
+// Live orbital viewer on 3Dmol.js: molecules with two-signed isosurfaces, cameras linked.
+// The view is made once; updates replace models and surfaces and leave the camera alone.
+
+const POSITIVE = "#0072B2"; // Okabe–Ito blue
+const NEGATIVE = "#E69F00"; // Okabe–Ito orange
+const MAX_CONTEXTS = 8; // Chromium drops WebGL contexts beyond 16 without a word
+const open = (globalThis.__qptlabViewers ??= []);
+
+function sentence(box, text) {
+  const p = document.createElement("p");
+  p.className = "qptlab-viewer-note";
+  p.setAttribute("role", "alert");
+  p.textContent = text;
+  box.replaceChildren(p);
+  return p;
+}
+
+function floats(view) {
+  // A copy: the buffer of a message need not start at a multiple of four bytes.
+  return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
+}
+
+function volumeOf(model, bytes) {
+  const [nx, ny, nz] = model.get("shape");
+  const [ox, oy, oz] = model.get("origin_angstrom");
+  const [ux, uy, uz] = model.get("spacing_angstrom");
+  const volume = new $3Dmol.VolumeData("", "");
+  volume.size = { x: nx, y: ny, z: nz };
+  volume.origin = new $3Dmol.Vector3(ox, oy, oz);
+  volume.unit = new $3Dmol.Vector3(ux, uy, uz);
+  volume.data = floats(bytes);
+  return volume;
+}
+
+function xyzOf(model) {
+  const symbols = model.get("symbols");
+  const lines = model.get("positions_angstrom").map((r, i) => `${symbols[i]} ${r.join(" ")}`);
+  return `${symbols.length}\n\n${lines.join("\n")}\n`;
+}
+
+class Scene {
+  constructor(model, el) {
+    this.model = model;
+    this.box = document.createElement("div");
+    this.box.className = "qptlab-viewer";
+    el.appendChild(this.box);
+    this.panels = [];
+    this.volumes = [];
+  }
+
+  activate() {
+    if (globalThis.$3Dmol === undefined) {
+      sentence(
+        this.box,
+        "3D views are missing: 3Dmol.js was not bundled when qptlab was installed. Install qptlab again " +
+          "with the npm registry in reach (pip install -e .), restart the kernel, and run the cell again.",
+      );
+      this.report("no-script");
+      return;
+    }
+    while (open.length >= MAX_CONTEXTS) open.shift().retire();
+    open.push(this);
+    this.read();
+  }
+
+  build(count) {
+    this.dispose();
+    this.box.replaceChildren();
+    for (let i = 0; i < count; i++) this.panels.push(this.panel(i));
+    for (const a of this.panels)
+      for (const b of this.panels) if (a !== b) a.viewer.linkViewer(b.viewer);
+    this.watcher = new ResizeObserver(() => this.panels.forEach(({ viewer }) => viewer.resize()));
+    this.watcher.observe(this.box);
+    this.fresh = true;
+  }
+
+  panel(index) {
+    const figure = document.createElement("figure");
+    const canvas = document.createElement("div");
+    const caption = document.createElement("figcaption");
+    canvas.className = "qptlab-viewer-canvas";
+    canvas.style.height = `${this.model.get("height")}px`;
+    canvas.tabIndex = 0;
+    canvas.setAttribute("role", "img");
+    canvas.addEventListener("keydown", (event) => this.turn(event, index));
+    figure.append(caption, canvas);
+    this.box.appendChild(figure);
+    const viewer = $3Dmol.createViewer(canvas, { backgroundColor: "white", backgroundAlpha: 0, antialias: true });
+    return { canvas, caption, viewer };
+  }
+
+  turn(event, index) {
+    const turns = { ArrowLeft: [-8, "y"], ArrowRight: [8, "y"], ArrowUp: [-8, "x"], ArrowDown: [8, "x"] };
+    if (!(event.key in turns)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.panels[index].viewer.rotate(...turns[event.key]);
+  }
+
+  read() {
+    const began = performance.now();
+    const bytes = this.model.get("volumes");
+    const captions = this.model.get("captions");
+    const count = Math.max(bytes.length, 1);
+    if (!this.model.get("symbols").length) {
+      sentence(this.box, this.model.get("placeholder"));
+      this.dispose();
+      return;
+    }
+    if (this.panels.length !== count) this.build(count);
+    this.volumes = bytes.map((view) => volumeOf(this.model, view));
+    this.panels.forEach(({ viewer, caption, canvas }, i) => {
+      viewer.removeAllModels();
+      viewer.addModel(xyzOf(this.model), "xyz");
+      viewer.setStyle({}, { stick: { radius: 0.11 }, sphere: { scale: 0.22 } });
+      caption.textContent = captions[i] ?? "";
+      canvas.setAttribute("aria-label", `${captions[i] ?? "molecule"}; arrow keys turn the view`);
+    });
+    this.surfaces(began);
+  }
+
+  surfaces(began = performance.now()) {
+    const isovalue = this.model.get("isovalue");
+    const opacity = this.model.get("opacity");
+    this.panels.forEach(({ viewer }, i) => {
+      viewer.removeAllShapes();
+      const volume = this.volumes[i];
+      for (const [sign, color] of volume ? [[1, POSITIVE], [-1, NEGATIVE]] : []) {
+        viewer.addIsosurface(volume, { isoval: sign * isovalue, color, opacity, smoothness: 4 });
+      }
+      if (this.fresh) viewer.zoomTo();
+      viewer.render();
+    });
+    if (this.fresh && this.panels.length) this.panels[0].viewer.zoom(0.8);
+    this.fresh = false;
+    this.report("ready", performance.now() - began);
+  }
+
+  report(status, milliseconds = 0) {
+    this.model.set("status", status);
+    this.model.set("render_ms", milliseconds);
+    this.model.save_changes();
+  }
+
+  retire() {
+    this.dispose();
+    sentence(this.box, "This view was put to sleep, because a browser shows only a few 3D views at once. ");
+    const button = document.createElement("button");
+    button.textContent = "Show it again";
+    button.addEventListener("click", () => this.activate());
+    this.box.appendChild(button);
+  }
+
+  dispose() {
+    this.watcher?.disconnect();
+    for (const { canvas, viewer } of this.panels) {
+      viewer.removeAllShapes();
+      viewer.removeAllModels();
+      const surface = canvas.querySelector("canvas");
+      const context = surface?.getContext("webgl2") ?? surface?.getContext("webgl");
+      context?.getExtension("WEBGL_lose_context")?.loseContext();
+    }
+    this.panels = [];
+  }
+
+  guarded(action) {
+    try {
+      action();
+    } catch (error) {
+      sentence(this.box, `The 3D view failed: ${error.message ?? error}`);
+      this.dispose();
+      this.report(`error: ${error.message ?? error}`);
+    }
+  }
+}
+
+export default {
+  render({ model, el }) {
+    const scene = new Scene(model, el);
+    const read = () => scene.guarded(() => scene.read());
+    const surfaces = () => scene.guarded(() => scene.surfaces());
+    model.on("change:revision", read);
+    model.on("change:isovalue", surfaces);
+    model.on("change:opacity", surfaces);
+    // The box has no size until it is in the page, and 3Dmol asks for one.
+    requestAnimationFrame(() => scene.guarded(() => scene.activate()));
+    return () => {
+      model.off("change:revision", read);
+      model.off("change:isovalue", surfaces);
+      model.off("change:opacity", surfaces);
+      const place = open.indexOf(scene);
+      if (place >= 0) open.splice(place, 1);
+      scene.dispose();
+    };
+  },
+};
