@@ -27,7 +27,7 @@ lint:  ## check style, types, the order of imports, and that notebooks hold no o
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
-	@$(BIN)/nbstripout --verify notebooks/*.ipynb
+	@$(BIN)/nbstripout --verify --keep-id notebooks/*.ipynb
 
 demo:  ## train water for a minute without a browser, print the table of errors
 	@tools/setup.sh run
