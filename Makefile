@@ -12,7 +12,7 @@ help:  ## list the targets
 lab:  ## create the environment, install, open JupyterLab on the first notebook
 	@tools/setup.sh run
 	@echo "Opening JupyterLab; stop it with Ctrl-C."
-	@$(BIN)/qptlab lab
+	@$(BIN)/qptlab lab || { echo "qptlab: JupyterLab did not start or failed; mend what it names above." >&2; exit 1; }
 
 test:  ## create the environment, install everything that the tests need, run them all
 	@tools/setup.sh test
@@ -46,5 +46,8 @@ lock:  ## write constraints.txt anew (needs uv)
 	  --no-emit-index-url --quiet --upgrade pyproject.toml -o constraints.txt
 
 clean:  ## remove the environment and caches; runs are kept
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis artifacts build dist
-	find . -name __pycache__ -prune -exec rm -rf {} +
+	@if [ -e $(VENV) ] && [ ! -f $(VENV)/pyvenv.cfg ]; then \
+	  echo "qptlab: $(VENV) is no environment and is not removed; name one: VENV=.venv make clean." >&2; exit 1; fi
+	@echo "Removing $(VENV), caches and build outputs."
+	@rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis artifacts build dist
+	@find qptlab tests tools -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -20,6 +20,13 @@ STATIC = pathlib.Path("qptlab/widgets/static")
 SCRIPT = "3Dmol-min.js"
 FILES = {"package/build/3Dmol-min.js": SCRIPT, "package/LICENSE": "3Dmol-LICENSE"}
 STAMP = "3Dmol-version"
+# By npm's own settings a machine without a network waits minutes before it hears so.
+NPM_SETTINGS = {
+    "npm_config_update_notifier": "false",
+    "npm_config_fetch_retries": "1",
+    "npm_config_fetch_retry_mintimeout": "1000",
+    "npm_config_fetch_timeout": "60000",
+}
 
 
 class CustomBuildHook(BuildHookInterface):
@@ -54,7 +61,7 @@ class CustomBuildHook(BuildHookInterface):
             command = [*_npm(), "pack", f"3dmol@{VERSION}", "--silent"]
             subprocess.run(
                 command, cwd=folder, check=True, timeout=180, stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, env={**os.environ, "npm_config_update_notifier": "false"},
+                stdout=subprocess.DEVNULL, env={**os.environ, **NPM_SETTINGS},
             )
             archives = list(pathlib.Path(folder).glob("3dmol-*.tgz"))
             if len(archives) != 1:

@@ -16,7 +16,7 @@ if command -v apt-get >/dev/null && $as_root true 2>/dev/null; then
     exit 0
   fi
 fi
-echo "Downloading Playwright's Chromium for the browser tests."
+echo "Making sure of Playwright's own Chromium for the browser tests."
 "$venv/bin/python" -m playwright install chromium || {
   echo "qptlab: no Chromium could be installed; install the package chromium, or put one on PATH." >&2
   exit 1

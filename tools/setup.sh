@@ -35,6 +35,10 @@ if [ -n "${PYTHON:-}" ] && [ -x "$venv/bin/python" ]; then
     rm -rf "$venv"
   fi
 fi
+if [ -L "$venv/bin/python" ] && [ ! -x "$venv/bin/python" ] && [ -f "$venv/pyvenv.cfg" ]; then
+  echo "Replacing the environment $venv, whose Python is gone."
+  rm -rf "$venv"
+fi
 if [ ! -x "$venv/bin/python" ]; then
   python=$(find_python) || fail "$no_python"
   echo "Creating the environment $venv with $("$python" --version)."
@@ -48,6 +52,11 @@ fi
 stamp="$venv/.installed-$kind"
 if [ -f "$stamp" ] && [ -z "$(find pyproject.toml constraints.txt hatch_build.py -newer "$stamp")" ]; then
   exit 0
+fi
+if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+  # Its creation was interrupted, or another tool made it without pip.
+  "$venv/bin/python" -m ensurepip >/dev/null 2>&1 \
+    || fail "$venv holds no pip; remove that folder and run the command again."
 fi
 extra=""
 if [ "$kind" = test ]; then extra="[test]"; fi
