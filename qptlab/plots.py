@@ -62,7 +62,7 @@ def training_figure() -> go.Figure:
     figure.update_yaxes(
         title="energy error, meV", type="log", dtick=1, exponentformat="power", row=1, col=2
     )
-    figure.update_layout(height=330, legend={"orientation": "h", "y": -0.22, "x": 1.0, "xanchor": "right"})
+    figure.update_layout(height=360, legend={"orientation": "h", "y": -0.2, "x": 0.5, "xanchor": "center"})
     return _dress(figure)
 
 
@@ -139,6 +139,7 @@ def _dress(figure: go.Figure) -> go.Figure:
     """What every figure has in common."""
     figure.update_layout(
         template="none",
+        autosize=True,
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": INK, "size": 12},
@@ -152,3 +153,10 @@ def _dress(figure: go.Figure) -> go.Figure:
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     return figure
+
+
+def widget(figure: go.Figure) -> go.FigureWidget:
+    """A live figure that follows the width of its cell."""
+    live = go.FigureWidget(figure)
+    live._config = {**live._config, "responsive": True, "displaylogo": False}
+    return live

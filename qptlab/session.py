@@ -40,13 +40,26 @@ class OrbitalPair(NamedTuple):
     captions: tuple[str, str]
 
 
+class Message(NamedTuple):
+    """One sentence for the user.
+
+    Attributes:
+      text: the sentence; empty when there is nothing to say.
+      topic: the part of the workbench it belongs to: `molecule`, `training`, `orbitals`, `comparison`.
+      is_error: whether something could not be done.
+    """
+
+    text: str
+    topic: str
+    is_error: bool
+
+
 class Session(traitlets.HasTraits):
     """A molecule, a method, a model, a training and a comparison.
 
     Attributes:
       molecule: what is studied; set it with `choose`.
-      message: one sentence for the user; empty when all is well.
-      message_is_error: whether the message says that something could not be done.
+      message: what there is to say to the user, a `Message`.
       trainer: the present training, or None.
       evaluation: the last comparison with PySCF, or None.
     """
@@ -62,8 +75,7 @@ class Session(traitlets.HasTraits):
     temperature = traitlets.Float(500.0)
     seed = traitlets.Int(0, min=0)
     out = traitlets.Unicode("", help="the run's folder; empty for a new one under runs/")
-    message = traitlets.Unicode("")
-    message_is_error = traitlets.Bool(False)
+    message = traitlets.Instance(Message, args=("", "molecule", False))
     trainer = traitlets.Instance(Trainer, allow_none=True)
     evaluation = traitlets.Instance(Evaluation, allow_none=True)
 
@@ -76,9 +88,8 @@ class Session(traitlets.HasTraits):
 
     def choose(self, text: str) -> None:
         """Take a built-in name, a SMILES, the path of an XYZ file or XYZ text as the molecule."""
-        with _Told(self):
+        with _Told(self, "molecule"):
             self.molecule = Molecule.parse(text)
-            self._say(f"{self.summary()}.")
 
     @property
     def method(self) -> Method:
@@ -102,7 +113,7 @@ class Session(traitlets.HasTraits):
 
     def start(self) -> None:
         """Start a new training with the present choices, or go on after a pause."""
-        with _Told(self):
+        with _Told(self, "training"):
             if self.trainer is not None and self.trainer.status == "paused":
                 self.trainer.resume()
                 return
@@ -119,7 +130,7 @@ class Session(traitlets.HasTraits):
                 ),
                 out=self.out or None,
             ).start()
-            self._say(f"training; the run is kept in {self.trainer.out}.")
+            self.tell(f"The run is kept in {self.trainer.out}.", "training")
 
     def pause(self) -> None:
         """Pause after the current step."""
@@ -152,13 +163,13 @@ class Session(traitlets.HasTraits):
         if self.trainer.validation is None:
             return self.trainer.rows[0]["energy_ha"], "E(first step)"
         energies = [answer.energy for answer in self.trainer.validation.converged]
-        return float(np.mean(energies)), "mean converged E of validation set"
+        return float(np.mean(energies)), "⟨E converged⟩"
 
     # Comparing ------------------------------------------------------------------------------
 
     def compare(self) -> None:
         """Compare the model as trained so far with PySCF on the validation geometries."""
-        with _Told(self):
+        with _Told(self, "comparison"):
             trainer = self._judged_trainer()
             self.evaluation = evaluate(trainer.predictor, trainer.validation)
 
@@ -220,42 +231,38 @@ class Session(traitlets.HasTraits):
 
     def set(self, name: str, value) -> bool:
         """Set a choice; if it cannot be used, say so, leave it as it was and return False."""
-        with _Told(self):
+        with _Told(self, "molecule"):
             setattr(self, name, value)
             return True
         return False
 
-    def tell(self, sentence: str) -> None:
+    def tell(self, sentence: str, topic: str) -> None:
         """Show a sentence about something done."""
-        self._say(sentence)
+        self.message = Message(sentence, topic, False)
 
-    def refuse(self, sentence: str) -> None:
-        """Show a sentence about input that cannot be used."""
-        self._say(sentence, is_error=True)
-
-    def _say(self, text: str, *, is_error: bool = False) -> None:
-        self.message_is_error = is_error
-        self.message = text
+    def refuse(self, sentence: str, topic: str) -> None:
+        """Show a sentence about something that could not be done."""
+        self.message = Message(sentence, topic, True)
 
     def report(self) -> None:
         """Put into words what the background training has met; for the thread of the kernel."""
         trainer = self.trainer
         if trainer is not None and trainer.error is not None and trainer is not self._reported:
             self._reported = trainer
-            self._say(f"training failed: {trainer.error}", is_error=True)
+            self.refuse(f"Training failed: {trainer.error}", "training")
 
 
 class _Told:
     """Turns an `InputError` into the session's message: a view has no use for a traceback."""
 
-    def __init__(self, session: Session):
-        self._session = session
+    def __init__(self, session: Session, topic: str):
+        self._session, self._topic = session, topic
 
     def __enter__(self):
-        self._session._say("")
+        self._session.tell("", self._topic)
 
     def __exit__(self, kind, error, _):
         if isinstance(error, InputError | traitlets.TraitError):
-            self._session._say(str(error), is_error=True)
+            self._session.refuse(str(error), self._topic)
             return True
         return False

@@ -1,7 +1,6 @@
 """The comparison with PySCF: a table and parity plots on the validation geometries."""
 
 import ipywidgets as ipw
-import plotly.graph_objects as go
 
 from qptlab import plots
 from qptlab.session import Session
@@ -30,15 +29,15 @@ class Comparison(ipw.VBox):
         )
         self._message = ipw.HTML()
         self._table = ipw.HTML("No comparison yet.")
-        self.figure = go.FigureWidget(plots.parity_figure())
+        self.figure = plots.widget(plots.parity_figure())
         super().__init__([ipw.HBox([self._button, self._message]), self._table, self.figure])
         self._button.on_click(lambda _: self.session.compare())
-        self.session.observe(self._show_message, ["message", "message_is_error"])
+        self.session.observe(self._show_message, "message")
         self.session.observe(lambda _: self.update(), "evaluation")
         self.update()
 
     def _show_message(self, _) -> None:
-        self._message.value = message_html(self.session)
+        self._message.value = message_html(self.session, "comparison", self._message.value)
 
     def update(self) -> None:
         """Show the session's last comparison."""

@@ -3,7 +3,6 @@
 import html
 
 import ipywidgets as ipw
-import plotly.graph_objects as go
 
 from qptlab import plots
 from qptlab.session import Session
@@ -27,7 +26,7 @@ class TrainingMonitor(ipw.VBox):
         self._status = ipw.HTML()
         self._numbers = ipw.HTML()
         self._message = ipw.HTML()
-        self.figure = go.FigureWidget(plots.training_figure())
+        self.figure = plots.widget(plots.training_figure())
         self._shown: tuple | None = None
         super().__init__([
             ipw.HBox([self._start, self._pause, self._stop, self._progress, self._status]),
@@ -36,7 +35,7 @@ class TrainingMonitor(ipw.VBox):
         self._start.on_click(lambda _: self._do(self.session.start))
         self._pause.on_click(lambda _: self._do(self.session.pause))
         self._stop.on_click(lambda _: self._do(self.session.stop))
-        self.session.observe(self._show_message, ["message", "message_is_error"])
+        self.session.observe(self._show_message, "message")
         self.refresh()
         keep_fresh(self)
 
@@ -45,7 +44,7 @@ class TrainingMonitor(ipw.VBox):
         self.refresh()
 
     def _show_message(self, _) -> None:
-        self._message.value = message_html(self.session)
+        self._message.value = message_html(self.session, "training", self._message.value)
 
     def refresh(self) -> None:
         """Show the trainer's present state; cheap when nothing has changed."""

@@ -50,14 +50,14 @@ class Orbitals(ipw.VBox):
         self._geometry.observe(lambda _: self.update(), "value")
         self._again.on_click(lambda _: self.update())
         self._save.on_click(lambda _: self.save())
-        self.session.observe(self._show_message, ["message", "message_is_error"])
+        self.session.observe(self._show_message, "message")
         keep_fresh(self)
 
     def _set_isovalue(self, change) -> None:
         self.viewer.isovalue = change["new"]
 
     def _show_message(self, _) -> None:
-        self._message.value = message_html(self.session)
+        self._message.value = message_html(self.session, "orbitals", self._message.value)
 
     def refresh(self) -> None:
         """Offer the orbitals as soon as there are any, and show the HOMO first."""
@@ -85,7 +85,7 @@ class Orbitals(ipw.VBox):
         try:
             pair = self.session.orbital_pair(self._choice.value, self._geometry.value)
         except InputError as error:
-            self.session.refuse(str(error))
+            self.session.refuse(str(error), "orbitals")
             return
         self._pair = pair
         self.viewer.show(
@@ -101,7 +101,7 @@ class Orbitals(ipw.VBox):
         """Write the predicted orbital shown as a cube file and as a page, into the run's folder."""
         pair, trainer = self._pair, self.session.trainer
         if pair is None or trainer is None:
-            self.session.refuse("there is no orbital to save yet; choose one first.")
+            self.session.refuse("there is no orbital to save yet; choose one first.", "orbitals")
             return
         stem = trainer.out / f"orbital-{self._choice.value + 1}-step-{trainer.step}"
         cube = cube_text(pair.molecule, pair.values[0], pair.box, pair.captions[0])
@@ -110,4 +110,4 @@ class Orbitals(ipw.VBox):
             pair.molecule.symbols, pair.molecule.positions_angstrom, cube, self._isovalue.value, pair.captions[0]
         )
         stem.with_suffix(".html").write_text(page)
-        self.session.tell(f"saved {stem}.cube and {stem}.html.")
+        self.session.tell(f"saved {stem}.cube and {stem}.html.", "orbitals")

@@ -27,17 +27,17 @@ class MoleculePicker(ipw.VBox):
 
     def __init__(self, session: Session | None = None):
         self.session = session or Session()
-        self._preview = ipw.Output(layout={"height": "232px", "width": "310px", "overflow": "hidden"})
+        self._preview = ipw.Output(layout={"height": "210px", "width": "330px", "overflow": "hidden"})
         self._summary = ipw.HTML()
         self._message = ipw.HTML()
         self._names = ipw.Dropdown(options=["—", *BUILTIN], description="Built-in", style=_FIELD)
         self._text = ipw.Text(description="SMILES or path", placeholder="CCO, or water.xyz", style=_FIELD)
-        self._use_text = ipw.Button(description="Use", tooltip="Use this SMILES or file", layout={"width": "60px"})
+        self._use_text = ipw.Button(description="Use", tooltip="Use this SMILES or file", layout={"width": "72px"})
         self._xyz = ipw.Textarea(description="XYZ", placeholder="paste XYZ, ångström", rows=3, style=_FIELD)
-        self._use_xyz = ipw.Button(description="Use", tooltip="Use the pasted XYZ", layout={"width": "60px"})
+        self._use_xyz = ipw.Button(description="Use", tooltip="Use the pasted XYZ", layout={"width": "72px"})
         self._upload = ipw.FileUpload(accept=".xyz", description="Upload .xyz", tooltip="At most 5 MB")
         super().__init__([
-            ipw.HBox([self._sources(), self._preview, self._settings()]), self._summary, self._message,
+            ipw.HBox([self._sources(), self._preview]), self._summary, self._message, self._settings(),
         ])
         self._bind()
         self.update()
@@ -64,14 +64,13 @@ class MoleculePicker(ipw.VBox):
         ]
         for name, widget in fields:
             widget.style = _FIELD
-            widget.layout = {"width": "230px"}
+            widget.layout = {"width": "260px"}
             widget.value = getattr(session, name)
             _link(session, name, widget)
-        half = (len(fields) + 1) // 2
-        widgets = [widget for _, widget in fields]
-        return ipw.VBox([
-            ipw.HTML("<b>Method, model and training</b>"), ipw.VBox(widgets[:half]), ipw.VBox(widgets[half:]),
-        ])
+        grid = ipw.GridBox(
+            [widget for _, widget in fields], layout={"grid_template_columns": "repeat(3, 270px)"}
+        )
+        return ipw.VBox([ipw.HTML("<b>Method, model and training</b>"), grid])
 
     def _bind(self) -> None:
         self._names.observe(self._pick_name, "value")
@@ -79,7 +78,7 @@ class MoleculePicker(ipw.VBox):
         self._use_xyz.on_click(lambda _: self.session.choose(self._xyz.value + "\n"))
         self._upload.observe(self._take_upload, "value")
         self.session.observe(lambda _: self.update(), ["molecule", "xc", "basis", "grid_level"])
-        self.session.observe(lambda _: self._show_message(), ["message", "message_is_error"])
+        self.session.observe(lambda _: self._show_message(), "message")
 
     def _pick_name(self, change) -> None:
         if change["new"] in BUILTIN:
@@ -89,7 +88,7 @@ class MoleculePicker(ipw.VBox):
         for file in change["new"]:
             content = bytes(file["content"])
             if len(content) > MAX_UPLOAD_BYTES:
-                self.session.refuse(f"{file['name']} is larger than 5 MB; a part of it would do.")
+                self.session.refuse(f"{file['name']} is larger than 5 MB; a part of it would do.", "molecule")
                 return
             # Parsed as text only, whatever the name says.
             self.session.choose(content.decode("utf-8", errors="replace") + "\n")
@@ -97,7 +96,7 @@ class MoleculePicker(ipw.VBox):
     def update(self) -> None:
         """Show the session's molecule."""
         mol = self.session.molecule
-        picture = preview.preview_html(mol.symbols, mol.positions_angstrom)
+        picture = preview.preview_html(mol.symbols, mol.positions_angstrom, width=320, height=200)
         label = f'<div role="img" aria-label="{html.escape(mol.formula)} in 3D">{picture}</div>'
         self._preview.outputs = (
             {"output_type": "display_data", "metadata": {},
@@ -106,21 +105,23 @@ class MoleculePicker(ipw.VBox):
         try:
             text = self.session.summary()
         except InputError as error:
-            self.session.refuse(str(error))
+            self.session.refuse(str(error), "molecule")
             text = mol.formula
         self._summary.value = f"{html.escape(mol.name or mol.formula)}: {html.escape(text)}"
 
     def _show_message(self) -> None:
-        self._message.value = message_html(self.session)
+        self._message.value = message_html(self.session, "molecule", self._message.value)
 
 
-def message_html(session: Session) -> str:
-    """The session's message, announced to screen readers."""
-    if not session.message:
-        return ""
-    if session.message_is_error:
-        return f'<div role="alert"><b style="color:#D55E00">⚠</b> {html.escape(session.message)}</div>'
-    return f'<div role="status">{html.escape(session.message)}</div>'
+def message_html(session: Session, topic: str, present: str) -> str:
+    """The session's message if it is of a view's topic, else what the view shows at present."""
+    message = session.message
+    if message.topic != topic or not message.text:
+        return present if message.topic != topic else ""
+    text = html.escape(message.text)
+    if message.is_error:
+        return f'<div role="alert"><b style="color:#D55E00">⚠</b> {text}</div>'
+    return f'<div role="status">{text}</div>'
 
 
 def _link(session: Session, name: str, widget: ipw.Widget) -> None:

@@ -1,0 +1,171 @@
+"""A real JupyterLab, driven in headless Chromium that can reach nothing but this machine."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+from PIL import Image
+from playwright.sync_api import Browser, Page, Playwright, Route
+
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--use-angle=swiftshader", "--enable-unsafe-swiftshader",
+]
+ARTIFACTS = pathlib.Path(__file__).parents[1] / "artifacts"
+TOKEN = "for-this-test-only"
+
+
+def launch(playwright: Playwright) -> Browser:
+    installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return playwright.chromium.launch(executable_path=installed, args=CHROMIUM_ARGUMENTS)
+
+
+@contextlib.contextmanager
+def server(root: pathlib.Path):
+    """JupyterLab on a free port of the loopback, with its own settings; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = root / ".settings" / "@jupyterlab"
+    for plugin, values in {
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+        "extensionmanager-extension/plugin": {"enabled": False},
+    }.items():
+        file = settings / f"{plugin}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values))
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+        f"--port={port}", f"--ServerApp.root_dir={root}", f"--IdentityProvider.token={TOKEN}",
+        f"--LabApp.user_settings_dir={root / '.settings'}", "--LabApp.extension_manager=readonly",
+        f"--LabApp.workspaces_dir={root / '.workspaces'}",
+    ]
+    environment = {**os.environ, "IPYTHONDIR": str(root / ".ipython")}
+    log = (root / "jupyter.log").open("w")
+    process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _wait_for(address, process, root / "jupyter.log")
+        yield address
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        log.close()
+
+
+def _wait_for(address, process, log):
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"{address}/api/status?token={TOKEN}", timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.25)
+    raise AssertionError(f"JupyterLab did not start:\n{log.read_text()}")
+
+
+class Lab:
+    """One notebook open in one page."""
+
+    def __init__(self, browser: Browser, address: str, notebook: str):
+        self.outside: list[str] = []
+        self.errors: list[str] = []
+        self.page: Page = browser.new_page(viewport={"width": 1280, "height": 800})
+        self.page.route("**/*", self._route)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(f"{address}/lab/tree/{notebook}?token={TOKEN}")
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
+        self.idle(90)
+
+    def _route(self, route: Route) -> None:
+        address = route.request.url
+        if re.match(r"(http|ws)://127\.0\.0\.1[:/]|data:|blob:", address):
+            route.continue_()
+        else:
+            self.outside.append(address)
+            route.abort()
+
+    def close(self) -> None:
+        self.page.close()
+
+    def idle(self, seconds: float) -> None:
+        """Wait until the kernel is connected and idle."""
+        self.page.wait_for_selector(
+            ".jp-NotebookPanel-toolbar [data-status='idle'], .jp-Notebook-ExecutionIndicator[data-status='idle']",
+            timeout=seconds * 1000,
+        )
+
+    def cells(self):
+        return self.page.locator(".jp-Notebook .jp-Cell.jp-CodeCell")
+
+    def run(self, index: int) -> None:
+        """Run one code cell, without waiting for it."""
+        editor = self.cells().nth(index).locator(".cm-content")
+        editor.scroll_into_view_if_needed()
+        editor.click()
+        self.page.keyboard.press("Control+Enter")
+
+    def run_all(self) -> None:
+        """Run all cells from the menu, without waiting for them."""
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+
+    def add_and_run(self, code: str, seconds: float = 30) -> str:
+        """Append a cell, run it, and return the text that it printed."""
+        last = self.cells().count() - 1
+        self.cells().nth(last).locator(".cm-content").click()
+        self.page.keyboard.press("Escape")
+        self.page.keyboard.press("b")
+        cell = self.cells().nth(last + 1)
+        cell.locator(".cm-content").click()
+        self.page.keyboard.insert_text(code)
+        self.page.keyboard.press("Control+Enter")
+        output = cell.locator(".jp-OutputArea-output").first
+        output.wait_for(timeout=seconds * 1000)
+        return output.inner_text()
+
+    def dark(self, on: bool = True) -> None:
+        self.page.get_by_role("menuitem", name="Settings", exact=True).click()
+        self.page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Theme$")).hover()
+        name = "JupyterLab Dark" if on else "JupyterLab Light"
+        self.page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{name}$")).click()
+        self.page.wait_for_selector(f"body[data-jp-theme-light='{'false' if on else 'true'}']", state="attached")
+
+    def screenshot(self, name: str) -> pathlib.Path:
+        ARTIFACTS.mkdir(exist_ok=True)
+        path = ARTIFACTS / f"{name}.png"
+        self.page.screenshot(path=path)
+        return path
+
+    def canvas_pixels(self) -> list[np.ndarray]:
+        """The pixels of every orbital canvas, as the browser shows them."""
+        boxes = self.page.locator(".qptlab-viewer-canvas")
+        images = []
+        for index in range(boxes.count()):
+            boxes.nth(index).scroll_into_view_if_needed()
+            images.append(np.asarray(Image.open(io.BytesIO(boxes.nth(index).screenshot())).convert("RGB")))
+        return images
+
+
+def share_of(pixels: np.ndarray, colour: str, tolerance: int = 60) -> float:
+    """The share of pixels whose hue is near a colour, whatever the lighting: not blank, and not a frame."""
+    target = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], dtype=float)
+    scale = pixels.max(axis=-1, keepdims=True) / target.max()
+    near = np.abs(pixels - scale * target).max(axis=-1) < tolerance * scale[..., 0]
+    return float((near & (pixels.max(axis=-1) > 60) & (np.ptp(pixels, axis=-1) > 50)).mean())
