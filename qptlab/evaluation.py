@@ -18,7 +18,7 @@ from qptlab.models.predictor import Predictor
 from qptlab.models.qpt import Prediction
 from qptlab.molecule import Molecule, read_xyz
 from qptlab.reference import ErrorSummary, TestSet
-from qptlab.units import HARTREE_MEV
+from qptlab.units import HARTREE_MEV, significant
 
 ERROR_COLUMNS = {
     "energy_mae_mev": "energy MAE, meV",
@@ -97,7 +97,7 @@ class Evaluation:
         head = f"{'':28}" + "".join(f"{title:>{width + 2}}" for title in ERROR_COLUMNS.values())
         lines = [f"{self.n} geometries, {self.method}, against converged PySCF", head]
         for name, summary in self.rows():
-            lines.append(f"{name:28}" + "".join(f"{value:>{width + 2}.5g}" for value in summary))
+            lines.append(f"{name:28}" + "".join(f"{cell:>{width + 2}}" for cell in _cells(summary)))
         lines.append(
             f"seconds per geometry: QPT {self.seconds_per_geometry:.3g}, "
             f"PySCF to convergence {self.pyscf_seconds_per_geometry:.3g}"
@@ -107,11 +107,16 @@ class Evaluation:
     def _repr_html_(self) -> str:
         cells = "".join(f"<th>{title}</th>" for title in ERROR_COLUMNS.values())
         body = "".join(
-            f"<tr><th>{name}</th>" + "".join(f"<td>{value:.5g}</td>" for value in summary) + "</tr>"
+            f"<tr><th>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in _cells(summary)) + "</tr>"
             for name, summary in self.rows()
         )
         caption = f"{self.n} geometries, {self.method}, against converged PySCF"
         return f"<table><caption>{caption}</caption><tr><th></th>{cells}</tr>{body}</table>"
+
+
+def _cells(summary: ErrorSummary) -> list[str]:
+    """Four digits, for cosines six (their distance from 1 counts), and no powers of ten."""
+    return [significant(value, 6 if name == "mo_cosine" else 4) for name, value in summary._asdict().items()]
 
 
 def evaluate(

@@ -62,7 +62,7 @@ def training_figure() -> go.Figure:
     figure.update_yaxes(
         title="energy error, meV", type="log", dtick=1, exponentformat="power", row=1, col=2
     )
-    figure.update_layout(height=360, legend={"orientation": "h", "y": -0.2, "x": 0.5, "xanchor": "center"})
+    figure.update_layout(height=380, legend={"orientation": "h", "y": -0.3, "x": 0.5, "xanchor": "center"})
     return _dress(figure)
 
 
@@ -113,7 +113,7 @@ def parity_figure() -> go.Figure:
         )
     figure.update_xaxes(title="PySCF, eV")
     figure.update_yaxes(title="predicted, eV")
-    figure.update_layout(height=340, legend={"orientation": "h", "y": -0.25, "x": 0.5, "xanchor": "center"})
+    figure.update_layout(height=340, legend={"orientation": "h", "y": -0.32, "x": 0.5, "xanchor": "center"})
     return _dress(figure)
 
 
@@ -143,7 +143,7 @@ def _dress(figure: go.Figure) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": INK, "size": 12},
-        margin={"l": 70, "r": 20, "t": 40, "b": 60},
+        margin={"l": 70, "r": 20, "t": 40, "b": 90},
         # "Share chart" uploads to a server of plotly's.
         modebar={"remove": ["sendChartToCloud", "sendDataToCloud", "lasso2d", "select2d"]},
         uirevision="keep the zoom",
@@ -153,6 +153,14 @@ def _dress(figure: go.Figure) -> go.Figure:
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     return figure
+
+
+def fill(figure: go.Figure, traces: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Put new x and y into every trace of a figure, in one message where it is live."""
+    with figure.batch_update():
+        for trace, (x, y) in zip(figure.data, traces, strict=True):
+            # Lists: plotly 7.1's live figures fail on the browser's echo of a numpy array.
+            trace.update(x=x.tolist(), y=y.tolist())
 
 
 def widget(figure: go.Figure) -> go.FigureWidget:

@@ -103,10 +103,12 @@ class Session(traitlets.HasTraits):
           InputError: if the method cannot treat the molecule.
         """
         chosen = template(self.molecule, self.method)
-        gib = eri_bytes(chosen.nao) / 2**20
+        size = eri_bytes(chosen.nao)
+        memory = f"{size / 2**20:.3g} MiB" if size >= 2**20 else f"{size / 2**10:.3g} KiB"
+        charge = f"charge {self.molecule.charge:+d}, " if self.molecule.charge else ""
         return (
-            f"{self.molecule.formula}, charge {self.molecule.charge:+d}, {self.molecule.nelectron} "
-            f"electrons, {chosen.nao} atomic orbitals, {gib:.3g} MiB of two-electron integrals a geometry"
+            f"{self.molecule.formula}, {charge}{self.molecule.nelectron} electrons, "
+            f"{chosen.nao} atomic orbitals, {memory} of two-electron integrals a geometry"
         )
 
     # Training -------------------------------------------------------------------------------

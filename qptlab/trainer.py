@@ -23,6 +23,7 @@ from qptlab.molecule import Molecule
 from qptlab.reference import ErrorSummary, TestSet, errors, make_test_set
 from qptlab.run import Run
 from qptlab.training import TrainConfig, TrainState, initial_state, train
+from qptlab.units import significant
 
 VALIDATION_STRIDE = 8
 """Frames of the validation trajectory from one geometry to the next (40 fs): nearly independent."""
@@ -288,7 +289,7 @@ class Trainer:
             "no_network_mae_mev": self._baselines[0].energy_mae_mev,
             "pyscf_stopped_mae_mev": self._baselines[1].energy_mae_mev,
         }
-        text = f"validation error {summary.energy_mae_mev:.3g} meV"
+        text = f"validation error {significant(summary.energy_mae_mev)} meV"
         self._emit("validation", text, {"step": self.step, **row})
         return row
 

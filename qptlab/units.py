@@ -4,6 +4,8 @@ The values are those of PySCF (CODATA 2010), so that a geometry in ångström me
 positions, to the last bit, in both programs.
 """
 
+import numpy as np
+
 BOHR_ANGSTROM = 0.52917721092
 """One bohr in ångström."""
 
@@ -18,3 +20,12 @@ AU_DEBYE = 2.5417464157449032
 
 CHEMICAL_ACCURACY_MEV = 43.364
 """One kcal/mol in millielectronvolt, the field's usual mark of chemical accuracy."""
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number for people: so many significant digits, and no power of ten.
+
+    >>> significant(2344.12), significant(0.00017839)
+    ('2340', '0.000178')
+    """
+    return np.format_float_positional(value, digits, fractional=False, trim="-")

@@ -91,7 +91,8 @@ class Lab:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(f"{address}/lab/tree/{notebook}?token={TOKEN}")
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
-        self.idle(90)
+        # A cell run before the kernel has answered is lost.
+        self.page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=90_000)
 
     def _route(self, route: Route) -> None:
         address = route.request.url
@@ -102,14 +103,8 @@ class Lab:
             route.abort()
 
     def close(self) -> None:
+        self.page.unroute_all(behavior="ignoreErrors")
         self.page.close()
-
-    def idle(self, seconds: float) -> None:
-        """Wait until the kernel is connected and idle."""
-        self.page.wait_for_selector(
-            ".jp-NotebookPanel-toolbar [data-status='idle'], .jp-Notebook-ExecutionIndicator[data-status='idle']",
-            timeout=seconds * 1000,
-        )
 
     def cells(self):
         return self.page.locator(".jp-Notebook .jp-Cell.jp-CodeCell")

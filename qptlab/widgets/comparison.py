@@ -28,9 +28,9 @@ class Comparison(ipw.VBox):
             tooltip="The model as trained so far, on geometries it was never trained on",
         )
         self._message = ipw.HTML()
-        self._table = ipw.HTML("No comparison yet.")
+        self._table = ipw.HTML()
         self.figure = plots.widget(plots.parity_figure())
-        super().__init__([ipw.HBox([self._button, self._message]), self._table, self.figure])
+        super().__init__([ipw.HBox([self._button, self._message]), self._table])
         self._button.on_click(lambda _: self.session.compare())
         self.session.observe(self._show_message, "message")
         self.session.observe(lambda _: self.update(), "evaluation")
@@ -44,8 +44,8 @@ class Comparison(ipw.VBox):
         found = self.session.evaluation
         if found is None:
             self._table.value = "No comparison yet."
+            self.children = self.children[:2]
             return
         self._table.value = f'{_STYLE}<div class="qptlab-table">{found._repr_html_()}</div>'
-        with self.figure.batch_update():
-            for trace, (x, y) in zip(self.figure.data, plots.parity_traces(found), strict=True):
-                trace.x, trace.y = x, y
+        plots.fill(self.figure, plots.parity_traces(found))
+        self.children = (*self.children[:2], self.figure)

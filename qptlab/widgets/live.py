@@ -39,6 +39,12 @@ async def _tick() -> None:
             if getattr(view, "comm", None) is None:  # closed
                 _views.discard(view)
                 continue
-            view.refresh()
+            try:
+                view.refresh()
+            except Exception as error:  # noqa: BLE001  one broken view must not freeze the others
+                _views.discard(view)
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": f"qptlab: {type(view).__name__} is no longer kept fresh", "exception": error}
+                )
             await asyncio.sleep(0)  # a cell that waits gets its turn between two views
         await asyncio.sleep(INTERVAL_SECONDS)

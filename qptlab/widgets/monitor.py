@@ -6,6 +6,7 @@ import ipywidgets as ipw
 
 from qptlab import plots
 from qptlab.session import Session
+from qptlab.units import significant
 from qptlab.widgets.live import keep_fresh
 from qptlab.widgets.picker import message_html
 
@@ -82,20 +83,14 @@ class TrainingMonitor(ipw.VBox):
 
     def _show_rows(self, trainer) -> None:
         rows = trainer.rows
-        if not rows:
-            self._numbers.value = ""
-            with self.figure.batch_update():
-                for trace in self.figure.data:
-                    trace.x = trace.y = ()
-            return
-        last = rows[-1]
-        self._progress.value = trainer.train_config.progress(last["step"], last["seconds"])
-        self._numbers.value = _numbers(rows)
+        self._progress.value = (
+            trainer.train_config.progress(rows[-1]["step"], rows[-1]["seconds"]) if rows else 0.0
+        )
+        self._numbers.value = _numbers(rows) if rows else ""
         zero, name = self.session.energy_zero()
         with self.figure.batch_update():
-            for trace, (x, y) in zip(self.figure.data, plots.training_traces(rows, zero), strict=True):
-                trace.x, trace.y = x, y
-            self.figure.layout.yaxis.title.text = f"E − {name}, eV"
+            plots.fill(self.figure, plots.training_traces(rows, zero))
+            self.figure.update_yaxes(title_text=f"E − {name}, eV", col=1)
 
 
 def _numbers(rows: list[dict]) -> str:
@@ -113,8 +108,10 @@ def _numbers(rows: list[dict]) -> str:
     ]
     if judged is not None:
         facts += [
-            ("validation error", f"<b>{judged['validation_mae_mev']:.3g} meV</b>"),
-            ("no network", f"{judged['no_network_mae_mev']:.3g} meV"),
-            ("PySCF, same Fock builds", f"{judged['pyscf_stopped_mae_mev']:.3g} meV"),
+            (name, f"<b>{significant(judged[column])} meV</b>")
+            for name, column in (
+                ("validation error", "validation_mae_mev"), ("no network", "no_network_mae_mev"),
+                ("PySCF, same Fock builds", "pyscf_stopped_mae_mev"),
+            )
         ]
     return " · ".join(f"{name} {value}" for name, value in facts)

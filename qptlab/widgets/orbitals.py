@@ -46,12 +46,15 @@ class Orbitals(ipw.VBox):
         controls = ipw.HBox([self._choice, self._geometry, self._again, self._isovalue, self._save])
         super().__init__([controls, self._message, self.viewer])
         self._isovalue.observe(self._set_isovalue, "value")
-        self._choice.observe(lambda _: self.update(), "value")
-        self._geometry.observe(lambda _: self.update(), "value")
+        self._choice.observe(self._choose, "value")
+        self._geometry.observe(self._choose, "value")
         self._again.on_click(lambda _: self.update())
         self._save.on_click(lambda _: self.save())
         self.session.observe(self._show_message, "message")
         keep_fresh(self)
+
+    def _choose(self, _) -> None:
+        self.update()
 
     def _set_isovalue(self, change) -> None:
         self.viewer.isovalue = change["new"]
@@ -60,12 +63,17 @@ class Orbitals(ipw.VBox):
         self._message.value = message_html(self.session, "orbitals", self._message.value)
 
     def refresh(self) -> None:
-        """Offer the orbitals as soon as there are any, and show the HOMO first."""
+        """Offer the orbitals as soon as there are any, the HOMO first; predict anew at every halt."""
         trainer = self.session.trainer
-        known = (id(trainer), bool(trainer and trainer.validation and trainer.step))
+        halted = self.session.training_status in ("paused", "finished", "stopped")
+        known = (id(trainer), bool(trainer and trainer.validation and trainer.step), halted)
         if known == self._known:
             return
+        is_news = self._known is None or known[:2] != self._known[:2]
         self._known = known
+        if not is_news:
+            self.update()
+            return
         choices = self.session.orbital_choices()
         for control in (self._choice, self._again, self._save):
             control.disabled = not choices
@@ -73,9 +81,11 @@ class Orbitals(ipw.VBox):
             return
         self._geometry.max = len(trainer.validation.positions) - 1
         homo = trainer.molecule.nelectron // 2 - 1
-        with self._choice.hold_trait_notifications():
-            self._choice.options = choices
-            self._choice.value = homo
+        # New options select the first of them; nobody wants to wait for that one.
+        self._choice.unobserve(self._choose, "value")
+        self._choice.options = choices
+        self._choice.value = homo
+        self._choice.observe(self._choose, "value")
         self.update()
 
     def update(self) -> None:

@@ -96,6 +96,7 @@ class MoleculePicker(ipw.VBox):
     def update(self) -> None:
         """Show the session's molecule."""
         mol = self.session.molecule
+        self._names.value = mol.name if mol.name in BUILTIN else "—"
         picture = preview.preview_html(mol.symbols, mol.positions_angstrom, width=320, height=200)
         label = f'<div role="img" aria-label="{html.escape(mol.formula)} in 3D">{picture}</div>'
         self._preview.outputs = (

@@ -4,6 +4,8 @@
 const POSITIVE = "#0072B2"; // Okabe–Ito blue
 const NEGATIVE = "#E69F00"; // Okabe–Ito orange
 const MAX_CONTEXTS = 8; // Chromium drops WebGL contexts beyond 16 without a word
+const FIT = 1.7; // zoomTo leaves 1.7 times a molecule's size in view
+const LOBES = 3.5; // ångström that orbitals reach beyond the nuclei, both sides together
 const open = (globalThis.__qptlabViewers ??= []);
 
 function sentence(box, text) {
@@ -71,6 +73,9 @@ class Scene {
       for (const b of this.panels) if (a !== b) a.viewer.linkViewer(b.viewer);
     this.watcher = new ResizeObserver(() => this.panels.forEach(({ viewer }) => viewer.resize()));
     this.watcher.observe(this.box);
+    this.themes = new MutationObserver(() => this.paint());
+    this.themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "class"] });
+    this.paint();
     this.fresh = true;
   }
 
@@ -85,8 +90,15 @@ class Scene {
     canvas.addEventListener("keydown", (event) => this.turn(event, index));
     figure.append(caption, canvas);
     this.box.appendChild(figure);
-    const viewer = $3Dmol.createViewer(canvas, { backgroundColor: "white", backgroundAlpha: 0, antialias: true });
+    const viewer = $3Dmol.createViewer(canvas, { antialias: true });
     return { canvas, caption, viewer };
+  }
+
+  // An opaque background in the theme's colour: on a transparent one, translucent surfaces fade.
+  paint() {
+    const colour = getComputedStyle(this.box).backgroundColor;
+    const [r, g, b] = colour.match(/[\d.]+/g)?.map(Number) ?? [255, 255, 255];
+    for (const { viewer } of this.panels) viewer.setBackgroundColor((r << 16) | (g << 8) | b, 1);
   }
 
   turn(event, index) {
@@ -131,9 +143,19 @@ class Scene {
       if (this.fresh) viewer.zoomTo();
       viewer.render();
     });
-    if (this.fresh && this.panels.length) this.panels[0].viewer.zoom(0.8);
+    if (this.fresh && this.panels.length) this.aim(this.panels[0].viewer);
     this.fresh = false;
     this.report("ready", performance.now() - began);
+  }
+
+  // A first view in which the lobes fit and a p orbital along an axis does not hide half of itself.
+  aim(viewer) {
+    const atoms = this.model.get("positions_angstrom");
+    const spans = [0, 1, 2].map((k) => Math.max(...atoms.map((r) => r[k])) - Math.min(...atoms.map((r) => r[k])));
+    const size = Math.hypot(...spans);
+    viewer.zoom((FIT * Math.max(size, 5)) / (size + LOBES)); // zoomTo never looks closer than 5 Å
+    viewer.rotate(-65, "x");
+    viewer.rotate(20, "y");
   }
 
   report(status, milliseconds = 0) {
@@ -153,6 +175,7 @@ class Scene {
 
   dispose() {
     this.watcher?.disconnect();
+    this.themes?.disconnect();
     for (const { canvas, viewer } of this.panels) {
       viewer.removeAllShapes();
       viewer.removeAllModels();
