@@ -117,9 +117,14 @@ def parity_figure() -> go.Figure:
     return _dress(figure)
 
 
+def lowest_energy(found: Evaluation) -> float:
+    """PySCF's energy of the most stable geometry, hartree."""
+    return min(answer.energy for answer in found.test_set.converged)
+
+
 def parity_traces(found: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
-    """X and y of every trace of `parity_figure`, in its order; energies relative to the lowest."""
-    zero = min(answer.energy for answer in found.test_set.converged)
+    """X and y of every trace of `parity_figure`, in its order; energies above `lowest_energy`."""
+    zero = lowest_energy(found)
     shown = found.nocc + 1
     traces = []
     for pick in (

@@ -158,9 +158,7 @@ class Lab:
         return images
 
 
-def share_of(pixels: np.ndarray, colour: str, tolerance: int = 60) -> float:
-    """The share of pixels whose hue is near a colour, whatever the lighting: not blank, and not a frame."""
-    target = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], dtype=float)
-    scale = pixels.max(axis=-1, keepdims=True) / target.max()
-    near = np.abs(pixels - scale * target).max(axis=-1) < tolerance * scale[..., 0]
-    return float((near & (pixels.max(axis=-1) > 60) & (np.ptp(pixels, axis=-1) > 50)).mean())
+def shares(pixels: np.ndarray) -> tuple[float, float]:
+    """The shares of pixels that are blue and orange, whatever the light: the two signs of an orbital."""
+    red, _, blue = np.moveaxis(pixels.astype(int), -1, 0)
+    return float((blue - red > 60).mean()), float((red - blue > 60).mean())

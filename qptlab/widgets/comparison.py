@@ -30,7 +30,8 @@ class Comparison(ipw.VBox):
         self._message = ipw.HTML()
         self._table = ipw.HTML()
         self.figure = plots.widget(plots.parity_figure())
-        super().__init__([ipw.HBox([self._button, self._message]), self._table])
+        self._plot = ipw.Box([self.figure], layout={"display": "none"})
+        super().__init__([ipw.HBox([self._button, self._message]), self._table, self._plot])
         self._button.on_click(lambda _: self.session.compare())
         self.session.observe(self._show_message, "message")
         self.session.observe(lambda _: self.update(), "evaluation")
@@ -44,8 +45,11 @@ class Comparison(ipw.VBox):
         found = self.session.evaluation
         if found is None:
             self._table.value = "No comparison yet."
-            self.children = self.children[:2]
+            self._plot.layout.display = "none"
             return
         self._table.value = f'{_STYLE}<div class="qptlab-table">{found._repr_html_()}</div>'
-        plots.fill(self.figure, plots.parity_traces(found))
-        self.children = (*self.children[:2], self.figure)
+        self._plot.layout.display = "block"
+        with self.figure.batch_update():
+            plots.fill(self.figure, plots.parity_traces(found))
+            title = f"PySCF, eV above {plots.lowest_energy(found):.4f} hartree"
+            self.figure.update_xaxes(title_text=title, col=1)
