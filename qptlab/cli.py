@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 import typer
@@ -36,7 +36,7 @@ app = typer.Typer(
 _stderr = Console(stderr=True, highlight=False)
 
 # typer brings its own copy of click from 0.20 on; this is the class of usage errors in either case.
-_UsageError = typer.BadParameter.__mro__[1]
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 MoleculeArgument = Annotated[
     str, typer.Argument(metavar="MOLECULE", help="A built-in name, a SMILES or an XYZ file (ångström).")
@@ -286,6 +286,8 @@ def lab(
     elif not notebook.exists():
         raise InputError(f"notebook {notebook} does not exist; a path to an .ipynb file would do.")
     command = [sys.executable, "-m", "jupyterlab", *([str(notebook)] if notebook else [])]
+    if os.geteuid() == 0:
+        command.append("--allow-root")  # in containers there is often no other user
     raise typer.Exit(1 if subprocess.run(command, check=False).returncode else 0)
 
 

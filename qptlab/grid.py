@@ -55,7 +55,7 @@ def becke_grid(
     positions: Float[Array, "natm 3"], grid: GridTemplate
 ) -> tuple[Float[Array, "ngrids 3"], Float[Array, " ngrids"]]:
     """Points (bohr) and weights (cubic bohr) of the molecular grid."""
-    coords = grid.offsets + positions[grid.owner]
+    coords = jnp.asarray(grid.offsets) + positions[grid.owner]
     natm = positions.shape[0]
     eye = jnp.eye(natm)
     distance = jnp.linalg.norm(coords[:, None] - positions, axis=-1)
@@ -71,7 +71,7 @@ def becke_grid(
 
     cells = jax.lax.map(cell, jnp.arange(natm))
     own = jnp.take_along_axis(cells, jnp.asarray(grid.owner)[None], axis=0)[0]
-    return coords, grid.volumes * own / jnp.sum(cells, axis=0)
+    return coords, jnp.asarray(grid.volumes) * own / jnp.sum(cells, axis=0)
 
 
 def solid_harmonics(r: Float[Array, "*points 3"], l: int) -> Float[Array, "*points nm"]:

@@ -130,18 +130,17 @@ class Template:
         return jax.jit(self._complete)
 
     def _complete(self, host: HostIntegrals) -> Integrals:
-        coords, weights = grid.becke_grid(host.positions, self.grid_template)
-        aos = grid.eval_aos(
-            host.positions, coords, self.shells, derivatives=xc.is_gga(self.method.xc)
-        )
-        chol = jnp.linalg.cholesky(host.overlap)
-        projection = jax.scipy.linalg.cho_solve((chol, True), jnp.asarray(host.minao_overlap))
+        positions, overlap, hcore, eri, e_nuc, minao_overlap = map(jnp.asarray, host)
+        coords, weights = grid.becke_grid(positions, self.grid_template)
+        aos = grid.eval_aos(positions, coords, self.shells, derivatives=xc.is_gga(self.method.xc))
+        chol = jnp.linalg.cholesky(overlap)
+        projection = jax.scipy.linalg.cho_solve((chol, True), minao_overlap)
         return Integrals(
-            positions=host.positions,
-            overlap=host.overlap,
-            hcore=host.hcore,
-            eri=host.eri,
-            e_nuc=host.e_nuc,
+            positions=positions,
+            overlap=overlap,
+            hcore=hcore,
+            eri=eri,
+            e_nuc=e_nuc,
             orthogonaliser=jax.scipy.linalg.solve_triangular(chol, jnp.eye(self.nao), lower=True).T,
             dm_guess=(projection * self._minao_occupation) @ projection.T,
             aos=aos,
@@ -186,7 +185,7 @@ def _cached_template(symbols, charge, method, positions_bytes):
         method=method,
         shells=_shells(pyscf_mol),
         grid_template=_grid_template(pyscf_mol, method.grid_level),
-        ao_atom=np.array([label[0] for label in pyscf_mol.ao_labels(fmt=None)]),
+        ao_atom=np.array([label[0] for label in pyscf_mol.ao_labels(fmt=False)]),
         ao_labels=tuple(label.strip() for label in pyscf_mol.ao_labels()),
         _pyscf=pyscf_mol,
         _minao=minao,
@@ -231,7 +230,7 @@ def dipole_integrals(mol: Molecule, method: Method) -> Float[np.ndarray, "3 nao 
 
 def _moved(mol: gto.Mole, positions: np.ndarray) -> gto.Mole:
     """A copy at other positions; coordinates live in `_env`, so nothing is parsed again."""
-    moved = mol.copy(deep=False)
+    moved = mol.copy(deep=False)  # pyright: ignore[reportCallIssue]
     moved._env = mol._env.copy()
     moved._env[mol._atm[:, gto.PTR_COORD, None] + np.arange(3)] = positions
     return moved
@@ -244,7 +243,7 @@ def _minao(mol: gto.Mole) -> tuple[gto.Mole, np.ndarray]:
     kept apart, a new geometry costs one overlap integral. A test holds the two equal.
     """
     elements = {symbol: _minao_shells(symbol) for symbol in {atom[0] for atom in mol._atom}}
-    minao = mol.copy(deep=False)
+    minao = mol.copy(deep=False)  # pyright: ignore[reportCallIssue]
     minao._atm, minao._bas, minao._env = minao.make_env(
         mol._atom, {symbol: shells for symbol, (shells, _) in elements.items()}, []
     )

@@ -7,12 +7,14 @@ import io
 import pathlib
 import warnings
 from collections.abc import Sequence
+from typing import cast
 
 import ase
 import ase.data
 import ase.io
 import numpy as np
 from ase.io.extxyz import XYZError
+from ase.io.formats import UnknownFileTypeError
 from jaxtyping import Float
 
 from qptlab.errors import InputError
@@ -138,7 +140,13 @@ class Molecule:
           InputError: if the text does not parse or no conformer is found.
         """
         from rdkit import Chem, rdBase
-        from rdkit.Chem import AllChem
+        from rdkit.Chem.rdDistGeom import EmbedMolecule
+        from rdkit.Chem.rdForceFieldHelpers import (
+            MMFFHasAllMoleculeParams,
+            MMFFOptimizeMolecule,
+            UFFHasAllMoleculeParams,
+            UFFOptimizeMolecule,
+        )
 
         text = smiles.strip()
         hint = "a valid SMILES string of one molecule, such as CCO for ethanol, would do."
@@ -149,12 +157,12 @@ class Molecule:
             if graph is None or graph.GetNumAtoms() == 0:
                 raise InputError(f"SMILES {text!r} does not parse; {hint}")
             graph = Chem.AddHs(graph)
-            if AllChem.EmbedMolecule(graph, randomSeed=7) != 0:
+            if EmbedMolecule(graph, randomSeed=7) != 0:
                 raise InputError(f"no 3D structure was found for SMILES {text!r}; an XYZ file would do.")
-            if AllChem.MMFFHasAllMoleculeParams(graph):
-                AllChem.MMFFOptimizeMolecule(graph)
-            elif AllChem.UFFHasAllMoleculeParams(graph):
-                AllChem.UFFOptimizeMolecule(graph)
+            if MMFFHasAllMoleculeParams(graph):
+                MMFFOptimizeMolecule(graph)
+            elif UFFHasAllMoleculeParams(graph):
+                UFFOptimizeMolecule(graph)
         symbols = tuple(atom.GetSymbol() for atom in graph.GetAtoms())
         positions = graph.GetConformer().GetPositions() / BOHR_ANGSTROM
         return cls(symbols, positions, Chem.GetFormalCharge(graph), text)
@@ -208,20 +216,22 @@ def read_xyz(source: str | pathlib.Path) -> list[Molecule]:
     Raises:
       InputError: if it cannot be read, is cut short, or a frame is no usable molecule.
     """
-    is_text = isinstance(source, str) and "\n" in source
-    title = "the XYZ text" if is_text else str(source)
-    name = "" if is_text else pathlib.Path(source).stem
+    if isinstance(source, str) and "\n" in source:
+        title, name, path = "the XYZ text", "", None
+    else:
+        path = pathlib.Path(source)
+        title, name = str(source), path.stem
     try:
-        text = source if is_text else _read_limited(pathlib.Path(source))
+        text = str(source) if path is None else _read_limited(path)
         if len(text) > MAX_XYZ_BYTES:
             raise InputError(f"{title} is larger than {MAX_XYZ_BYTES // 10**6} MB; a part of it would do.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ASE warns of unusual comments; the atoms are what counts
-            frames = ase.io.read(io.StringIO(text.lstrip("\ufeff")), index=":", format="extxyz")
+            frames = _frames(text.lstrip("\ufeff"))
     except OSError as error:
         raise InputError(f"{title} cannot be read ({error.strerror}); an XYZ file would do.") from None
     except (XYZError, ValueError, KeyError, IndexError, StopIteration, TypeError, RuntimeError,
-            AttributeError, ase.io.formats.UnknownFileTypeError) as error:
+            AttributeError, UnknownFileTypeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
@@ -231,6 +241,10 @@ def read_xyz(source: str | pathlib.Path) -> list[Molecule]:
     if not frames:
         raise InputError(f"{title} holds no frame; at least one would do.")
     return [_frame(frame, index, name or title, len(frames)) for index, frame in enumerate(frames)]
+
+
+def _frames(text: str) -> list[ase.Atoms]:
+    return cast(list[ase.Atoms], ase.io.read(io.StringIO(text), index=":", format="extxyz"))
 
 
 def _frame(atoms: ase.Atoms, index: int, title: str, nframes: int) -> Molecule:
@@ -282,7 +296,7 @@ def _check_positions(symbols: Sequence[str], positions: np.ndarray, title: str) 
 @functools.cache
 def _builtin() -> dict[str, Molecule]:
     text = importlib.resources.files("qptlab").joinpath("molecules.xyz").read_text()
-    frames = ase.io.read(io.StringIO(text), index=":", format="extxyz")
+    frames = _frames(text)
     return {frame.info["name"]: Molecule.from_ase(frame) for frame in frames}
 
 

@@ -160,12 +160,12 @@ def _dress(figure: go.Figure) -> go.Figure:
     return figure
 
 
-def fill(figure: go.Figure, traces: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+def fill(figure: go.Figure | go.FigureWidget, traces: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
     """Put new x and y into every trace of a figure, in one message where it is live."""
     with figure.batch_update():
-        for trace, (x, y) in zip(figure.data, traces, strict=True):
+        for index, (x, y) in enumerate(traces):
             # Lists: plotly 7.1's live figures fail on the browser's echo of a numpy array.
-            trace.update(x=x.tolist(), y=y.tolist())
+            figure.update_traces(x=x.tolist(), y=y.tolist(), selector=index)
 
 
 def widget(figure: go.Figure) -> go.FigureWidget:

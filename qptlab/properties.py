@@ -34,18 +34,17 @@ class Box(NamedTuple):
     shape: tuple[int, int, int]
 
 
-def dipole_debye(mol: Molecule, method: Method, dm: Float[Array, "nao nao"]) -> np.ndarray:
+def dipole_debye(mol: Molecule, method: Method, dm: Float[Array | np.ndarray, "nao nao"]) -> np.ndarray:
     """Dipole moment of a density matrix, debye, origin at zero.
 
     Raises:
       ValueError: if the matrix does not fit the molecule and basis.
     """
     moments = integrals.dipole_integrals(mol, method)
-    dm = np.asarray(dm)
     if dm.shape != moments.shape[1:]:
         raise ValueError(f"a density matrix of shape {dm.shape} was given; {moments.shape[1:]} would do.")
     nuclear = mol.atomic_numbers @ mol.positions
-    return (nuclear - np.einsum("xij,ij->x", moments, dm)) * AU_DEBYE
+    return (nuclear - np.einsum("xij,ij->x", moments, np.asarray(dm))) * AU_DEBYE
 
 
 def box(mol: Molecule, points: int = 60) -> Box:
@@ -62,7 +61,7 @@ def box(mol: Molecule, points: int = 60) -> Box:
 
 
 def orbital_on_box(
-    mol: Molecule, template: Template, mo_coeff: Float[Array, " nao"], where: Box
+    mol: Molecule, template: Template, mo_coeff: Float[Array | np.ndarray, " nao"], where: Box
 ) -> Float[np.ndarray, "nx ny nz"]:
     """Values of one orbital on a box, bohr^(−3/2), float32.
 

@@ -62,7 +62,7 @@ def scf(mol: Molecule, method: Method | None = None) -> SCFResult:
     >>> import qptlab as ql
     >>> result = ql.scf(ql.Molecule.from_name("hydrogen"), ql.Method("lda", "sto-3g", grid_level=0))
     >>> bool(result.converged), round(float(result.energy), 3)
-    (True, -1.117)
+    (True, -1.119)
     """
     method = method or Method()
     return solve(integrals.build_integrals(mol, method), method.xc)
@@ -99,7 +99,7 @@ def solve(ints: Integrals, xc: str) -> SCFResult:
     fock, e_tot, error = evaluate(ints.dm_guess)
     empty = jnp.zeros((DIIS_SPACE, nao, nao))
     start = _Search(
-        ints.dm_guess, fock, e_tot, jnp.inf, jnp.max(jnp.abs(error)),
+        ints.dm_guess, fock, e_tot, jnp.asarray(jnp.inf), jnp.max(jnp.abs(error)),
         empty.at[0].set(fock), empty.at[0].set(error), jnp.asarray(0),
     )
     end = jax.lax.while_loop(lambda s: ~_is_converged(s) & (s.cycles < MAX_CYCLES), cycle, start)

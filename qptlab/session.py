@@ -19,6 +19,7 @@ from qptlab.method import FUNCTIONALS, GRID_LEVELS, Method
 from qptlab.models.qpt import PRESETS, QPTConfig
 from qptlab.molecule import Molecule
 from qptlab.properties import Box
+from qptlab.reference import TestSet
 from qptlab.trainer import Trainer
 from qptlab.training import TrainConfig
 from qptlab.units import HARTREE_EV
@@ -76,8 +77,13 @@ class Session(traitlets.HasTraits):
     seed = traitlets.Int(0, min=0)
     out = traitlets.Unicode("", help="the run's folder; empty for a new one under runs/")
     message = traitlets.Instance(Message, args=("", "molecule", False))
-    trainer = traitlets.Instance(Trainer, allow_none=True)
-    evaluation = traitlets.Instance(Evaluation, allow_none=True)
+    # Pyright does not solve traitlets' own overload for None.
+    trainer: traitlets.Instance[Trainer | None] = traitlets.Instance(  # pyright: ignore[reportAssignmentType]
+        Trainer, allow_none=True
+    )
+    evaluation: traitlets.Instance[Evaluation | None] = traitlets.Instance(  # pyright: ignore[reportAssignmentType]
+        Evaluation, allow_none=True
+    )
 
     def __init__(self, molecule: str | Molecule = "water", **choices):
         chosen = Molecule.parse(molecule) if isinstance(molecule, str) else molecule
@@ -172,15 +178,15 @@ class Session(traitlets.HasTraits):
     def compare(self) -> None:
         """Compare the model as trained so far with PySCF on the validation geometries."""
         with _Told(self, "comparison"):
-            trainer = self._judged_trainer()
-            self.evaluation = evaluate(trainer.predictor, trainer.validation)
+            trainer, validation = self._judged()
+            self.evaluation = evaluate(trainer.predictor, validation)
 
-    def _judged_trainer(self) -> Trainer:
+    def _judged(self) -> tuple[Trainer, TestSet]:
         if self.trainer is None or self.trainer.step == 0:
             raise InputError("there is no trained model yet; start a training first.")
         if self.trainer.validation is None:
             raise InputError("PySCF is still at work on the validation geometries; try again in a moment.")
-        return self.trainer
+        return self.trainer, self.trainer.validation
 
     # Orbitals -------------------------------------------------------------------------------
 
@@ -208,11 +214,11 @@ class Session(traitlets.HasTraits):
         Raises:
           InputError: before there is a model, or for an index out of range.
         """
-        trainer = self._judged_trainer()
-        truth = trainer.validation.converged[geometry]
+        trainer, validation = self._judged()
+        truth = validation.converged[geometry]
         if not 0 <= index < len(truth.mo_energy):
             raise InputError(f"orbital {index} does not exist; 0 to {len(truth.mo_energy) - 1} would do.")
-        positions = trainer.validation.positions[geometry]
+        positions = validation.positions[geometry]
         model = trainer.predictor.in_frame(positions)
         mol = trainer.molecule.with_positions(positions)
         where, basis = properties.box(mol, points), template(trainer.molecule, trainer.method)

@@ -77,7 +77,7 @@ class Orbitals(ipw.VBox):
         choices = self.session.orbital_choices()
         for control in (self._choice, self._again, self._save):
             control.disabled = not choices
-        if not choices:
+        if trainer is None or trainer.validation is None or not choices:
             return
         self._geometry.max = len(trainer.validation.positions) - 1
         homo = trainer.molecule.nelectron // 2 - 1
@@ -110,7 +110,7 @@ class Orbitals(ipw.VBox):
     def save(self) -> None:
         """Write the predicted orbital shown as a cube file and as a page, into the run's folder."""
         pair, trainer = self._pair, self.session.trainer
-        if pair is None or trainer is None:
+        if pair is None or trainer is None or self._choice.value is None:
             self.session.refuse("there is no orbital to save yet; choose one first.", "orbitals")
             return
         stem = trainer.out / f"orbital-{self._choice.value + 1}-step-{trainer.step}"

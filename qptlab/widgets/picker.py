@@ -125,7 +125,7 @@ def message_html(session: Session, topic: str, present: str) -> str:
     return f'<div role="status">{text}</div>'
 
 
-def _link(session: Session, name: str, widget: ipw.Widget) -> None:
+def _link(session: Session, name: str, widget: ipw.ValueWidget) -> None:
     """A two-way binding; a value that the session refuses is put back, with a sentence."""
 
     def to_session(change):

@@ -58,8 +58,8 @@ class OrbitalViewer(anywidget.AnyWidget):
         positions_angstrom: Float[np.ndarray, "natm 3"],
         volumes: Sequence[Float[np.ndarray, "nx ny nz"]],
         captions: Sequence[str],
-        origin_angstrom: Sequence[float],
-        spacing_angstrom: Sequence[float],
+        origin_angstrom: Float[np.ndarray, " 3"],
+        spacing_angstrom: Float[np.ndarray, " 3"],
     ) -> None:
         """Show a molecule with one or two volumes; the camera stays where it is.
 
