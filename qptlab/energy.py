@@ -15,6 +15,11 @@ from qptlab import xc as functionals
 from qptlab.integrals import Integrals
 
 
+MIN_GAP_HARTREE = 1e-6
+"""Between occupied and virtual levels. Below it rounding alone decides which orbital is filled, and
+a derivative would be large, finite and meaningless."""
+
+
 class EnergyTerms(NamedTuple):
     """Parts of the total energy, hartree; they sum to `e_tot`."""
 
@@ -129,8 +134,8 @@ def density_from_fock(fock: Float[Array, "nao nao"], ints: Integrals) -> Float[A
     """Density matrix of the doubly filled lowest orbitals of a Fock matrix.
 
     The reverse rule divides by occupied–virtual gaps alone, so degenerate levels inside either
-    space are harmless and a closed HOMO–LUMO gap is not: there the derivative is not finite
-    (first-order response; Helgaker, Jørgensen & Olsen 2000, ch. 10).
+    space are harmless and a closed HOMO–LUMO gap is not: below `MIN_GAP_HARTREE` the derivative
+    is NaN (first-order response; Helgaker, Jørgensen & Olsen 2000, ch. 10).
 
     Args:
       fock: symmetric, hartree. Differentiable.
@@ -164,7 +169,8 @@ def _density_backward(residuals, dm_bar):
     response = mo_coeff.T @ (dm_bar + dm_bar.T) @ mo_coeff
     crossing = ~occupied[:, None] & occupied[None, :]  # [virtual, occupied]
     gap = jnp.where(crossing, mo_energy[None, :] - mo_energy[:, None], 1.0)
-    rotation = jnp.where(crossing, response / gap, 0.0)
+    closed = jnp.any(crossing & (gap > -MIN_GAP_HARTREE))
+    rotation = jnp.where(crossing, response / jnp.where(closed, jnp.nan, gap), 0.0)
     fock_bar = mo_coeff @ (rotation + rotation.T) @ mo_coeff.T
     # Overlap: occupied–virtual rotation by −ε_i·dS, and renormalisation inside the occupied space.
     weighted = rotation * mo_energy[None, :]

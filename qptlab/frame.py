@@ -139,4 +139,5 @@ def _isomorphisms(ours: nx.Graph, theirs: nx.Graph, limit: int) -> Int[np.ndarra
         ours, theirs, node_match=lambda a, b: a["symbol"] == b["symbol"]
     )
     maps = itertools.islice(matcher.isomorphisms_iter(), limit)
-    return np.array([[found[i] for i in range(len(ours))] for found in maps], dtype=int)
+    orders = [[found[i] for i in range(len(ours))] for found in maps]
+    return np.array(orders, dtype=int).reshape(-1, len(ours))

@@ -59,7 +59,6 @@ class Molecule:
         """Check the record once, where it enters."""
         object.__setattr__(self, "symbols", tuple(self.symbols))
         positions = np.array(self.positions, dtype=np.float64)
-        positions.setflags(write=False)
         object.__setattr__(self, "positions", positions)
         _check_elements(self.symbols, self._title)
         _check_positions(self.symbols, positions, self._title)
@@ -121,7 +120,7 @@ class Molecule:
                 f"{name!r} is no built-in molecule; one of {', '.join(frames)} would do, "
                 "or a SMILES string, or the path of an XYZ file."
             )
-        return frames[key]
+        return frames[key].with_positions(frames[key].positions)  # a copy: its owner may change it
 
     @classmethod
     def from_xyz(cls, source: str | pathlib.Path) -> "Molecule":
@@ -175,7 +174,7 @@ class Molecule:
             if int(charge) != charge:
                 raise ValueError
         except (TypeError, ValueError):
-            raise InputError(f"charge {charge!r} is not a whole number; 0 or +1 would do.") from None
+            raise InputError(f"charge {charge} is not a whole number; 0 or +1 would do.") from None
         return cls(
             tuple(atoms.get_chemical_symbols()),
             atoms.get_positions() / BOHR_ANGSTROM,
@@ -223,20 +222,23 @@ def read_xyz(source: str | pathlib.Path) -> list[Molecule]:
         title, name = str(source), path.stem
     try:
         text = str(source) if path is None else _read_limited(path)
-        if len(text) > MAX_XYZ_BYTES:
-            raise InputError(f"{title} is larger than {MAX_XYZ_BYTES // 10**6} MB; a part of it would do.")
+    except OSError as error:
+        raise InputError(f"{title} cannot be read ({error.strerror}); an XYZ file would do.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{title} is not text; an XYZ file would do.") from None
+    if len(text) > MAX_XYZ_BYTES:
+        raise InputError(f"{title} is larger than {MAX_XYZ_BYTES // 10**6} MB; a part of it would do.")
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ASE warns of unusual comments; the atoms are what counts
             frames = _frames(text.lstrip("\ufeff"))
-    except OSError as error:
-        raise InputError(f"{title} cannot be read ({error.strerror}); an XYZ file would do.") from None
+    # What ASE's reader has been seen to raise on texts that are no XYZ.
     except (XYZError, ValueError, KeyError, IndexError, StopIteration, TypeError, RuntimeError,
             AttributeError, UnknownFileTypeError) as error:
-        if isinstance(error, InputError):
-            raise
+        why = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{title} is not complete XYZ ({str(error) or type(error).__name__}); each frame needs the "
-            "number of atoms, a comment line, and one line per atom: symbol, x, y, z in ångström."
+            f"{title} is not complete XYZ ({why}); each frame needs the number of atoms, a comment line, "
+            "and one line per atom: symbol, x, y, z in ångström."
         ) from None
     if not frames:
         raise InputError(f"{title} holds no frame; at least one would do.")

@@ -1,0 +1,75 @@
+"""Molecules, integrals and PySCF's answers, made once and shared by all tests."""
+
+import functools
+
+import numpy as np
+from pyscf import dft, gto, lib
+from scipy.spatial.transform import Rotation
+
+import qptlab as ql
+from qptlab.integrals import Template, build_integrals, template
+
+lib.num_threads(1)
+
+PYSCF_XC = {"lda": "lda,vwn", "pbe": "pbe,pbe"}
+
+
+@functools.cache
+def molecule(name: str, displaced: float = 0.0) -> ql.Molecule:
+    """A built-in molecule turned out of its axes, so that no integral vanishes by chance."""
+    mol = ql.Molecule.from_name(name)
+    rng = np.random.default_rng(len(name))
+    positions = Rotation.random(rng=rng).apply(mol.positions)
+    return mol.with_positions(positions + displaced * rng.normal(size=positions.shape))
+
+
+@functools.cache
+def ints(name: str, method: ql.Method, displaced: float = 0.0) -> ql.Integrals:
+    return build_integrals(molecule(name, displaced), method)
+
+
+@functools.cache
+def prepared(name: str, method: ql.Method) -> Template:
+    return template(molecule(name), method)
+
+
+def rks(mol: ql.Molecule, method: ql.Method) -> dft.rks.RKS:
+    """PySCF's own calculation, set up from nothing but symbols and positions."""
+    built = gto.M(
+        atom=list(zip(mol.symbols, mol.positions.tolist(), strict=True)), unit="Bohr",
+        basis=method.basis, charge=mol.charge, verbose=0,
+    )
+    mf = dft.RKS(built)
+    mf.xc = PYSCF_XC[method.xc]
+    mf.grids.level = method.grid_level
+    mf.conv_tol = 1e-11
+    mf.init_guess = "minao"
+    return mf
+
+
+@functools.cache
+def converged(name: str, method: ql.Method, displaced: float = 0.0) -> dft.rks.RKS:
+    mf = rks(molecule(name, displaced), method)
+    mf.kernel()
+    assert mf.converged
+    return mf
+
+
+def random_density(mol: ql.Molecule, method: ql.Method) -> np.ndarray:
+    """A density far from any solution: the guess's, with its orbitals mixed at random."""
+    mf = rks(mol, method)
+    _, mo_coeff = mf.eig(mf.get_fock(dm=mf.get_init_guess()), mf.get_ovlp())
+    rng = np.random.default_rng(3)
+    turn, _ = np.linalg.qr(np.eye(len(mo_coeff)) + 0.1 * rng.normal(size=mo_coeff.shape))
+    filled = (mo_coeff @ turn)[:, : mol.nelectron // 2]
+    return 2 * filled @ filled.T
+
+
+def random_symmetric(size: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
+    matrix = np.random.default_rng(seed).normal(size=(size, size)) * scale
+    return 0.5 * (matrix + matrix.T)
+
+
+def relabelled(template: Template, order: list[int]) -> np.ndarray:
+    """Where the AOs of a molecule stand after its atoms were put in another order."""
+    return np.concatenate([np.flatnonzero(template.ao_atom == atom) for atom in order])

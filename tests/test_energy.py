@@ -1,0 +1,114 @@
+"""One Kohn–Sham iteration against PySCF, finite differences and symmetry."""
+
+import cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tolerances as tol
+
+import qptlab as ql
+from qptlab.energy import coulomb, density_from_fock, energy, fock, kohn_sham, orbitals
+
+def hartree(ints):
+    """A Fock matrix with the molecule's full symmetry, which an integration grid has not."""
+    return ints.hcore + coulomb(ints.dm_guess, ints)
+
+
+LEVELS = [(xc, basis) for xc in ("lda", "pbe") for basis in ("sto-3g", "def2-svp")]
+
+
+@pytest.mark.parametrize("name", ["water", "ethanol"])
+@pytest.mark.parametrize(("xc", "basis"), LEVELS)
+def test_energy_and_fock_matrix_of_any_density_are_those_of_pyscf(name, xc, basis):
+    method = ql.Method(xc, basis)
+    mol, ints = cases.molecule(name), cases.ints(name, method)
+    dm = cases.random_density(mol, method)
+    mf = cases.rks(mol, method)
+    found = kohn_sham(jnp.asarray(dm), ints, xc)
+    assert float(found.terms.e_tot) == pytest.approx(mf.energy_tot(dm=dm), abs=tol.ENERGY_OF_DENSITY)
+    np.testing.assert_allclose(found.fock, mf.get_fock(dm=dm), atol=tol.FOCK_OF_DENSITY, rtol=0)
+
+
+@pytest.mark.parametrize("basis", ["def2-tzvp", "cc-pvdz", "6-31g*"])
+def test_other_bases_with_shells_up_to_f_give_pyscfs_fock_matrix(basis):
+    method = ql.Method("pbe", basis, grid_level=0)
+    mol, ints = cases.molecule("water"), cases.ints("water", method)
+    dm = cases.random_density(mol, method)
+    mf = cases.rks(mol, method)
+    found = kohn_sham(jnp.asarray(dm), ints, "pbe")
+    assert float(found.terms.e_tot) == pytest.approx(mf.energy_tot(dm=dm), abs=tol.ENERGY_OF_DENSITY)
+    np.testing.assert_allclose(found.fock, mf.get_fock(dm=dm), atol=tol.FOCK_OF_DENSITY, rtol=0)
+
+
+@pytest.mark.parametrize("xc", ["lda", "pbe"])
+def test_fock_matrix_is_the_derivative_of_the_energy(xc):
+    ints = cases.ints("water", ql.Method(xc, "sto-3g"))
+    dm = jnp.asarray(cases.random_density(cases.molecule("water"), ql.Method(xc, "sto-3g")))
+    derivative = jax.grad(lambda d: energy(0.5 * (d + d.T), ints, xc))(dm)
+    np.testing.assert_allclose(derivative, fock(dm, ints, xc), atol=tol.DERIVATIVE_IDENTITY, rtol=0)
+
+
+def test_parts_of_the_energy_sum_to_the_total_and_electrons_are_counted():
+    ints = cases.ints("water", ql.Method("pbe", "sto-3g"))
+    found = kohn_sham(ints.dm_guess, ints, "pbe")
+    terms = found.terms
+    assert float(terms.e_core + terms.e_coul + terms.e_xc + terms.e_nuc) == float(terms.e_tot)
+    dm = density_from_fock(found.fock, ints)
+    assert float(jnp.sum(dm * ints.overlap)) == pytest.approx(10, abs=tol.ROUNDING)
+    np.testing.assert_allclose(dm @ ints.overlap @ dm, 2 * dm, atol=tol.ROUNDING)
+
+
+@pytest.mark.parametrize("name", ["water", "methane", "benzene"])
+@pytest.mark.parametrize("argument", ["fock", "overlap"])
+def test_derivative_of_the_density_equals_finite_differences(name, argument):
+    """Methane and benzene have degenerate levels, where a derivative through eigh is not finite."""
+    ints = cases.ints(name, ql.Method("lda", "sto-3g", grid_level=0))
+    start = hartree(ints)
+    weight = jnp.asarray(cases.random_symmetric(ints.nao, seed=1))
+    direction = jnp.asarray(cases.random_symmetric(ints.nao, seed=2, scale=0.1))
+
+    @jax.jit
+    def along(step):
+        if argument == "fock":
+            return jnp.sum(weight * density_from_fock(start + step * direction, ints))
+        overlap = ints.overlap + 0.1 * step * direction
+        chol = jnp.linalg.cholesky(overlap)
+        x = jax.scipy.linalg.solve_triangular(chol, jnp.eye(ints.nao), lower=True).T
+        moved = ints._replace(overlap=overlap, orthogonaliser=jax.lax.stop_gradient(x))
+        return jnp.sum(weight * density_from_fock(start, moved))
+
+    slope = float(jax.grad(along)(0.0))
+    # Central differences of fourth order: the error left is rounding divided by the step.
+    h = 1e-3
+    difference = float((8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h))
+    assert np.isfinite(slope)
+    assert slope == pytest.approx(difference, rel=tol.FINITE_DIFFERENCE)
+
+
+def test_degenerate_levels_of_methane_and_benzene_are_really_there():
+    for name, level in (("methane", 2), ("benzene", 19)):
+        ints = cases.ints(name, ql.Method("lda", "sto-3g", grid_level=0))
+        mo_energy, _ = orbitals(hartree(ints), ints)
+        assert abs(float(mo_energy[level + 1] - mo_energy[level])) < tol.DEGENERATE
+
+
+def test_a_closed_gap_is_not_differentiated():
+    """O₂ as a closed shell: two electrons in two equal π* levels, of which only one is filled."""
+    oxygen = ql.Molecule(("O", "O"), np.array([[0.0, 0, 0], [0, 0, 2.3]]))
+    ints = ql.build_integrals(oxygen, ql.Method("lda", "sto-3g", grid_level=0))
+    start = hartree(ints)
+    mo_energy, _ = orbitals(start, ints)
+    gap = float(mo_energy[int(ints.nocc)] - mo_energy[int(ints.nocc) - 1])
+    weight = cases.random_symmetric(ints.nao)
+    derivative = jax.grad(lambda f: jnp.sum(weight * density_from_fock(f, ints)))(start)
+    assert abs(gap) < tol.DEGENERATE
+    assert np.isnan(derivative).any()
+
+
+def test_a_matrix_of_another_molecule_is_refused():
+    ints = cases.ints("water", ql.Method("pbe", "sto-3g"))
+    with pytest.raises(ValueError, match=r"\(6, 6\)"):
+        energy(jnp.eye(6), ints, "pbe")
+    with pytest.raises(ValueError, match=r"\(6, 6\)"):
+        density_from_fock(jnp.eye(6), ints)

@@ -1,0 +1,60 @@
+"""The molecule's frame: one pose for a geometry, however it comes."""
+
+import cases
+import numpy as np
+import pytest
+import tolerances as tol
+from scipy.spatial.transform import Rotation
+
+import qptlab as ql
+from qptlab.frame import ReferenceFrame
+
+NAMES = ["hydrogen", "water", "ammonia", "methane", "ethanol", "benzene", "alanine dipeptide"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_turned_shifted_and_relabelled_geometries_have_one_pose(name, seed):
+    rng = np.random.default_rng(seed)
+    frame = ReferenceFrame(ql.Molecule.from_name(name))
+    mol = cases.molecule(name, displaced=0.05)
+    order = np.concatenate([rng.permutation(np.flatnonzero(np.array(mol.symbols) == s)) for s in sorted(set(mol.symbols))])
+    moved = Rotation.random(rng=rng).apply(mol.positions) + rng.normal(size=3) * 5
+    other = ql.Molecule(tuple(np.array(mol.symbols)[order].tolist()), moved[order])
+    one, two = frame.pose_molecule(mol), frame.pose_molecule(other)
+    np.testing.assert_allclose(two.positions, one.positions, atol=tol.ROUNDING)
+    np.testing.assert_allclose(np.linalg.det(two.rotation), 1, atol=tol.ROUNDING)
+    np.testing.assert_allclose(
+        (other.positions[two.order] - other.positions[two.order].mean(0)) @ two.rotation.T,
+        two.positions - two.positions.mean(0), atol=tol.ROUNDING,
+    )
+
+
+def test_the_pose_moves_smoothly_with_the_geometry():
+    """Along a vibration that passes a symmetric geometry nothing jumps."""
+    frame = ReferenceFrame(ql.Molecule.from_name("water"))
+    mol = ql.Molecule.from_name("water")
+    swing = np.random.default_rng(0).normal(size=mol.positions.shape)
+    poses = [frame.pose(mol.positions + 0.02 * np.sin(t) * swing).positions for t in np.linspace(-1, 1, 41)]
+    assert np.abs(np.diff(poses, axis=0)).max() < 0.02
+
+
+def test_a_mirror_image_is_not_taken_for_the_molecule():
+    """A chiral geometry and its mirror image are two geometries; only rotations are undone."""
+    frame = ReferenceFrame(ql.Molecule.from_name("alanine dipeptide"))
+    mol = cases.molecule("alanine dipeptide", displaced=0.05)
+    mirrored = mol.positions * np.array([1, 1, -1])
+    assert np.abs(frame.pose(mirrored).positions - frame.pose(mol.positions).positions).max() > 0.1
+
+
+@pytest.mark.parametrize("other", ["methane", "ethanol", "[NH4+]"])
+def test_another_molecule_is_refused(other):
+    frame = ReferenceFrame(ql.Molecule.from_name("ammonia"))
+    with pytest.raises(ql.InputError, match="a geometry of H3N would do"):
+        frame.pose_molecule(ql.Molecule.parse(other))
+
+
+def test_an_isomer_is_refused():
+    """Dimethyl ether has ethanol's formula and other bonds."""
+    with pytest.raises(ql.InputError, match="bonds"):
+        ReferenceFrame(ql.Molecule.from_name("ethanol")).pose_molecule(ql.Molecule.parse("COC"))

@@ -1,0 +1,14 @@
+"""Bounds of the tests, about ten times the noise measured (given behind each) on an x86-64 machine."""
+
+ENERGY_OF_DENSITY = 1e-11  # hartree; 1.3e-12 for ethanol/def2-SVP
+FOCK_OF_DENSITY = 1e-12  # hartree; 1.0e-13
+SCF_ENERGY = 1e-9  # hartree; 1.6e-12, and quadratic in how far PySCF itself is converged
+MO_ENERGY = 2e-6  # hartree; 1.8e-7, linear in that
+SELF_CONSISTENCY = 1e-5  # electrons; the SCF stops at a commutator of 1e-6 hartree
+DERIVATIVE_IDENTITY = 1e-10
+ROUNDING = 1e-10
+FINITE_DIFFERENCE = 1e-7  # relative
+DEGENERATE = 1e-6  # hartree; the built-in geometries have eight decimals
+LIBXC = 1e-10  # relative
+GRID = 1e-10  # bohr, and cubic bohr
+AO_VALUES = 1e-11  # bohr^(-5/2)
