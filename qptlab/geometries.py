@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import threadpoolctl
 from jaxtyping import Float
 
 from qptlab.errors import InputError
@@ -87,13 +88,21 @@ def _perturb(mol, sigma, rng):
 
 
 def _md(mol, temperature, rng):
+    dynamics = _langevin(mol, temperature, rng)
+    threads = threadpoolctl.ThreadpoolController()  # after tblite is loaded, so that it knows of it
+
+    def run(steps):
+        # Sums over several threads come out in another order each time, and a seed would mean nothing.
+        with threads.limit(limits=1, user_api="openmp"):
+            dynamics.run(steps)
+        return dynamics.atoms.get_positions() / BOHR_ANGSTROM
+
     while True:
-        dynamics = _langevin(mol, temperature, rng)
-        dynamics.run(MD_BURN_IN_STEPS)
-        while _is_whole(mol, dynamics.atoms.get_positions() / BOHR_ANGSTROM):
-            yield dynamics.atoms.get_positions() / BOHR_ANGSTROM
-            dynamics.run(MD_STEPS_PER_FRAME)
-        # A trajectory that came apart is left, and another is started.
+        positions = run(MD_BURN_IN_STEPS)
+        while _is_whole(mol, positions):
+            yield positions
+            positions = run(MD_STEPS_PER_FRAME)
+        dynamics = _langevin(mol, temperature, rng)  # the molecule came apart: another trajectory
 
 
 def _langevin(mol, temperature, rng):

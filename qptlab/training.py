@@ -210,7 +210,7 @@ class _Stepper:
         energy, gradient = jax.value_and_grad(loss)(params, samples, self._model)
         updates, opt_state = self._optimiser.update(gradient, opt_state, params)
         params = jax.tree.map(lambda p, u: p - learning_rate.astype(p.dtype) * u, params, updates)
-        return params, opt_state, energy, optax.global_norm(gradient)
+        return params, opt_state, energy, optax.tree.norm(gradient)
 
     def __call__(self, state, began):
         config, step = self._config, state.step + 1

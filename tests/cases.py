@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import numpy as np
 from pyscf import dft, gto, lib
 from scipy.spatial.transform import Rotation
@@ -73,3 +74,29 @@ def random_symmetric(size: int, seed: int = 0, scale: float = 1.0) -> np.ndarray
 def relabelled(template: Template, order: list[int]) -> np.ndarray:
     """Where the AOs of a molecule stand after its atoms were put in another order."""
     return np.concatenate([np.flatnonzero(template.ao_atom == atom) for atom in order])
+
+
+@functools.cache
+def model(name: str, method: ql.Method, iterations: int) -> tuple[ql.QPT, ql.ReferenceFrame]:
+    """A model and its frame, made once so that what it compiles is compiled once."""
+    mol = ql.Molecule.from_name(name)
+    return ql.QPT(template(mol, method), ql.QPTConfig("micro", iterations)), ql.ReferenceFrame(mol)
+
+
+@functools.cache
+def parameters(name: str, method: ql.Method, iterations: int, scale: float = 0.02):
+    """Parameters that do something: the head, which starts at zero, gets random entries."""
+    params = model(name, method, iterations)[0].init(jax.random.key(0))
+    keys = iter(jax.random.split(jax.random.key(1), 100))
+
+    def wake(path, leaf):
+        if not any("head_scale" in str(part) for part in path):
+            return leaf
+        return scale * jax.random.normal(next(keys), leaf.shape, leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(wake, params)
+
+
+def predictor(name: str, method: ql.Method, iterations: int) -> ql.Predictor:
+    qpt, frame = model(name, method, iterations)
+    return ql.Predictor(qpt, parameters(name, method, iterations), frame)

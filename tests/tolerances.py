@@ -12,3 +12,5 @@ DEGENERATE = 1e-6  # hartree; the built-in geometries have eight decimals
 LIBXC = 1e-10  # relative
 GRID = 1e-10  # bohr, and cubic bohr
 AO_VALUES = 1e-11  # bohr^(-5/2)
+LOSS_FINITE_DIFFERENCE = 1e-5  # relative; third derivatives of the loss are large
+EQUIVARIANCE = 1e-8  # hartree and electrons: the promise that is made to users

@@ -1,0 +1,164 @@
+"""QPT: what it is before training, its gradient, and its symmetries."""
+
+import cases
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tolerances as tol
+from scipy.spatial.transform import Rotation
+
+import qptlab as ql
+from qptlab.energy import energy
+from qptlab.grid import ao_rotation
+from qptlab.models.features import ao_kinds
+from qptlab.models.qpt import correction
+from qptlab.training import loss
+
+METHOD = ql.Method("pbe", "sto-3g", grid_level=0)
+
+
+def sample(name, iterations, seed=0):
+    qpt, frame = cases.model(name, METHOD, iterations)
+    rng = np.random.default_rng(seed)
+    # Exactly symmetric for methane, so that its degenerate levels are there.
+    shake = 0.0 if name == "methane" else 0.05
+    place = frame.home + shake * rng.normal(size=frame.home.shape)
+    return qpt.prepare(qpt.template.host_integrals(place))
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+def test_an_untrained_model_is_plain_dft_iteration(iterations):
+    """With n diagonalisations written out one by one, mixed by one half except the last."""
+    given = sample("water", iterations)
+    qpt, _ = cases.model("water", METHOD, iterations)
+    ints = given.ints
+    dm = ql.density_from_fock(ql.fock(ints.dm_guess, ints, "pbe"), ints)
+    for left in reversed(range(iterations)):
+        new = ql.density_from_fock(ql.fock(dm, ints, "pbe"), ints)
+        dm = new if left == 0 else (dm + new) / 2
+    expected = float(energy(dm, ints, "pbe"))
+    fresh = qpt.init(jax.random.key(5))
+    for params in (None, fresh):
+        found = qpt.compiled_predict(params, given)
+        assert float(found.energy) == pytest.approx(expected, abs=tol.ENERGY_OF_DENSITY)
+
+
+@pytest.mark.parametrize(("name", "iterations"), [("water", 0), ("methane", 1), ("methane", 2)])
+def test_gradient_of_the_loss_equals_finite_differences(name, iterations):
+    """Along a random direction of all parameters, in float64; methane has triply degenerate levels."""
+    qpt, _ = cases.model(name, METHOD, iterations)
+    batch = (sample(name, iterations), sample(name, iterations, seed=1))
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), cases.parameters(name, METHOD, iterations))
+    rng = np.random.default_rng(2)
+    direction = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.02), params)
+
+    @jax.jit
+    def along(step):
+        return loss(jax.tree.map(lambda p, d: p + step * d, params, direction), batch, qpt)
+
+    slope = float(jax.jit(jax.grad(along))(0.0))
+    h = 2e-3
+    difference = float((8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h))
+    assert abs(slope) > 1e-6
+    assert slope == pytest.approx(difference, rel=tol.LOSS_FINITE_DIFFERENCE)
+
+
+def test_the_energy_of_a_prediction_is_never_below_the_solution():
+    """The variational principle: whatever the network does, the loss has a floor."""
+    given = sample("water", 0)
+    qpt, _ = cases.model("water", METHOD, 0)
+    floor = float(ql.scf(_as_molecule("water", given), METHOD).energy)
+    for scale in (0.005, 0.02, 0.1):
+        found = qpt.compiled_predict(cases.parameters("water", METHOD, 0, scale), given)
+        assert float(found.energy) > floor - tol.SCF_ENERGY
+        assert float(found.residual) > 1e-6
+
+
+def test_the_correction_is_symmetric_and_can_raise_and_lower_levels():
+    qpt, _ = cases.model("water", METHOD, 0)
+    kinds, nkinds = ao_kinds(qpt.template)
+    network = hk.without_apply_rng(hk.transform(lambda f: correction(f, kinds, nkinds, qpt.config)))
+    delta = np.asarray(network.apply(cases.parameters("water", METHOD, 0), sample("water", 0).features))
+    np.testing.assert_allclose(delta, delta.T, atol=1e-6)
+    levels = np.linalg.eigvalsh(delta)
+    assert levels[0] < -1e-4
+    assert levels[-1] > 1e-4
+
+
+@pytest.mark.parametrize("name", ["water", "ammonia", "ethanol"])
+def test_rotation_translation_and_exchange_of_like_atoms_carry_over_to_the_prediction(name):
+    """Energies stay; matrices over AOs turn with the AOs, atoms in any order."""
+    rng = np.random.default_rng(4)
+    predict = cases.predictor(name, METHOD, 1)
+    mol = cases.molecule(name, displaced=0.05)
+    rotation = Rotation.random(rng=rng)
+    symbols = np.array(mol.symbols)
+    order = np.arange(len(symbols))
+    for symbol in set(symbols.tolist()):
+        order[symbols == symbol] = rng.permutation(np.flatnonzero(symbols == symbol))
+    moved = (rotation.apply(mol.positions) + rng.normal(size=3) * 4)[order]
+    one, two = predict(mol), predict(mol.with_positions(moved))
+
+    assert float(two.energy) == pytest.approx(float(one.energy), abs=tol.EQUIVARIANCE)
+    template = predict.model.template
+    turn = np.asarray(ao_rotation(jnp.asarray(rotation.as_matrix()), template.shells))
+    place = cases.relabelled(template, order.tolist())
+    for matrix in ("fock", "dm"):
+        expected = (turn @ getattr(one, matrix) @ turn.T)[np.ix_(place, place)]
+        np.testing.assert_allclose(getattr(two, matrix), expected, atol=tol.EQUIVARIANCE)
+    np.testing.assert_allclose(two.mo_energy, one.mo_energy, atol=tol.EQUIVARIANCE)
+
+
+def test_atoms_of_other_elements_may_come_first_too():
+    predict = cases.predictor("ethanol", METHOD, 1)
+    mol = cases.molecule("ethanol", displaced=0.05)
+    order = np.random.default_rng(0).permutation(len(mol.symbols))
+    other = ql.Molecule(tuple(np.array(mol.symbols)[order].tolist()), mol.positions[order])
+    one, two = predict(mol), predict(other)
+    assert float(two.energy) == pytest.approx(float(one.energy), abs=tol.EQUIVARIANCE)
+    # Over the AOs as given: the predicted density has the right number of electrons in PySCF's order.
+    overlap = cases.rks(other, METHOD).get_ovlp()
+    assert float(np.sum(two.dm * overlap)) == pytest.approx(other.nelectron, abs=1e-8)
+    theirs = cases.rks(other, METHOD)
+    np.testing.assert_allclose(theirs.get_hcore().shape, two.fock.shape)
+    coefficients = two.mo_coeff
+    np.testing.assert_allclose(coefficients.T @ overlap @ coefficients, np.eye(len(overlap)), atol=1e-8)
+
+
+def test_predicted_orbitals_are_those_of_the_predicted_fock_matrix():
+    predict = cases.predictor("water", METHOD, 0)
+    mol = cases.molecule("water", displaced=0.05)
+    found = predict(mol)
+    overlap = cases.rks(mol, METHOD).get_ovlp()
+    left, right = found.fock @ found.mo_coeff, overlap @ found.mo_coeff * found.mo_energy
+    np.testing.assert_allclose(left, right, atol=1e-8)
+
+
+def test_two_geometries_that_differ_get_corrections_that_differ():
+    """The network sees the geometry: its correction is no constant."""
+    predict = cases.predictor("water", METHOD, 0)
+    mol = ql.Molecule.from_name("water")
+    base, moved = predict(mol), predict(mol.with_positions(mol.positions * 1.05))
+    assert not np.allclose(base.fock - moved.fock, 0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("preset", "iterations", "said"),
+    [("huge", 1, "'huge' is not known; one of micro, tiny would do"), ("micro", -1, "0 to 16"), ("micro", 17, "17 DFT")],
+)
+def test_settings_that_cannot_be_used_are_refused(preset, iterations, said):
+    with pytest.raises(ql.InputError, match=said):
+        ql.QPTConfig(preset, iterations)
+
+
+@pytest.mark.parametrize(("preset", "low", "high"), [("micro", 0.8e6, 1.3e6), ("tiny", 4.5e6, 6e6)])
+def test_presets_have_the_size_that_they_claim(preset, low, high):
+    qpt = ql.QPT(cases.prepared("water", METHOD), ql.QPTConfig(preset))
+    shapes = jax.eval_shape(qpt.init, jax.random.key(0))
+    assert low < sum(leaf.size for leaf in jax.tree.leaves(shapes)) < high
+
+
+def _as_molecule(name, given):
+    return ql.Molecule.from_name(name).with_positions(np.asarray(given.ints.positions))
