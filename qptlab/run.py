@@ -13,6 +13,7 @@ import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import pathlib
@@ -135,7 +136,7 @@ class Run:
     def append(self, row: dict) -> None:
         """Add a row of metrics; columns that are missing stay empty."""
         with (self.path / "metrics.csv").open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS, restval="").writerow(row)
+            csv.writer(file).writerow(_cells(row))
 
     def metrics(self) -> list[dict[str, float]]:
         """The rows of the table so far, numbers parsed; a row cut short by a crash is left out."""
@@ -183,10 +184,9 @@ class Run:
         return QPT(template, self.model_config), ReferenceFrame(self.molecule)
 
     def _rewrite(self, rows: Iterable[dict]) -> None:
-        lines = [",".join(COLUMNS)]
-        for row in rows:
-            lines.append(",".join(_cell(row.get(name)) for name in COLUMNS))
-        _write_atomically(self.path / "metrics.csv", "\r\n".join(lines) + "\r\n")
+        table = io.StringIO(newline="")
+        csv.writer(table).writerows([COLUMNS, *map(_cells, rows)])
+        _write_atomically(self.path / "metrics.csv", table.getvalue())
 
     def _checkpoints(self):
         orbax = _orbax()
@@ -217,10 +217,10 @@ def _orbax():
     return orbax.checkpoint
 
 
-def _cell(value) -> str:
-    if value is None:
-        return ""
-    return repr(int(value)) if float(value).is_integer() else repr(float(value))
+def _cells(row: dict) -> list[str]:
+    """Every digit of every number, so that what is read back is what was written."""
+    numbers = [row.get(name) for name in COLUMNS]
+    return ["" if x is None else repr(int(x) if float(x).is_integer() else float(x)) for x in numbers]
 
 
 def _molecule_from(record: dict) -> Molecule:

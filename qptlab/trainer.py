@@ -61,8 +61,8 @@ class Trainer:
         the budget may be another.
 
     Raises:
-      InputError: for an output folder that holds something else, or a molecule that the
-        method cannot treat.
+      InputError: for an output folder that holds something else, a molecule that the method
+        cannot treat, or a file of geometries that cannot be used.
 
     >>> import qptlab as ql
     >>> trainer = ql.Trainer(ql.Molecule.from_name("water"), ql.Method("pbe", "sto-3g"))  # doctest: +SKIP
@@ -96,6 +96,8 @@ class Trainer:
         self._baselines: tuple[ErrorSummary, ErrorSummary] | None = None
         # Everything a user can get wrong is found here, before a thread or a folder exists.
         integrals.template(mol, self.method)
+        if self.train_config.sampling.sampler == "file":
+            next(geometries.sample(mol, self.train_config.sampling, 0))
         out = pathlib.Path(out) if out else _default_folder(mol)
         self.run_folder, self._state = self._open(out, resume)
         self._model, self._frame = self.run_folder.model()

@@ -2,4 +2,4 @@
 
 import jaxtyping
 
-jaxtyping.install_import_hook("qptlab", "beartype.beartype")
+jaxtyping.install_import_hook("qptlab", "typecheck.check")

@@ -1,0 +1,213 @@
+"""Training in the background, run folders, and going on after a crash."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import qptlab as ql
+from qptlab.run import COLUMNS, Run
+
+METHOD = ql.Method("lda", "sto-3g", grid_level=0)
+MODEL = ql.QPTConfig("micro", 0)
+WATER = ql.Molecule.from_name("water")
+
+
+def config(steps, **changes):
+    return ql.TrainConfig(
+        minutes=None, steps=steps, batch=4, reuse=4, warmup_steps=5, validation=2,
+        sampling=ql.Sampling("perturb"), **changes,
+    )
+
+
+def wait_until(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def finished(out):
+    """Steps of the checkpoints that are complete."""
+    return [int(path.name) for path in out.glob("checkpoints/*") if path.name.isdigit()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short training to its end."""
+    out = tmp_path_factory.mktemp("runs") / "water"
+    return ql.Trainer(WATER, METHOD, MODEL, config(60), out=out).run()
+
+
+def test_a_finished_training_beats_both_baselines_on_geometries_that_it_never_saw(trained):
+    last = trained.rows[-1]
+    assert trained.status == "finished"
+    assert last["step"] == trained.step == 60
+    assert 0 < last["validation_mae_mev"] < 0.1 * last["no_network_mae_mev"]
+    assert last["validation_mae_mev"] < 0.1 * last["pyscf_stopped_mae_mev"]
+
+
+def test_metrics_on_disk_are_those_in_memory_without_gap_or_double(trained):
+    rows = Run.open(trained.out).metrics()
+    assert [row["step"] for row in rows] == list(range(1, 61))
+    assert set(rows[-1]) == set(COLUMNS)
+    for ours, theirs in zip(trained.rows, rows, strict=True):
+        assert ours["energy_ha"] == theirs["energy_ha"]
+
+
+def test_the_folder_says_what_was_run_and_with_what(trained):
+    record = json.loads((trained.out / "config.json").read_text())
+    assert record["method"] == {"xc": "lda", "basis": "sto-3g", "grid_level": 0, "eri": "auto"}
+    assert record["train"]["seed"] == 0
+    assert {"jax", "pyscf", "python", "qptlab", "qptlab_source_sha256"} <= set(record["versions"])
+    assert len(ql.read_xyz(trained.out / "validation.xyz")) == 2
+    assert not list(trained.out.rglob("*.pkl"))
+
+
+def test_a_loaded_model_predicts_what_the_trainer_does(trained):
+    mol = WATER.with_positions(WATER.positions * 1.02)
+    again = ql.load(trained.out)(mol)
+    assert float(again.energy) == float(trained.predictor(mol).energy)
+
+
+def test_events_tell_the_whole_story_to_every_watcher(trained):
+    kinds = [event.kind for event in trained.events()]
+    assert kinds.count("step") == 60
+    assert kinds[0] == "status"
+    assert {"compiling", "validation", "checkpoint", "note"} <= set(kinds)
+    assert trained.events(since=5) == trained.events()[5:]
+    statuses = [event.text for event in trained.events() if event.kind == "status"]
+    assert statuses == ["compiling", "running", "finished"]
+
+
+def test_a_run_goes_on_with_a_larger_budget_where_it_stopped(trained, tmp_path):
+    first = ql.Trainer(WATER, METHOD, MODEL, config(8), out=tmp_path / "w").run()
+    second = ql.Trainer(WATER, METHOD, MODEL, config(12), out=tmp_path / "w", resume=True).run()
+    assert [row["step"] for row in second.rows] == list(range(1, 13))
+    assert second.rows[7]["energy_ha"] == first.rows[7]["energy_ha"]
+    seconds = [row["seconds"] for row in second.rows]
+    assert seconds == sorted(seconds)
+
+
+def test_pause_halts_resume_goes_on_and_stop_ends(tmp_path):
+    trainer = ql.Trainer(WATER, METHOD, MODEL, config(100_000), out=tmp_path / "w")
+    assert trainer.status == "ready"
+    trainer.start()
+    wait_until(lambda: trainer.step >= 3)
+    trainer.pause()
+    wait_until(lambda: trainer.status == "paused")
+    halted = trainer.step
+    time.sleep(0.5)
+    assert trainer.step == halted
+    assert Run.open(trainer.out).restore().step == halted, "a pause writes a checkpoint"
+    trainer.resume()
+    wait_until(lambda: trainer.step >= halted + 3)
+    trainer.stop(timeout=60)
+    assert trainer.status == "stopped"
+    assert not trainer.is_alive
+    assert [row["step"] for row in trainer.rows] == list(range(1, trainer.step + 1))
+    assert Run.open(trainer.out).restore().step == trainer.step
+
+
+def test_stopping_before_the_first_step_leaves_a_folder_that_can_be_resumed(tmp_path):
+    trainer = ql.Trainer(WATER, METHOD, MODEL, config(3), out=tmp_path / "w")
+    trainer.start().stop(timeout=60)
+    assert trainer.status == "stopped"
+    again = ql.Trainer(WATER, METHOD, MODEL, config(3), out=tmp_path / "w", resume=True).run()
+    assert again.step == 3
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(trained, tmp_path):
+    before = (trained.out / "metrics.csv").read_bytes()
+    with pytest.raises(ql.InputError, match="holds another run"):
+        ql.Trainer(WATER, METHOD, MODEL, config(3), out=trained.out)
+    assert (trained.out / "metrics.csv").read_bytes() == before
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ql.InputError, match="holds other files"):
+        ql.Trainer(WATER, METHOD, MODEL, config(3), out=tmp_path)
+    with pytest.raises(ql.InputError, match="cannot be written"):
+        ql.Trainer(WATER, METHOD, MODEL, config(3), out=tmp_path / "notes.txt" / "run")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "changes", "said"),
+    [
+        (ql.Method("pbe", "sto-3g", grid_level=0), MODEL, {}, "has method"),
+        (METHOD, ql.QPTConfig("micro", 1), {}, "has model"),
+        (METHOD, MODEL, {"seed": 1}, "has seed 0, but 1"),
+    ],
+)
+def test_going_on_with_other_settings_is_refused(trained, method, model, changes, said):
+    with pytest.raises(ql.InputError, match=said):
+        ql.Trainer(WATER, method, model, config(61, **changes), out=trained.out, resume=True)
+
+
+def test_nothing_is_written_for_what_cannot_be_used(tmp_path):
+    with pytest.raises(ql.InputError, match="nonsense"):
+        ql.Trainer(WATER, ql.Method("lda", "nonsense"), MODEL, config(3), out=tmp_path / "w")
+    frames = dataclasses.replace(config(3), sampling=ql.Sampling("file", path=str(tmp_path / "none.xyz")))
+    with pytest.raises(ql.InputError, match=r"none.xyz cannot be read"):
+        ql.Trainer(WATER, METHOD, MODEL, frames, out=tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
+def test_training_on_a_file_of_ones_own_and_its_loss_in_the_background(tmp_path):
+    path = tmp_path / "mine.xyz"
+    path.write_text("".join(WATER.with_positions(WATER.positions * (1 + i / 200)).to_xyz() for i in range(10)))
+    frames = dataclasses.replace(config(3), sampling=ql.Sampling("file", path=str(path)))
+    assert ql.Trainer(WATER, METHOD, MODEL, frames, out=tmp_path / "w").run().step == 3
+    late = ql.Trainer(WATER, METHOD, MODEL, frames, out=tmp_path / "late")
+    path.unlink()
+    with pytest.raises(ql.InputError, match=r"mine.xyz cannot be read"):
+        late.run()
+    assert late.status == "failed"
+    assert late.events()[-2].kind == "error"
+
+
+@pytest.mark.parametrize("what", ["an empty folder", "a broken configuration", "no checkpoint"])
+def test_what_is_no_run_is_not_loaded(tmp_path, what):
+    if what == "a broken configuration":
+        (tmp_path / "config.json").write_text('{"molecule": {}}')
+    if what == "no checkpoint":
+        Run.create(tmp_path, WATER, METHOD, MODEL, config(3))
+    with pytest.raises(ql.InputError, match=tmp_path.name):
+        ql.load(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
+    """SIGKILL leaves no time for last words; the metrics have no gap and no double afterwards."""
+    out = tmp_path / "w"
+    command = [
+        sys.executable, "-m", "qptlab", "train", "water", "--xc", "lda", "--basis", "sto-3g", "--grid-level", "0",
+        "--sampler", "perturb", "--batch", "4", "-n", "0", "--out", str(out),
+    ]
+    process = subprocess.Popen([*command, "--steps", "1000000"], stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: finished(out))
+        checkpoint = max(finished(out))
+        wait_until(lambda: len(Run.open(out).metrics()) > checkpoint + 5)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    lost = Run.open(out).metrics()
+    # A crash may also cut a row short.
+    with (out / "metrics.csv").open("a") as file:
+        file.write("123,4.5,-7")
+    goal = int(lost[-1]["step"]) + 5
+    done = subprocess.run(
+        [*command, "--steps", str(goal), "--resume", "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = Run.open(out).metrics()
+    kept = max(step for step in range(1, goal) if rows[step - 1]["energy_ha"] == lost[min(step, len(lost)) - 1]["energy_ha"])
+    assert [row["step"] for row in rows] == list(range(1, goal + 1))
+    assert np.all(np.diff([row["seconds"] for row in rows]) > 0)
+    assert checkpoint <= kept < len(lost)
+    assert json.loads(done.stdout)["steps"] == goal
