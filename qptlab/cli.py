@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -52,12 +53,6 @@ Frames = Annotated[str, typer.Option("--frames", help="XYZ file of the user's fr
 Geometries = Annotated[
     pathlib.Path, typer.Option("--geometries", help="(Multi-frame) XYZ file, ångström.")
 ]
-
-
-@app.callback(invoke_without_command=True)
-def _root(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 @app.command()
@@ -330,12 +325,14 @@ def _print_json(record: dict) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with the status that the module's docstring names."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        status = app(arguments, standalone_mode=False)
+        status = app(given or ["--help"], standalone_mode=False)
     except InputError as error:
         status = _fail(str(error), 2)
     except _UsageError as error:
-        status = _fail(f"{error.format_message()} See qptlab --help.", 2)
+        what = error.format_message().rstrip(".")
+        status = _fail(f"{what}, in: qptlab {shlex.join(given)}; qptlab --help says what would do.", 2)
     except (typer.Abort, KeyboardInterrupt):
         status = _fail("stopped.", 1)
     except (RuntimeError, MemoryError, OSError) as error:

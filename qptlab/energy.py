@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 from qptlab import xc as functionals
 from qptlab.integrals import Integrals
 
-
 MIN_GAP_HARTREE = 1e-6
 """Between occupied and virtual levels. Below it rounding alone decides which orbital is filled, and
 a derivative would be large, finite and meaningless."""

@@ -52,7 +52,7 @@ def training_figure() -> go.Figure:
     )
     for name, colour, dash in (
         ("no network", VERMILLION, "dash"), ("PySCF, same Fock builds", ORANGE, "dashdot"),
-        ("chemical accuracy", GREEN, "longdash"), ("1 meV", INK, "dot"),
+        ("chemical accuracy", GREEN, "longdash"), ("1 meV", INK, "longdashdot"),
     ):
         figure.add_scatter(
             name=name, mode="lines", line={"color": colour, "dash": dash, "width": 1.5}, row=1, col=2

@@ -1,7 +1,7 @@
 """What a density says: dipole moment, and orbitals on a box of points."""
 
 import functools
-import io
+import tempfile
 from typing import NamedTuple
 
 import ase.io.cube
@@ -97,8 +97,9 @@ def cube_text(mol: Molecule, values: Float[np.ndarray, "nx ny nz"], where: Box, 
     """A Gaussian cube file of values on a box."""
     atoms = mol.to_ase()
     atoms.cell = np.diag(where.spacing * where.shape * BOHR_ANGSTROM)
-    text = io.StringIO()
-    ase.io.cube.write_cube(
-        text, atoms, values, origin=where.origin * BOHR_ANGSTROM, comment=title.replace("\n", " ")
-    )
-    return text.getvalue()
+    with tempfile.TemporaryFile("w+") as file:  # ASE writes the values to a real file only
+        ase.io.cube.write_cube(
+            file, atoms, values, origin=where.origin * BOHR_ANGSTROM, comment=title.replace("\n", " ")
+        )
+        file.seek(0)
+        return file.read()

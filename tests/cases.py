@@ -12,6 +12,8 @@ from qptlab.integrals import Template, build_integrals, template
 
 lib.num_threads(1)
 
+QUICK_METHOD = ql.Method("lda", "sto-3g", grid_level=0)
+QUICK_MODEL = ql.QPTConfig("micro", 0)
 PYSCF_XC = {"lda": "lda,vwn", "pbe": "pbe,pbe"}
 
 
@@ -100,3 +102,11 @@ def parameters(name: str, method: ql.Method, iterations: int, scale: float = 0.0
 def predictor(name: str, method: ql.Method, iterations: int) -> ql.Predictor:
     qpt, frame = model(name, method, iterations)
     return ql.Predictor(qpt, parameters(name, method, iterations), frame)
+
+
+def quick(steps: int, **changes) -> ql.TrainConfig:
+    """A training that takes seconds."""
+    return ql.TrainConfig(
+        minutes=None, steps=steps, batch=4, reuse=4, warmup_steps=5, validation=2,
+        sampling=ql.Sampling("perturb"), **changes,
+    )

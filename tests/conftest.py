@@ -1,5 +1,25 @@
-"""Shapes and types named in signatures are checked at run time, in tests only."""
+"""Types and shapes named in signatures are checked at run time; what is compiled once serves all tests."""
+
+import os
+import tempfile
 
 import jaxtyping
+import pytest
 
 jaxtyping.install_import_hook("qptlab", "typecheck.check")
+
+# Read by JAX on import, here and in the processes that tests start.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="qptlab-compiled-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A short training to its end, in a folder of its own; to be looked at, not changed."""
+    import cases  # after the hook above
+
+    import qptlab as ql
+
+    out = tmp_path_factory.mktemp("runs") / "water"
+    water = ql.Molecule.from_name("water")
+    return ql.Trainer(water, cases.QUICK_METHOD, cases.QUICK_MODEL, cases.quick(60), out=out).run()

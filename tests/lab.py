@@ -135,6 +135,24 @@ class Lab:
         output.wait_for(timeout=seconds * 1000)
         return output.inner_text()
 
+    def show(self, heading: str) -> None:
+        """Scroll to a section of the workbench."""
+        self.page.locator("h3", has_text=heading).scroll_into_view_if_needed()
+        self.page.locator("h3", has_text=heading).evaluate("element => element.scrollIntoView({block: 'start'})")
+        self.page.wait_for_timeout(300)
+
+    def press(self, button: str) -> None:
+        # Before the word may stand the character of an icon font.
+        self.page.get_by_role("button", name=re.compile(f"(^|\\W){re.escape(button)}$")).click()
+
+    def points(self) -> int:
+        """How many points the curve of the loss has in the browser."""
+        return self.page.evaluate("() => document.querySelector('.js-plotly-plot').data[0].x?.length ?? 0")
+
+    def prompts(self) -> list[str]:
+        """What stands beside every code cell: [ ], [*] or the number of its execution."""
+        return self.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
+
     def dark(self, on: bool = True) -> None:
         self.page.get_by_role("menuitem", name="Settings", exact=True).click()
         self.page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Theme$")).hover()

@@ -10,6 +10,7 @@ import tolerances as tol
 import qptlab as ql
 from qptlab.energy import coulomb, density_from_fock, energy, fock, kohn_sham, orbitals
 
+
 def hartree(ints):
     """A Fock matrix with the molecule's full symmetry, which an integration grid has not."""
     return ints.hcore + coulomb(ints.dm_guess, ints)

@@ -18,9 +18,10 @@ def test_turned_shifted_and_relabelled_geometries_have_one_pose(name, seed):
     rng = np.random.default_rng(seed)
     frame = ReferenceFrame(ql.Molecule.from_name(name))
     mol = cases.molecule(name, displaced=0.05)
-    order = np.concatenate([rng.permutation(np.flatnonzero(np.array(mol.symbols) == s)) for s in sorted(set(mol.symbols))])
+    symbols = np.array(mol.symbols)
+    order = np.concatenate([rng.permutation(np.flatnonzero(symbols == s)) for s in sorted(set(mol.symbols))])
     moved = Rotation.random(rng=rng).apply(mol.positions) + rng.normal(size=3) * 5
-    other = ql.Molecule(tuple(np.array(mol.symbols)[order].tolist()), moved[order])
+    other = ql.Molecule(tuple(symbols[order].tolist()), moved[order])
     one, two = frame.pose_molecule(mol), frame.pose_molecule(other)
     np.testing.assert_allclose(two.positions, one.positions, atol=tol.ROUNDING)
     np.testing.assert_allclose(np.linalg.det(two.rotation), 1, atol=tol.ROUNDING)

@@ -6,11 +6,12 @@ and while one awaits, the loop runs; while a cell computes, views wait.
 
 import asyncio
 import weakref
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 INTERVAL_SECONDS = 0.25
 
 
+@runtime_checkable
 class View(Protocol):
     """What can be kept fresh."""
 

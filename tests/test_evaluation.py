@@ -1,0 +1,105 @@
+"""Errors against PySCF, and both baselines."""
+
+import itertools
+import json
+import math
+
+import cases
+import numpy as np
+import pytest
+import tolerances as tol
+
+import qptlab as ql
+from qptlab import reference
+from qptlab.reference import Reference, errors
+
+WATER = ql.Molecule.from_name("water")
+ERRORS = {"energy_mae_mev", "energy_max_mev", "fock_mae_uha", "mo_energy_mae_uha", "mo_cosine"}
+
+
+@pytest.fixture(scope="module")
+def geometries():
+    stream = ql.sample(WATER, ql.Sampling("perturb"), 9, validation=True)
+    return [WATER.with_positions(place) for place in itertools.islice(stream, 3)]
+
+
+@pytest.fixture(scope="module")
+def found(trained, geometries):
+    return ql.evaluate(trained.predictor, geometries)
+
+
+def test_the_table_has_the_keys_that_others_read(found):
+    record = json.loads(found.to_json())
+    assert set(record) == {"n", "seconds_per_geometry", "pyscf_seconds_per_geometry", "baselines"} | ERRORS
+    assert set(record["baselines"]) == {"no_network", "pyscf_same_fock_builds"}
+    assert all(set(baseline) == ERRORS for baseline in record["baselines"].values())
+    assert record["n"] == 3
+    for name in ("QPT", "no network", "PySCF, same Fock builds", "3 geometries, LDA/sto-3g"):
+        assert name in str(found)
+        assert name in found._repr_html_()
+
+
+def test_errors_are_differences_to_a_converged_calculation(found, trained, geometries):
+    """Worked out once more, by hand, from PySCF's own objects."""
+    expected = []
+    for mol in geometries:
+        pose = trained.predictor.frame.pose_molecule(mol)
+        mf = cases.rks(mol.with_positions(pose.positions), cases.QUICK_METHOD)
+        mf.kernel()
+        expected.append((float(trained.predictor(mol).energy) - mf.e_tot) * 27211.38602)
+    np.testing.assert_allclose(found.energy_errors_mev, expected, atol=1e-4)
+    assert found.errors.energy_mae_mev == pytest.approx(np.abs(expected).mean(), abs=1e-4)
+    assert found.errors.energy_max_mev == pytest.approx(np.abs(expected).max(), abs=1e-4)
+    assert (found.energy_errors_mev > 0).all(), "the variational principle"
+
+
+def test_the_model_is_better_than_both_baselines(found):
+    for baseline in (found.no_network, found.pyscf_same_fock_builds):
+        assert found.errors.energy_mae_mev < 0.1 * baseline.energy_mae_mev
+        assert found.errors.fock_mae_uha < baseline.fock_mae_uha
+        assert found.errors.mo_cosine >= baseline.mo_cosine
+
+
+def test_geometries_may_come_from_a_file_and_in_any_pose(found, trained, geometries, tmp_path):
+    path = tmp_path / "frames.xyz"
+    quarter = np.array([[0, 1, 0], [-1, 0, 0], [0, 0, 1.0]])
+    turned = [mol.with_positions(mol.positions @ quarter + 3) for mol in geometries]
+    path.write_text("".join(mol.to_xyz() for mol in turned))
+    again = ql.evaluate(trained.predictor, path)
+    # XYZ files have eight decimals.
+    assert again.errors.energy_mae_mev == pytest.approx(found.errors.energy_mae_mev, rel=1e-3)
+
+
+def test_the_baseline_costs_as_much_as_the_model():
+    """n + 1 diagonalisations for the model, and for PySCF stopped early."""
+    stopped = reference.stopped(WATER, cases.QUICK_METHOD, 3)
+    assert stopped.cycles == 3
+    assert not stopped.converged
+    mf = cases.rks(WATER, cases.QUICK_METHOD)
+    mf.max_cycle = 3
+    mf.kernel()
+    assert stopped.energy == pytest.approx(mf.energy_tot(mf.make_rdm1()), abs=tol.ENERGY_OF_DENSITY)
+    assert reference.converged(WATER, cases.QUICK_METHOD).converged
+
+
+def test_summary_of_known_errors():
+    def answer(energy, shift, turn):
+        coefficients = np.array([[math.cos(turn), 0], [math.sin(turn), 1]])
+        return Reference(energy, np.full((2, 2), shift), np.eye(2), np.array([shift, 9]), coefficients, True, 1, 0.0)
+
+    predictions = [answer(-1.0, 2e-6, 0.0), answer(-3.0, 0.0, 0.0)]
+    summary = errors(predictions, [answer(-1.001, 0.0, 0.0), answer(-3.0, 0.0, math.pi)], 1)
+    assert summary.energy_mae_mev == pytest.approx(13.60569301)
+    assert summary.energy_max_mev == pytest.approx(27.21138602)
+    assert summary.fock_mae_uha == pytest.approx(1.0)
+    assert summary.mo_energy_mae_uha == pytest.approx(1.0)
+    assert summary.mo_cosine == pytest.approx(1.0), "the sign of an orbital means nothing"
+
+
+def test_wrong_or_no_geometries_are_refused(trained, tmp_path):
+    with pytest.raises(ql.InputError, match="no geometries"):
+        ql.evaluate(trained.predictor, [])
+    with pytest.raises(ql.InputError, match="CH4"):
+        ql.evaluate(trained.predictor, [WATER, ql.Molecule.from_name("methane")])
+    with pytest.raises(ql.InputError, match=r"none.xyz cannot be read"):
+        ql.evaluate(trained.predictor, tmp_path / "none.xyz")

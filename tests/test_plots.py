@@ -1,0 +1,70 @@
+"""Figures: what is on them, and what must not be."""
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+import qptlab as ql
+from qptlab import plots
+
+ROWS = [{"seconds": float(i), "energy_ha": -75.0 - 0.01 * i} for i in range(5000)]
+ROWS[10] |= {
+    "validation_mae_mev": 12.0, "validation_max_mev": 20.0,
+    "no_network_mae_mev": 2000.0, "pyscf_stopped_mae_mev": 900.0,
+}
+
+
+@pytest.mark.parametrize("make", [plots.training_figure, plots.parity_figure])
+def test_figures_have_titles_units_and_nothing_that_uploads(make):
+    figure = make()
+    axes = [axis for name, axis in figure.layout.to_plotly_json().items() if name.startswith(("xaxis", "yaxis"))]
+    assert all(", " in axis["title"]["text"] for axis in axes), "a quantity and its unit"
+    assert {"sendChartToCloud", "sendDataToCloud"} <= set(figure.layout.modebar.remove)
+    assert len(figure.layout.annotations) == 2
+
+
+def test_lines_are_told_apart_by_more_than_colour():
+    lines = [(trace.line.dash, trace.mode, trace.line.width) for trace in plots.training_figure().data[1:]]
+    assert len(set(lines)) == len(lines)
+
+
+def test_long_trainings_are_thinned_and_keep_their_ends():
+    traces = plots.training_traces(ROWS, -75.0)
+    x, y = traces[0]
+    assert len(x) == plots.MAX_POINTS
+    assert (x[0], x[-1]) == (0.0, 4999.0)
+    assert y[0] == 0.0
+
+
+def test_both_baselines_and_both_marks_stand_beside_the_error():
+    traces = plots.training_traces(ROWS, -75.0)
+    figure = plots.training_figure()
+    plots.fill(figure, traces)
+    drawn = {trace.name: trace.y for trace in figure.data}
+    assert drawn["validation error, mean"] == (12.0,)
+    assert drawn["no network"] == (2000.0, 2000.0)
+    assert drawn["PySCF, same Fock builds"] == (900.0, 900.0)
+    assert drawn["chemical accuracy"] == pytest.approx((43.364, 43.364))
+    assert drawn["1 meV"] == (1.0, 1.0)
+
+
+def test_before_the_first_validation_no_baseline_is_drawn():
+    traces = plots.training_traces(ROWS[:5], -75.0)
+    assert [len(x) for x, _ in traces] == [5, 0, 0, 0, 0, 2, 2]
+    assert all(len(x) == 0 for x, _ in plots.training_traces([], 0.0))
+
+
+def test_parity_plot_shows_every_geometry_and_orbital(trained):
+    found = ql.evaluate(trained.predictor, trained.validation)
+    traces = plots.parity_traces(found)
+    assert [len(x) for x, _ in traces] == [2, 2, 2, 2, 12, 12]
+    diagonal, plain, model = traces[:3]
+    np.testing.assert_array_equal(diagonal[0], diagonal[1])
+    assert np.abs(model[1] - model[0]).max() < np.abs(plain[1] - plain[0]).max()
+
+
+def test_live_figures_hold_what_plain_ones_do():
+    live = plots.widget(plots.training_figure())
+    plots.fill(live, plots.training_traces(ROWS[:20], -75.0))
+    assert isinstance(live, go.FigureWidget)
+    assert len(live.data[0].x) == 20

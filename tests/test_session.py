@@ -1,0 +1,126 @@
+"""The workbench without a screen."""
+
+import time
+
+import cases
+import numpy as np
+import pytest
+
+import qptlab as ql
+from qptlab.session import Session
+
+
+@pytest.fixture
+def after_training(trained):
+    """A session whose training is done."""
+    session = Session("water", xc="lda", basis="sto-3g", grid_level=0, iterations=0)
+    session.trainer = trained
+    return session
+
+
+def test_a_molecule_is_chosen_by_name_smiles_or_text_and_bad_ones_change_nothing():
+    session = Session("water")
+    for text, formula in (("benzene", "C6H6"), ("CCO", "C2H6O"), ("2\n\nHe 0 0 0\nHe 0 0 3\n", "He2")):
+        session.choose(text)
+        assert session.molecule.formula == formula
+        assert session.message.text == ""
+    session.choose("C1CC")
+    assert session.molecule.formula == "He2"
+    assert session.message.is_error
+    assert session.message.topic == "molecule"
+    assert "'C1CC'" in session.message.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("xc", "b3lyp"), ("grid_level", 9), ("iterations", -1), ("minutes", "soon"), ("seed", -1)]
+)
+def test_choices_that_cannot_be_used_are_refused_with_a_sentence(name, value):
+    session = Session("water")
+    before = getattr(session, name)
+    assert not session.set(name, value)
+    assert getattr(session, name) == before
+    assert session.message.is_error
+
+
+def test_the_summary_says_what_a_molecule_will_cost():
+    assert Session("water", basis="sto-3g").summary() == (
+        "H2O, 10 electrons, 7 atomic orbitals, 6.12 KiB of two-electron integrals a geometry"
+    )
+    assert "charge +1" in Session("[NH4+]").summary()
+    with pytest.raises(ql.InputError, match="nonsense"):
+        Session("water", basis="nonsense").summary()
+
+
+def test_what_needs_a_model_says_so_before_there_is_one():
+    session = Session("water")
+    session.compare()
+    assert session.message == ("there is no trained model yet; start a training first.", "comparison", True)
+    assert session.orbital_choices() == []
+    assert session.training_status == "idle"
+    with pytest.raises(ql.InputError, match="no trained model"):
+        session.orbital_pair(0)
+
+
+def test_zero_minutes_and_a_taken_folder_are_refused_and_nothing_is_written(tmp_path):
+    session = Session("water", minutes=0.0, out=str(tmp_path / "w"))
+    session.start()
+    assert session.message.topic == "training"
+    assert "0.0 minutes" in session.message.text
+    (tmp_path / "notes.txt").write_text("mine")
+    session.minutes, session.out = 1.0, str(tmp_path)
+    session.start()
+    assert "holds other files" in session.message.text
+    assert session.trainer is None
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_comparison_and_orbitals_of_a_trained_model(after_training):
+    session = after_training
+    session.compare()
+    assert session.message.text == ""
+    assert session.evaluation.n == 2
+    labels = [label for label, _ in session.orbital_choices()]
+    assert len(labels) == 7
+    assert "HOMO" in labels[4]
+    assert "LUMO" in labels[5]
+    pair = session.orbital_pair(4, geometry=1, points=24)
+    ours, theirs = pair.values
+    assert ours.shape == (24, 24, 24)
+    # The prediction is good: the same orbital, turned to the same sign.
+    assert np.sum(ours * theirs) / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.99
+    assert "orbital 5" in pair.captions[0]
+    assert "occupation 2" in pair.captions[1]
+    assert "occupation 0" in session.orbital_pair(5, points=8).captions[0]
+    with pytest.raises(ql.InputError, match="orbital 7 does not exist; 0 to 6 would do"):
+        session.orbital_pair(7)
+
+
+def test_the_loss_is_drawn_against_the_converged_energy_of_the_validation_geometries(after_training, trained):
+    zero, name = after_training.energy_zero()
+    energies = [cases.rks(mol, cases.QUICK_METHOD).kernel() for mol in ql.read_xyz(trained.out / "validation.xyz")]
+    assert zero == pytest.approx(np.mean(energies), abs=1e-7)
+    assert name == "⟨E converged⟩"
+
+
+def test_start_pause_resume_and_stop_from_a_session(tmp_path):
+    session = Session(
+        "water", xc="lda", basis="sto-3g", grid_level=0, iterations=0, sampler="perturb", minutes=5.0,
+        out=str(tmp_path / "w"),
+    )
+    session.start()
+    deadline = time.monotonic() + 90
+    while session.trainer.step < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    session.start()
+    assert "a training is under way" in session.message.text
+    session.pause()
+    while session.training_status != "paused" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    halted = session.trainer.step
+    session.start()  # the button is called Resume now
+    while session.trainer.step <= halted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    session.stop()
+    session.trainer.wait(60)
+    assert session.training_status == "stopped"
+    assert session.trainer.step > halted
