@@ -16,7 +16,7 @@ import urllib.request
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, Page, Playwright, Route
+from playwright.sync_api import Browser, Page, Playwright, Route, TimeoutError
 
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -89,10 +89,22 @@ class Lab:
         self.page: Page = browser.new_page(viewport={"width": 1280, "height": 800})
         self.page.route("**/*", self._route)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(f"{address}/lab/tree/{notebook}?token={TOKEN}")
-        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
-        # A cell run before the kernel has answered is lost.
-        self.page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=90_000)
+        self._open(f"{address}/lab/tree/{notebook}?token={TOKEN}")
+
+    def _open(self, address: str, attempts: int = 3) -> None:
+        """Wait until the kernel has answered: a cell run before is lost.
+
+        JupyterLab 4.6 now and then misses that answer (seen once in thirty starts); a person reloads.
+        """
+        for attempt in range(attempts):
+            self.page.goto(address)
+            self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
+            try:
+                self.page.locator("#jp-main-statusbar", has_text="| Idle").wait_for(timeout=30_000)
+                return
+            except TimeoutError:
+                if attempt == attempts - 1:
+                    raise
 
     def _route(self, route: Route) -> None:
         address = route.request.url
@@ -139,6 +151,7 @@ class Lab:
         """Scroll to a section of the workbench."""
         self.page.locator("h3", has_text=heading).scroll_into_view_if_needed()
         self.page.locator("h3", has_text=heading).evaluate("element => element.scrollIntoView({block: 'start'})")
+        self.page.mouse.move(5, 500)  # so that no toolbar hovers
         self.page.wait_for_timeout(300)
 
     def press(self, button: str) -> None:

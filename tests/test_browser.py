@@ -55,7 +55,7 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     assert halted[0] == "paused"
 
     # Orbitals appear by themselves, two of them, both signs of each.
-    wait_until(lambda: len(opened.canvas_pixels()) == 2 and all(min(lab.shares(c)) > 0.002 for c in opened.canvas_pixels()))
+    wait_until(lambda: [min(lab.shares(canvas)) > 0.002 for canvas in opened.canvas_pixels()] == [True, True])
     opened.show("3. Orbitals")
     opened.screenshot("3-orbitals")
     assert opened.add_and_run("print(app.orbitals.viewer.status)").strip() == "ready"
@@ -112,12 +112,14 @@ def test_bad_input_is_explained_beside_the_control(opened):
     page.get_by_role("button", name="Use", exact=True).first.click()
     alert = page.locator("[role=alert]", has_text="C1CC")
     expect(alert).to_be_visible(timeout=30_000)
+    opened.show("1. Molecule")
     opened.screenshot("7-bad-input")
     field.fill("CCO")
     field.press("Tab")
     page.get_by_role("button", name="Use", exact=True).first.click()
     expect(page.locator("text=/C2H6O, 26 electrons/")).to_be_visible(timeout=30_000)
     expect(alert).to_have_count(0)
+    opened.show("1. Molecule")
     opened.screenshot("8-ethanol")
     assert opened.errors == []
 
