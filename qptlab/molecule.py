@@ -228,10 +228,12 @@ def read_xyz(source: str | pathlib.Path) -> list[Molecule]:
         raise InputError(f"{title} is not text; an XYZ file would do.") from None
     if len(text) > MAX_XYZ_BYTES:
         raise InputError(f"{title} is larger than {MAX_XYZ_BYTES // 10**6} MB; a part of it would do.")
+    text = text.lstrip("\ufeff")
+    _check_counts(text.split("\n"), title)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ASE warns of unusual comments; the atoms are what counts
-            frames = _frames(text.lstrip("\ufeff"))
+            frames = _frames(text)
     # What ASE's reader has been seen to raise on texts that are no XYZ.
     except (XYZError, ValueError, KeyError, IndexError, StopIteration, TypeError, RuntimeError,
             AttributeError, UnknownFileTypeError) as error:
@@ -243,6 +245,25 @@ def read_xyz(source: str | pathlib.Path) -> list[Molecule]:
     if not frames:
         raise InputError(f"{title} holds no frame; at least one would do.")
     return [_frame(frame, index, name or title, len(frames)) for index, frame in enumerate(frames)]
+
+
+def _check_counts(lines: list[str], title: str) -> None:
+    """Frames hold as many lines as they announce; ASE would read on until it has counted that far."""
+    start = 0
+    while start < len(lines) and lines[start].strip():
+        try:
+            natm = int(lines[start])
+        except ValueError:
+            return  # ASE says what is wrong
+        left = len(lines) - start - 2
+        if not 0 < natm <= left:
+            raise InputError(
+                f"{title} is not complete XYZ (line {start + 1} announces {natm} atoms, and {max(left, 0)} lines "
+                "for them follow); one line per atom would do: symbol, x, y, z in ångström."
+            )
+        start += 2 + natm
+        while start < len(lines) and lines[start].lstrip().startswith("VEC"):
+            start += 1
 
 
 def _frames(text: str) -> list[ase.Atoms]:

@@ -3,6 +3,7 @@
 import os
 import tempfile
 
+import hypothesis
 import jaxtyping
 import pytest
 
@@ -11,6 +12,11 @@ jaxtyping.install_import_hook("qptlab", "typecheck.check")
 # Read by JAX on import, here and in the processes that tests start.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="qptlab-compiled-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+# The same examples each time: what fails in CI fails here too.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

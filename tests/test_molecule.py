@@ -80,7 +80,7 @@ def test_ase_molecules_come_over_in_angstrom():
         st.lists(st.floats(-30, 30, allow_nan=False, width=32), min_size=3, max_size=3), min_size=2, max_size=2
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_xyz_text_comes_back_as_it_went(shifts):
     positions = np.cumsum(np.abs(shifts), axis=0) + np.arange(2)[:, None]
     mol = ql.Molecule(("He", "He"), positions)
@@ -91,26 +91,26 @@ def test_xyz_text_comes_back_as_it_went(shifts):
 
 
 @given(st.text(max_size=200))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_text_breaks_the_xyz_reader(text):
     """Any text is either read or refused in one sentence."""
     assert "\n" not in refusal(read_xyz, text + "\n")
 
 
 @given(st.integers(0, len(WATER) - 1), st.characters())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_typing_error_breaks_the_xyz_reader(place, character):
     assert "\n" not in refusal(read_xyz, WATER[:place] + character + WATER[place + 1 :])
 
 
 @given(st.integers(0, len(WATER) - 7))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_xyz_cut_short_is_refused(length):
     assert said(read_xyz, WATER[:length] + "\n")
 
 
 @given(st.text(max_size=40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_text_breaks_the_parser(text):
     assert "\n" not in refusal(ql.Molecule.parse, text)
 
@@ -128,6 +128,8 @@ def test_no_text_breaks_the_parser(text):
         ("1\n\nU 0 0 0\n", "'U'"),
         ("3\n\nO 0 0 0\nH 0 0 1\n", "not complete XYZ"),
         ("O 0 0 0\nH 0 0 1\n", "not complete XYZ"),
+        ("99999999999\n\nO 0 0 0\n", "announces 99999999999 atoms, and 2 lines"),
+        ("-3\n\nO 0 0 0\n", "announces -3 atoms"),
         ("2\ncharge=0.5\nHe 0 0 0\nHe 0 0 2\n", "charge 0.5"),
     ],
 )
