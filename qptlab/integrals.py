@@ -199,19 +199,7 @@ def pyscf_molecule(mol: Molecule, method: Method) -> gto.Mole:
     Raises:
       InputError: if PySCF lacks the basis for an element, or it needs a core potential.
     """
-    basis = {}
-    for symbol in sorted(set(mol.symbols)):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PySCF advises another package for unknown names
-                basis[symbol] = gto.basis.load(method.basis, symbol)
-        except (KeyError, RuntimeError, ValueError, OSError, AttributeError, TypeError):
-            basis[symbol] = None
-        if not basis[symbol]:
-            raise InputError(
-                f"basis {method.basis!r} is not in PySCF's library for element {symbol}; "
-                "sto-3g, 6-31g*, def2-svp or cc-pvdz would do."
-            )
+    basis = {symbol: _basis_shells(method.basis, symbol) for symbol in sorted(set(mol.symbols))}
     built = gto.M(
         atom=list(zip(mol.symbols, mol.positions.tolist(), strict=True)),
         basis=basis, charge=mol.charge, unit="Bohr", verbose=0,
@@ -221,6 +209,31 @@ def pyscf_molecule(mol: Molecule, method: Method) -> gto.Mole:
             f"basis {method.basis!r} has shells beyond f for {mol.formula}; def2-svp would do."
         )
     return built
+
+
+def _basis_shells(name: str, symbol: str) -> list:
+    """The shells of a basis for an element, from PySCF's library."""
+
+    def load(library):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PySCF advises another package for unknown names
+                return library(name, symbol)
+        except (KeyError, RuntimeError, ValueError, OSError, AttributeError, TypeError):
+            return None
+
+    shells = load(gto.basis.load)
+    if not shells:
+        raise InputError(
+            f"basis {name!r} is not in PySCF's library for element {symbol}; "
+            "sto-3g, 6-31g*, def2-svp or cc-pvdz would do."
+        )
+    if load(gto.basis.load_ecp):
+        raise InputError(
+            f"basis {name!r} needs an effective core potential for element {symbol}, which qptlab has not; "
+            "def2-svp has all electrons up to Kr."
+        )
+    return shells
 
 
 def dipole_integrals(mol: Molecule, method: Method) -> Float[np.ndarray, "3 nao nao"]:

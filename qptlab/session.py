@@ -33,12 +33,14 @@ class OrbitalPair(NamedTuple):
       box: where the values are.
       values: predicted and PySCF's orbital, bohr^(−3/2), the same sign.
       captions: what each is, for a title.
+      name: of the predicted one, for a file.
     """
 
     molecule: Molecule
     box: Box
     values: tuple[Float[np.ndarray, "nx ny nz"], Float[np.ndarray, "nx ny nz"]]
     captions: tuple[str, str]
+    name: str
 
 
 class Message(NamedTuple):
@@ -219,7 +221,7 @@ class Session(traitlets.HasTraits):
         if not 0 <= index < len(truth.mo_energy):
             raise InputError(f"orbital {index} does not exist; 0 to {len(truth.mo_energy) - 1} would do.")
         positions = validation.positions[geometry]
-        model = trainer.predictor.in_frame(positions)
+        step, model = trainer.step, trainer.predictor.in_frame(positions)
         mol = trainer.molecule.with_positions(positions)
         where, basis = properties.box(mol, points), template(trainer.molecule, trainer.method)
         predicted = properties.orbital_on_box(mol, basis, model.mo_coeff[:, index], where)
@@ -231,9 +233,10 @@ class Session(traitlets.HasTraits):
         qpt, reference = (
             f"{who}: orbital {index + 1}, {found.mo_energy[index] * HARTREE_EV:.3f} eV, "
             f"occupation {occupation}"
-            for who, found in ((f"QPT, step {trainer.step}", model), ("PySCF", truth))
+            for who, found in ((f"QPT, step {step}", model), ("PySCF", truth))
         )
-        return OrbitalPair(mol, where, (predicted, pyscf), (qpt, reference))
+        name = f"orbital-{index + 1}-geometry-{geometry}-step-{step}"
+        return OrbitalPair(mol, where, (predicted, pyscf), (qpt, reference), name)
 
     # Saying ---------------------------------------------------------------------------------
 

@@ -88,7 +88,7 @@ def test_a_saved_orbital_is_a_cube_and_a_page_that_needs_no_network(trained, tmp
     orbitals.refresh()
     orbitals.save()
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["orbital-5-step-60.cube", "orbital-5-step-60.html"]
+    assert names == ["orbital-5-geometry-0-step-60.cube", "orbital-5-geometry-0-step-60.html"]
     page = (tmp_path / names[1]).read_text()
     assert "<script src=" not in page
     assert "$3Dmol" in page

@@ -110,10 +110,10 @@ class Orbitals(ipw.VBox):
     def save(self) -> None:
         """Write the predicted orbital shown as a cube file and as a page, into the run's folder."""
         pair, trainer = self._pair, self.session.trainer
-        if pair is None or trainer is None or self._choice.value is None:
+        if pair is None or trainer is None:
             self.session.refuse("there is no orbital to save yet; choose one first.", "orbitals")
             return
-        stem = trainer.out / f"orbital-{self._choice.value + 1}-step-{trainer.step}"
+        stem = trainer.out / pair.name
         cube = cube_text(pair.molecule, pair.values[0], pair.box, pair.captions[0])
         stem.with_suffix(".cube").write_text(cube)
         page = preview.export_html(
