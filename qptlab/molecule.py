@@ -309,7 +309,7 @@ def _check_positions(symbols: Sequence[str], positions: np.ndarray, title: str) 
     distance = np.linalg.norm(positions[:, None] - positions[None], axis=-1) * BOHR_ANGSTROM
     distance[np.diag_indices(len(symbols))] = np.inf
     if distance.min() < MIN_DISTANCE_ANGSTROM:
-        i, j = np.unravel_index(distance.argmin(), distance.shape)
+        i, j = map(int, np.unravel_index(distance.argmin(), distance.shape))
         raise InputError(
             f"atoms {i} ({symbols[i]}) and {j} ({symbols[j]}) of {title} are {distance[i, j]:.3f} Å apart; "
             f"at least {MIN_DISTANCE_ANGSTROM} Å would do (positions are read in ångström)."
