@@ -61,6 +61,12 @@ class Evaluation:
         return len(self.predictions)
 
     @property
+    def _caption(self) -> str:
+        left_out = self.test_set.left_out
+        rest = f" ({left_out} left out, for which PySCF did not converge)" if left_out else ""
+        return f"{self.n} geometries{rest}, {self.method}, against converged PySCF"
+
+    @property
     def energy_errors_mev(self) -> np.ndarray:
         """Signed error of each geometry's energy, meV."""
         pairs = zip(self.predictions, self.test_set.converged, strict=True)
@@ -70,6 +76,7 @@ class Evaluation:
         """The numbers, with the keys of `qptlab evaluate --json`."""
         return {
             "n": self.n,
+            "n_left_out": self.test_set.left_out,
             **self.errors._asdict(),
             "seconds_per_geometry": self.seconds_per_geometry,
             "pyscf_seconds_per_geometry": self.pyscf_seconds_per_geometry,
@@ -95,7 +102,7 @@ class Evaluation:
         """The table as text."""
         width = max(len(title) for title in ERROR_COLUMNS.values())
         head = f"{'':28}" + "".join(f"{title:>{width + 2}}" for title in ERROR_COLUMNS.values())
-        lines = [f"{self.n} geometries, {self.method}, against converged PySCF", head]
+        lines = [self._caption, head]
         for name, summary in self.rows():
             lines.append(f"{name:28}" + "".join(f"{cell:>{width + 2}}" for cell in _cells(summary)))
         lines.append(
@@ -110,8 +117,7 @@ class Evaluation:
             f"<tr><th>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in _cells(summary)) + "</tr>"
             for name, summary in self.rows()
         )
-        caption = f"{self.n} geometries, {self.method}, against converged PySCF"
-        return f"<table><caption>{caption}</caption><tr><th></th>{cells}</tr>{body}</table>"
+        return f"<table><caption>{self._caption}</caption><tr><th></th>{cells}</tr>{body}</table>"
 
 
 def _cells(summary: ErrorSummary) -> list[str]:
@@ -132,16 +138,16 @@ def evaluate(
       progress: told how many geometries PySCF has done, of how many.
 
     Raises:
-      InputError: for no geometries, one of another molecule, or one for which PySCF does not converge.
+      InputError: for no geometries, one of another molecule, or none for which PySCF converges.
     """
     if not isinstance(geometries, TestSet):
         if isinstance(geometries, str | pathlib.Path):
             geometries = read_xyz(geometries)
+        if not geometries:
+            raise InputError("no geometries were given to evaluate; at least one would do.")
         # All are brought into the frame first: a wrong molecule is found before any work is done.
         poses = [predictor.frame.pose_molecule(mol).positions for mol in geometries]
         geometries = reference.make_test_set(predictor, poses, progress)
-    if not geometries.positions:
-        raise InputError("no geometries were given to evaluate; at least one would do.")
     predictor.in_frame(geometries.positions[0])  # compiles outside the clock
     began = time.perf_counter()
     predictions = [predictor.in_frame(place) for place in geometries.positions]

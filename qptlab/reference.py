@@ -25,6 +25,10 @@ PYSCF_FUNCTIONALS = {"lda": "lda,vwn", "pbe": "pbe,pbe"}
 """Our names in PySCF's words; its `vwn` is VWN5."""
 
 
+MAX_CYCLES = 100
+"""After which PySCF counts as not converged (its own default is 50)."""
+
+
 class Reference(NamedTuple):
     """A PySCF calculation of one geometry, converged or stopped early.
 
@@ -57,12 +61,14 @@ class TestSet(NamedTuple):
       converged: PySCF's answers.
       stopped: PySCF's DIIS stopped after as many Fock builds as the model does.
       no_network: plain DFT iteration, as many iterations as the model does.
+      left_out: how many geometries were given for which PySCF did not converge.
     """
 
     positions: list[Float[np.ndarray, "natm 3"]]
     converged: list[Reference]
     stopped: list[Reference]
     no_network: list[Prediction]
+    left_out: int
 
 
 class ErrorSummary(NamedTuple):
@@ -85,7 +91,7 @@ class ErrorSummary(NamedTuple):
 
 def converged(mol: Molecule, method: Method) -> Reference:
     """PySCF's converged answer with the same functional, basis and grid, exact integrals."""
-    return _run(mol, method, max_cycles=100)
+    return _run(mol, method, max_cycles=MAX_CYCLES)
 
 
 def stopped(mol: Molecule, method: Method, cycles: int) -> Reference:
@@ -104,30 +110,34 @@ def make_test_set(
 ) -> TestSet:
     """Run PySCF and both baselines on geometries that lie in the molecule's frame (bohr).
 
+    There is nothing to compare with where PySCF does not converge: such geometries are counted.
+
     Args:
       predictor: a model of the molecule; only its settings are read.
       positions: the geometries.
       progress: told how many geometries are done, of how many; what it raises ends the work.
 
     Raises:
-      InputError: if PySCF does not converge for one of them.
+      InputError: if there are none, or PySCF converges for none of them.
     """
     template = predictor.model.template
     plain = Predictor(predictor.model, None, predictor.frame)
-    found = TestSet([], [], [], [])
-    for done, place in enumerate(positions):
+    found = TestSet([], [], [], [], 0)
+    for done, place in enumerate(positions, start=1):
         mol = predictor.frame.molecule.with_positions(place)
         answer = converged(mol, template.method)
-        if not answer.converged:
-            raise InputError(
-                f"PySCF did not converge for geometry {done} of {mol.formula}; the others would do."
-            )
-        found.positions.append(place)
-        found.converged.append(answer)
-        found.stopped.append(stopped(mol, template.method, predictor.model.config.iterations + 1))
-        found.no_network.append(plain.in_frame(place))
-        progress(done + 1, len(positions))
-    return found
+        if answer.converged:
+            found.positions.append(place)
+            found.converged.append(answer)
+            found.stopped.append(stopped(mol, template.method, predictor.model.config.iterations + 1))
+            found.no_network.append(plain.in_frame(place))
+        progress(done, len(positions))
+    if not found.positions:
+        raise InputError(
+            f"PySCF converged for none of the {len(positions)} geometries of "
+            f"{predictor.frame.molecule.formula}; geometries nearer to its minimum would do."
+        )
+    return found._replace(left_out=len(positions) - len(found.positions))
 
 
 def _run(mol, method, max_cycles):

@@ -30,7 +30,8 @@ def found(trained, geometries):
 
 def test_the_table_has_the_keys_that_others_read(found):
     record = json.loads(found.to_json())
-    assert set(record) == {"n", "seconds_per_geometry", "pyscf_seconds_per_geometry", "baselines"} | ERRORS
+    speeds = {"seconds_per_geometry", "pyscf_seconds_per_geometry"}
+    assert set(record) == {"n", "n_left_out", "baselines"} | speeds | ERRORS
     assert set(record["baselines"]) == {"no_network", "pyscf_same_fock_builds"}
     assert all(set(baseline) == ERRORS for baseline in record["baselines"].values())
     assert record["n"] == 3
@@ -80,6 +81,19 @@ def test_the_baseline_costs_as_much_as_the_model():
     mf.kernel()
     assert stopped.energy == pytest.approx(mf.energy_tot(mf.make_rdm1()), abs=tol.ENERGY_OF_DENSITY)
     assert reference.converged(WATER, cases.QUICK_METHOD).converged
+
+
+def test_geometries_for_which_pyscf_does_not_converge_are_left_out_and_counted(trained, monkeypatch):
+    """One such geometry ends neither a training nor a comparison; with too few cycles PySCF does fail."""
+    torn = WATER.with_positions(WATER.positions * 2.2)
+    enough = reference.converged(WATER, cases.QUICK_METHOD).cycles
+    assert reference.converged(torn, cases.QUICK_METHOD).cycles > enough
+    monkeypatch.setattr(reference, "MAX_CYCLES", enough)
+    found = ql.evaluate(trained.predictor, [WATER, torn])
+    assert (found.n, found.to_dict()["n_left_out"]) == (1, 1)
+    assert "1 left out" in str(found)
+    with pytest.raises(ql.InputError, match="none of the 1 geometries of H2O"):
+        ql.evaluate(trained.predictor, [torn])
 
 
 def test_summary_of_known_errors():
