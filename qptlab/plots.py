@@ -13,9 +13,7 @@ from plotly.subplots import make_subplots
 from qptlab.evaluation import Evaluation
 from qptlab.units import CHEMICAL_ACCURACY_MEV, HARTREE_EV
 
-BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9",
-)
+BLUE, ORANGE, GREEN, VERMILLION, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
 INK = "#808080"
 MAX_POINTS = 2000
 """Per trace: more would be sent to the browser without being seen."""
