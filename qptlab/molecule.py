@@ -32,6 +32,10 @@ MAX_XYZ_BYTES = 50_000_000
 MAX_SMILES_CHARACTERS = 500
 
 
+class _NoSmiles(InputError):
+    """A text that is no SMILES at all, as against one of a molecule that cannot be used."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Molecule:
     """A closed-shell molecule at one geometry.
@@ -150,11 +154,11 @@ class Molecule:
         text = smiles.strip()
         hint = "a valid SMILES string of one molecule, such as CCO for ethanol, would do."
         if not text or len(text) > MAX_SMILES_CHARACTERS:
-            raise InputError(f"SMILES of {len(text)} characters cannot be used; {hint}")
+            raise _NoSmiles(f"SMILES of {len(text)} characters cannot be used; {hint}")
         with rdBase.BlockLogs():
             graph = Chem.MolFromSmiles(text)
             if graph is None or graph.GetNumAtoms() == 0:
-                raise InputError(f"SMILES {text!r} does not parse; {hint}")
+                raise _NoSmiles(f"SMILES {text!r} does not parse; {hint}")
             graph = Chem.AddHs(graph)
             if EmbedMolecule(graph, randomSeed=7) != 0:
                 raise InputError(f"no 3D structure was found for SMILES {text!r}; an XYZ file would do.")
@@ -199,10 +203,10 @@ class Molecule:
             return cls.from_xyz(text if "\n" in stripped else stripped)
         try:
             return cls.from_smiles(stripped)
-        except InputError as error:
+        except _NoSmiles:
             raise InputError(
-                f"{stripped[:60]!r} cannot be read as a molecule ({error}) "
-                f"Built-in names are {', '.join(_builtin())}; an .xyz file would do too."
+                f"{stripped[:60]!r} cannot be read as a molecule; a SMILES such as CCO would do, an .xyz file, "
+                f"or one of {', '.join(_builtin())}."
             ) from None
 
 
