@@ -1,6 +1,7 @@
 """Molecules, integrals and PySCF's answers, made once and shared by all tests."""
 
 import functools
+import time
 
 import jax
 import numpy as np
@@ -110,3 +111,16 @@ def quick(steps: int, **changes) -> ql.TrainConfig:
         minutes=None, steps=steps, batch=4, reuse=4, warmup_steps=5, validation=2,
         sampling=ql.Sampling("perturb"), **changes,
     )
+
+
+def slope_by_differences(along, h: float) -> float:
+    """Derivative of a function at 0, by central differences of fourth order: what is left is rounding over h."""
+    return float((8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h))
+
+
+def wait_until(condition, seconds: float = 90) -> None:
+    """Wait for what another thread, process or browser does; fail if it does not."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

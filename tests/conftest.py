@@ -1,6 +1,8 @@
 """Types and shapes named in signatures are checked at run time; what is compiled once serves all tests."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 import hypothesis
@@ -11,6 +13,7 @@ jaxtyping.install_import_hook("qptlab", "typecheck.check")
 
 # Read by JAX on import, here and in the processes that tests start.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="qptlab-compiled-")
+atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 

@@ -5,6 +5,7 @@ import time
 
 import lab
 import pytest
+from cases import wait_until
 from playwright.sync_api import expect, sync_playwright
 
 NOTEBOOK = "01-first-light.ipynb"
@@ -132,10 +133,3 @@ def test_run_all_cells_ends_in_the_claims_of_the_notebook(opened):
     opened.screenshot("9-all-cells")
     assert opened.outside == []
     assert opened.errors == []
-
-
-def wait_until(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.25)

@@ -80,9 +80,7 @@ def test_derivative_of_the_density_equals_finite_differences(name, argument):
         return jnp.sum(weight * density_from_fock(start, moved))
 
     slope = float(jax.grad(along)(0.0))
-    # Central differences of fourth order: the error left is rounding divided by the step.
-    h = 1e-3
-    difference = float((8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h))
+    difference = cases.slope_by_differences(along, 1e-3)
     assert np.isfinite(slope)
     assert slope == pytest.approx(difference, rel=tol.FINITE_DIFFERENCE)
 

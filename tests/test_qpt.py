@@ -59,8 +59,7 @@ def test_gradient_of_the_loss_equals_finite_differences(name, iterations):
         return loss(jax.tree.map(lambda p, d: p + step * d, params, direction), batch, qpt)
 
     slope = float(jax.jit(jax.grad(along))(0.0))
-    h = 2e-3
-    difference = float((8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h))
+    difference = cases.slope_by_differences(along, 2e-3)
     assert abs(slope) > 1e-6
     assert slope == pytest.approx(difference, rel=tol.LOSS_FINITE_DIFFERENCE)
 

@@ -1,7 +1,5 @@
 """The workbench without a screen."""
 
-import time
-
 import cases
 import numpy as np
 import pytest
@@ -108,18 +106,14 @@ def test_start_pause_resume_and_stop_from_a_session(tmp_path):
         out=str(tmp_path / "w"),
     )
     session.start()
-    deadline = time.monotonic() + 90
-    while session.trainer.step < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    cases.wait_until(lambda: session.trainer.step >= 2)
     session.start()
     assert "a training is under way" in session.message.text
     session.pause()
-    while session.training_status != "paused" and time.monotonic() < deadline:
-        time.sleep(0.05)
+    cases.wait_until(lambda: session.training_status == "paused")
     halted = session.trainer.step
     session.start()  # the button is called Resume now
-    while session.trainer.step <= halted and time.monotonic() < deadline:
-        time.sleep(0.05)
+    cases.wait_until(lambda: session.trainer.step > halted)
     session.stop()
     session.trainer.wait(60)
     assert session.training_status == "stopped"

@@ -15,14 +15,7 @@ import qptlab as ql
 from qptlab.run import COLUMNS, Run
 
 METHOD, MODEL, WATER = cases.QUICK_METHOD, cases.QUICK_MODEL, ql.Molecule.from_name("water")
-config = cases.quick
-
-
-def wait_until(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
+config, wait_until = cases.quick, cases.wait_until
 
 
 def finished(out):

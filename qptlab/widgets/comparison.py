@@ -4,7 +4,7 @@ import ipywidgets as ipw
 
 from qptlab import plots
 from qptlab.session import Session
-from qptlab.widgets.picker import message_html
+from qptlab.widgets.message import MessageLine
 
 _STYLE = """<style>
 .qptlab-table table { border-collapse: collapse; }
@@ -27,18 +27,14 @@ class Comparison(ipw.VBox):
             description="Compare with PySCF", icon="table", layout={"width": "190px"},
             tooltip="The model as trained so far, on geometries it was never trained on",
         )
-        self._message = ipw.HTML()
+        self._message = MessageLine(self.session, "comparison")
         self._table = ipw.HTML()
         self.figure = plots.widget(plots.parity_figure())
         self._plot = ipw.Box([self.figure], layout={"display": "none"})
         super().__init__([ipw.HBox([self._button, self._message]), self._table, self._plot])
         self._button.on_click(lambda _: self.session.compare())
-        self.session.observe(self._show_message, "message")
         self.session.observe(lambda _: self.update(), "evaluation")
         self.update()
-
-    def _show_message(self, _) -> None:
-        self._message.value = message_html(self.session, "comparison", self._message.value)
 
     def update(self) -> None:
         """Show the session's last comparison."""

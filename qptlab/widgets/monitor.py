@@ -8,7 +8,7 @@ from qptlab import plots
 from qptlab.session import Session
 from qptlab.units import significant
 from qptlab.widgets.live import keep_fresh
-from qptlab.widgets.picker import message_html
+from qptlab.widgets.message import MessageLine
 
 
 class TrainingMonitor(ipw.VBox):
@@ -26,7 +26,7 @@ class TrainingMonitor(ipw.VBox):
         self._progress = ipw.FloatProgress(min=0, max=1, layout={"width": "220px"})
         self._status = ipw.HTML()
         self._numbers = ipw.HTML()
-        self._message = ipw.HTML()
+        self._message = MessageLine(self.session, "training")
         self.figure = plots.widget(plots.training_figure())
         self._shown: tuple | None = None
         super().__init__([
@@ -36,16 +36,12 @@ class TrainingMonitor(ipw.VBox):
         self._start.on_click(lambda _: self._do(self.session.start))
         self._pause.on_click(lambda _: self._do(self.session.pause))
         self._stop.on_click(lambda _: self._do(self.session.stop))
-        self.session.observe(self._show_message, "message")
         self.refresh()
         keep_fresh(self)
 
     def _do(self, action) -> None:
         action()
         self.refresh()
-
-    def _show_message(self, _) -> None:
-        self._message.value = message_html(self.session, "training", self._message.value)
 
     def refresh(self) -> None:
         """Show the trainer's present state; cheap when nothing has changed."""

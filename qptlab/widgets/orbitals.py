@@ -8,7 +8,7 @@ from qptlab.session import OrbitalPair, Session
 from qptlab.units import BOHR_ANGSTROM
 from qptlab.widgets import preview
 from qptlab.widgets.live import keep_fresh
-from qptlab.widgets.picker import message_html
+from qptlab.widgets.message import MessageLine
 from qptlab.widgets.viewer import OrbitalViewer
 
 
@@ -37,7 +37,7 @@ class Orbitals(ipw.VBox):
             description="Save", icon="download", disabled=True, layout={"width": "90px"},
             tooltip="As a cube file and as a page, in the run's folder",
         )
-        self._message = ipw.HTML()
+        self._message = MessageLine(self.session, "orbitals")
         self.viewer = OrbitalViewer(
             placeholder="Orbitals appear here once a training has begun and PySCF has done the validation set."
         )
@@ -50,7 +50,6 @@ class Orbitals(ipw.VBox):
         self._geometry.observe(self._choose, "value")
         self._again.on_click(lambda _: self.update())
         self._save.on_click(lambda _: self.save())
-        self.session.observe(self._show_message, "message")
         keep_fresh(self)
 
     def _choose(self, _) -> None:
@@ -58,9 +57,6 @@ class Orbitals(ipw.VBox):
 
     def _set_isovalue(self, change) -> None:
         self.viewer.isovalue = change["new"]
-
-    def _show_message(self, _) -> None:
-        self._message.value = message_html(self.session, "orbitals", self._message.value)
 
     def refresh(self) -> None:
         """Offer the orbitals as soon as there are any, the HOMO first; predict anew at every halt."""

@@ -11,6 +11,7 @@ from qptlab.models.qpt import PRESETS
 from qptlab.molecule import BUILTIN
 from qptlab.session import Session
 from qptlab.widgets import preview
+from qptlab.widgets.message import MessageLine
 
 BASES = ("sto-3g", "6-31g*", "def2-svp", "cc-pvdz", "def2-tzvp")
 MAX_UPLOAD_BYTES = 5_000_000
@@ -29,7 +30,7 @@ class MoleculePicker(ipw.VBox):
         self.session = session or Session()
         self._preview = ipw.Output(layout={"height": "210px", "width": "330px", "overflow": "hidden"})
         self._summary = ipw.HTML()
-        self._message = ipw.HTML()
+        self._message = MessageLine(self.session, "molecule")
         self._names = ipw.Dropdown(options=["—", *BUILTIN], description="Built-in", style=_FIELD)
         self._text = ipw.Text(description="SMILES or path", placeholder="CCO, or water.xyz", style=_FIELD)
         self._use_text = ipw.Button(description="Use", tooltip="Use this SMILES or file", layout={"width": "72px"})
@@ -78,7 +79,6 @@ class MoleculePicker(ipw.VBox):
         self._use_xyz.on_click(lambda _: self.session.choose(self._xyz.value + "\n"))
         self._upload.observe(self._take_upload, "value")
         self.session.observe(lambda _: self.update(), ["molecule", "xc", "basis", "grid_level"])
-        self.session.observe(lambda _: self._show_message(), "message")
 
     def _pick_name(self, change) -> None:
         if change["new"] in BUILTIN:
@@ -109,20 +109,6 @@ class MoleculePicker(ipw.VBox):
             self.session.refuse(str(error), "molecule")
             text = mol.formula
         self._summary.value = f"{html.escape(mol.name or mol.formula)}: {html.escape(text)}"
-
-    def _show_message(self) -> None:
-        self._message.value = message_html(self.session, "molecule", self._message.value)
-
-
-def message_html(session: Session, topic: str, present: str) -> str:
-    """The session's message if it is of a view's topic, else what the view shows at present."""
-    message = session.message
-    if message.topic != topic or not message.text:
-        return present if message.topic != topic else ""
-    text = html.escape(message.text)
-    if message.is_error:
-        return f'<div role="alert"><b style="color:#D55E00">⚠</b> {text}</div>'
-    return f'<div role="status">{text}</div>'
 
 
 def _link(session: Session, name: str, widget: ipw.ValueWidget) -> None:
