@@ -1,16 +1,17 @@
 """From density matrix to Fock matrix and back: the maths of one Kohn–Sham iteration.
 
-Pure functions of `Integrals`; the functional is named by the static argument `xc`. Closed shell:
-the density matrix is 2·C_occ·C_occᵀ. Helgaker, Jørgensen & Olsen 2000, ch. 10.
+Pure functions of `Integrals`; the functional is named by the static argument `xc`. The density matrix of a closed
+shell is 2·C_occ·C_occᵀ. An open shell has one of each spin, C_occ·C_occᵀ, along a leading axis, and so have its
+Fock matrices and orbitals (Pople & Nesbet 1954). Helgaker, Jørgensen & Olsen 2000, ch. 10.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from qptlab import semilocal
 from qptlab import xc as functionals
 from qptlab.integrals import Integrals
 
@@ -39,86 +40,69 @@ class KohnSham(NamedTuple):
     Attributes:
       terms: the energy, by parts.
       coul: Coulomb matrix, hartree.
-      vxc: exchange–correlation matrix, hartree.
+      vxc: exchange–correlation matrix, exact exchange included, hartree.
       fock: hcore + coul + vxc, the derivative of the energy, hartree.
     """
 
     terms: EnergyTerms
     coul: Float[Array, "nao nao"]
-    vxc: Float[Array, "nao nao"]
-    fock: Float[Array, "nao nao"]
+    vxc: Float[Array, "*spin nao nao"]
+    fock: Float[Array, "*spin nao nao"]
 
 
-def kohn_sham(dm: Float[Array, "nao nao"], ints: Integrals, xc: str) -> KohnSham:
+def kohn_sham(
+    dm: Float[Array, "*spin nao nao"],
+    ints: Integrals,
+    xc: str,
+    filled: Float[Array, "*spin nao nocc"] | None = None,
+) -> KohnSham:
     """Energy and Fock matrix of a density matrix, sharing the work of both.
 
     Args:
-      dm: symmetric, electrons per AO pair.
+      dm: symmetric, electrons per AO pair; for an open shell one of each spin.
       ints: the geometry.
       xc: functional, one of `method.FUNCTIONALS`.
+      filled: orbitals C with dm = C·Cᵀ, where they are known: fitted exchange is cheaper with them.
 
     Raises:
       ValueError: if the shapes differ.
     """
     _check_shapes(dm, ints)
-    coul = coulomb(dm, ints)
-    e_xc, vxc = _exchange_correlation(dm, ints, xc)
+    spins = dm[None] if dm.ndim == 2 else dm
+    total = jnp.sum(spins, axis=0)
+    coul = ints.repulsion.coulomb(total)
+    e_xc, vxc = semilocal.exchange_correlation(spins, ints, xc)
+    share = functionals.functional(xc).exact_exchange
+    if share:
+        # A closed shell's exchange is that of two halves of its density.
+        weight = share * (0.5 if dm.ndim == 2 else 1.0)
+        known = [None] * len(spins) if filled is None else filled.reshape(len(spins), *filled.shape[-2:])
+        exch = jnp.stack([ints.repulsion.exchange(d, c) for d, c in zip(spins, known, strict=True)])
+        vxc = vxc - weight * exch
+        e_xc = e_xc - 0.5 * weight * jnp.sum(spins * exch)
+    vxc = vxc.reshape(dm.shape)
     terms = EnergyTerms(
-        e_core=jnp.sum(dm * ints.hcore),
-        e_coul=0.5 * jnp.sum(dm * coul),
+        e_core=jnp.sum(total * ints.hcore),
+        e_coul=0.5 * jnp.sum(total * coul),
         e_xc=e_xc,
         e_nuc=ints.e_nuc,
     )
     return KohnSham(terms, coul, vxc, ints.hcore + coul + vxc)
 
 
-def energy(dm: Float[Array, "nao nao"], ints: Integrals, xc: str) -> Float[Array, ""]:
+def energy(dm: Float[Array, "*spin nao nao"], ints: Integrals, xc: str) -> Float[Array, ""]:
     """Total Kohn–Sham energy of a density matrix, hartree; arguments as `kohn_sham`."""
     return kohn_sham(dm, ints, xc).terms.e_tot
 
 
-def fock(dm: Float[Array, "nao nao"], ints: Integrals, xc: str) -> Float[Array, "nao nao"]:
+def fock(dm: Float[Array, "*spin nao nao"], ints: Integrals, xc: str) -> Float[Array, "*spin nao nao"]:
     """Kohn–Sham (Fock) matrix of a density matrix, hartree; arguments as `kohn_sham`."""
     return kohn_sham(dm, ints, xc).fock
 
 
-def coulomb(dm: Float[Array, "nao nao"], ints: Integrals) -> Float[Array, "nao nao"]:
-    """Coulomb matrix J_ij = Σ_kl (ij|kl) D_kl, hartree."""
-    rows, cols = np.tril_indices(ints.nao)
-    packed = jnp.where(rows == cols, 1.0, 2.0) * dm[rows, cols]
-    pairs = ints.eri @ packed
-    index = np.zeros((ints.nao, ints.nao), dtype=np.int32)
-    index[rows, cols] = index[cols, rows] = np.arange(len(rows))
-    return pairs[index]
-
-
-def density_on_grid(
-    dm: Float[Array, "nao nao"], aos: Float[Array, "nderiv ngrids nao"]
-) -> tuple[Float[Array, " ngrids"], Float[Array, "3 ngrids"] | None]:
-    """Electron density on grid points, and its gradient where the AOs' is given."""
-    half = aos[0] @ dm
-    rho = jnp.sum(half * aos[0], axis=-1)
-    if aos.shape[0] == 1:
-        return rho, None
-    return rho, 2 * jnp.einsum("gi,xgi->xg", half, aos[1:])
-
-
-def _exchange_correlation(dm, ints, xc):
-    rho, gradient = density_on_grid(dm, ints.aos)
-    sigma = jnp.zeros_like(rho) if gradient is None else jnp.sum(gradient**2, axis=0)
-    exc, vrho, vsigma = functionals.potential(rho, sigma, xc)
-    # Half of the potential matrix; adding the transpose gives the other half (Pople, Gill &
-    # Johnson 1992, doi:10.1016/0009-2614(92)85009-Y).
-    carrier = (0.5 * ints.weights * vrho)[:, None] * ints.aos[0]
-    if gradient is not None:
-        carrier += jnp.einsum("xg,xgi->gi", 2 * ints.weights * vsigma * gradient, ints.aos[1:])
-    half = ints.aos[0].T @ carrier
-    return jnp.sum(ints.weights * exc), half + half.T
-
-
 def orbitals(
-    fock: Float[Array, "nao nao"], ints: Integrals
-) -> tuple[Float[Array, " nmo"], Float[Array, "nao nmo"]]:
+    fock: Float[Array, "*spin nao nao"], ints: Integrals
+) -> tuple[Float[Array, "*spin nmo"], Float[Array, "*spin nao nmo"]]:
     """Orbital energies (hartree, ascending) and coefficients (columns) of a Fock matrix.
 
     Not for differentiation: the derivative of single orbitals is singular at degeneracies. What
@@ -129,43 +113,60 @@ def orbitals(
     return mo_energy, x @ vectors
 
 
-def density_from_fock(fock: Float[Array, "nao nao"], ints: Integrals) -> Float[Array, "nao nao"]:
-    """Density matrix of the doubly filled lowest orbitals of a Fock matrix.
+def filled_orbitals(fock: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, "*spin nao nocc"]:
+    """The filled orbitals C of a Fock matrix, scaled so that its density matrix is C·Cᵀ.
+
+    Of an open shell both spins have as many columns as the larger needs; those not filled are zero.
+    """
+    _, mo_coeff = orbitals(fock, ints)
+    most = max(ints.layout.nocc)
+    occupied = jnp.arange(most) < ints.nocc[..., None]  # [*spin, nocc]
+    electrons = 2.0 if ints.nocc.ndim == 0 else 1.0
+    return jnp.sqrt(electrons) * mo_coeff[..., :most] * occupied[..., None, :]
+
+
+def density_from_fock(
+    fock: Float[Array, "*spin nao nao"], ints: Integrals
+) -> Float[Array, "*spin nao nao"]:
+    """Density matrix of the lowest orbitals of a Fock matrix, doubly filled in a closed shell.
 
     The reverse rule divides by occupied–virtual gaps alone, so degenerate levels inside either
     space are harmless and a closed HOMO–LUMO gap is not: below `MIN_GAP_HARTREE` the derivative
     is NaN (first-order response; Helgaker, Jørgensen & Olsen 2000, ch. 10).
 
     Args:
-      fock: symmetric, hartree. Differentiable.
+      fock: symmetric, hartree; for an open shell one of each spin. Differentiable.
       ints: its overlap (differentiable), orthogonaliser and nocc are read.
 
     Returns:
-      Electrons per AO pair; the trace with the overlap is 2·nocc.
+      Electrons per AO pair; the trace with the overlap is the number of electrons.
 
     Raises:
       ValueError: if the shapes differ.
     """
     _check_shapes(fock, ints)
-    return _density(fock, ints.overlap, ints)
+    if fock.ndim == 2:
+        return 2 * _projector(fock, ints.overlap, ints.orthogonaliser, ints.nocc)
+    return jax.vmap(_projector, (0, None, None, 0))(fock, ints.overlap, ints.orthogonaliser, ints.nocc)
 
 
 @jax.custom_vjp
-def _density(fock, overlap, ints):
-    return _density_forward(fock, overlap, ints)[0]
+def _projector(fock, overlap, orthogonaliser, nocc):
+    return _projector_forward(fock, overlap, orthogonaliser, nocc)[0]
 
 
-def _density_forward(fock, overlap, ints):
+def _projector_forward(fock, overlap, orthogonaliser, nocc):
     del overlap  # held by the orthogonaliser; named so that it has a derivative
-    mo_energy, mo_coeff = orbitals(fock, ints)
-    occupied = jnp.arange(ints.nao) < ints.nocc
+    mo_energy, vectors = jnp.linalg.eigh(orthogonaliser.T @ fock @ orthogonaliser)
+    mo_coeff = orthogonaliser @ vectors
+    occupied = jnp.arange(len(fock)) < nocc
     filled = mo_coeff * occupied
-    return 2 * filled @ filled.T, (mo_energy, mo_coeff, occupied)
+    return filled @ filled.T, (mo_energy, mo_coeff, occupied)
 
 
-def _density_backward(residuals, dm_bar):
+def _projector_backward(residuals, dm_bar):
     mo_energy, mo_coeff, occupied = residuals
-    response = mo_coeff.T @ (dm_bar + dm_bar.T) @ mo_coeff
+    response = 0.5 * mo_coeff.T @ (dm_bar + dm_bar.T) @ mo_coeff
     crossing = ~occupied[:, None] & occupied[None, :]  # [virtual, occupied]
     gap = jnp.where(crossing, mo_energy[None, :] - mo_energy[:, None], 1.0)
     closed = jnp.any(crossing & (gap > -MIN_GAP_HARTREE))
@@ -175,24 +176,25 @@ def _density_backward(residuals, dm_bar):
     weighted = rotation * mo_energy[None, :]
     inside = jnp.where(occupied[:, None] & occupied[None, :], response, 0.0)
     overlap_bar = -mo_coeff @ (weighted + weighted.T + inside) @ mo_coeff.T
-    return fock_bar, overlap_bar, None
+    return fock_bar, overlap_bar, None, None
 
 
-_density.defvjp(_density_forward, _density_backward)
+_projector.defvjp(_projector_forward, _projector_backward)
 
 
 def commutator(
-    fock: Float[Array, "nao nao"], dm: Float[Array, "nao nao"], ints: Integrals
-) -> Float[Array, "nao nao"]:
+    fock: Float[Array, "*spin nao nao"], dm: Float[Array, "*spin nao nao"], ints: Integrals
+) -> Float[Array, "*spin nao nao"]:
     """Xᵀ(FDS − SDF)X, hartree: the orbital gradient, zero at self-consistency (Pulay 1982)."""
     x = ints.orthogonaliser
     fds = fock @ dm @ ints.overlap
-    return x.T @ (fds - fds.T) @ x
+    return x.T @ (fds - jnp.swapaxes(fds, -1, -2)) @ x
 
 
 def _check_shapes(matrix, ints):
-    if matrix.shape != ints.overlap.shape:
+    expected = (*ints.nocc.shape, *ints.overlap.shape)
+    if matrix.shape != expected:
         raise ValueError(
-            f"a matrix of shape {matrix.shape} was given with integrals over {ints.overlap.shape}; "
-            "the two must be of one molecule and basis."
+            f"a matrix of shape {matrix.shape} was given with integrals for {expected}; "
+            "the two must be of one molecule, basis and spin."
         )

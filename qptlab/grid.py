@@ -33,22 +33,39 @@ class GridTemplate(NamedTuple):
     size_adjustment: Float[np.ndarray, "natm natm"]
 
 
-class ShellGroup(NamedTuple):
-    """Shells of one angular momentum and one number of primitives.
+class Shell(NamedTuple):
+    """One contracted shell of an element's basis.
 
     Attributes:
       l: angular momentum.
-      atom: the atom of each shell.
       exponents: 1/bohr².
       coefficients: of normalised primitives.
-      ao: where each shell's functions stand in PySCF's order.
     """
 
     l: int
-    atom: Int[np.ndarray, " nshell"]
-    exponents: Float[np.ndarray, "nshell nprim"]
-    coefficients: Float[np.ndarray, "nshell nprim"]
-    ao: Int[np.ndarray, "nshell nm"]
+    exponents: tuple[float, ...]
+    coefficients: tuple[float, ...]
+
+
+class ElementBasis(NamedTuple):
+    """The shells that all atoms of one element carry.
+
+    Attributes:
+      atoms: where they stand in the molecule.
+      shells: in PySCF's order.
+    """
+
+    atoms: tuple[int, ...]
+    shells: tuple[Shell, ...]
+
+    @property
+    def nao(self) -> int:
+        """Atomic orbitals of one atom."""
+        return sum(2 * shell.l + 1 for shell in self.shells)
+
+
+Basis = tuple[ElementBasis, ...]
+"""A molecule's basis, element by element: on the device, atoms of one element are one array axis."""
 
 
 def becke_grid(
@@ -56,20 +73,20 @@ def becke_grid(
 ) -> tuple[Float[Array, "ngrids 3"], Float[Array, " ngrids"]]:
     """Points (bohr) and weights (cubic bohr) of the molecular grid."""
     coords = jnp.asarray(grid.offsets) + positions[grid.owner]
-    natm = positions.shape[0]
-    eye = jnp.eye(natm)
-    distance = jnp.linalg.norm(coords[:, None] - positions, axis=-1)
-    between = jnp.sqrt(jnp.sum((positions[:, None] - positions) ** 2, axis=-1) + eye)
+    same = jnp.eye(len(positions), dtype=bool)
+    away = coords.T[:, None, :] - positions.T[:, :, None]
+    distance = jnp.sqrt(jnp.sum(away**2, axis=0))  # [natm, ngrids]
+    between = jnp.sqrt(jnp.sum((positions[:, None] - positions) ** 2, axis=-1) + same)
 
+    @jax.checkpoint  # one atom at a time, backwards too: (natm, ngrids) at once, not (natm, natm, ngrids)
     def cell(i):
-        # One atom at a time: (ngrids, natm) at once, not (ngrids, natm, natm).
-        mu = (distance[:, i, None] - distance) / between[i]
-        mu = mu + jnp.asarray(grid.size_adjustment)[i] * (1 - mu**2)
+        mu = (distance[i] - distance) / between[i][:, None]
+        mu = mu + jnp.asarray(grid.size_adjustment)[i][:, None] * (1 - mu**2)
         for _ in range(3):
             mu = 0.5 * mu * (3 - mu**2)
-        return jnp.prod(jnp.where(eye[i] > 0, 1.0, 0.5 * (1 - mu)), axis=-1)
+        return jnp.prod(jnp.where(same[i][:, None], 1.0, 0.5 * (1 - mu)), axis=0)
 
-    cells = jax.lax.map(cell, jnp.arange(natm))
+    cells = jax.lax.map(cell, jnp.arange(len(positions)))
     own = jnp.take_along_axis(cells, jnp.asarray(grid.owner)[None], axis=0)[0]
     return coords, jnp.asarray(grid.volumes) * own / jnp.sum(cells, axis=0)
 
@@ -82,81 +99,97 @@ def solid_harmonics(r: Float[Array, "*points 3"], l: int) -> Float[Array, "*poin
     """
     if not 0 <= l <= MAX_L:
         raise ValueError(f"angular momentum {l} is not implemented; 0 to {MAX_L} would do.")
-    x, y, z = r[..., 0], r[..., 1], r[..., 2]
-    r2 = x * x + y * y + z * z
-    root = np.sqrt
-    functions = (
-        lambda: [jnp.ones_like(x)],
-        lambda: [root(3) * x, root(3) * y, root(3) * z],
-        lambda: [
-            root(15) * x * y, root(15) * y * z, root(5) / 2 * (3 * z * z - r2),
+    return jnp.stack(_components(r[..., 0], r[..., 1], r[..., 2], l), axis=-1)
+
+
+def _components(x, y, z, l):
+    root, norm = np.sqrt, 1 / np.sqrt(4 * np.pi)
+    if l == 0:
+        functions = [jnp.ones_like(x)]
+    elif l == 1:
+        functions = [root(3) * x, root(3) * y, root(3) * z]
+    elif l == 2:
+        functions = [
+            root(15) * x * y, root(15) * y * z, root(5) / 2 * (2 * z * z - x * x - y * y),
             root(15) * x * z, root(15) / 2 * (x * x - y * y),
-        ],
-        lambda: [
+        ]
+    else:
+        functions = [
             root(35 / 8) * y * (3 * x * x - y * y), root(105) * x * y * z,
-            root(21 / 8) * y * (5 * z * z - r2), root(7) / 2 * z * (5 * z * z - 3 * r2),
-            root(21 / 8) * x * (5 * z * z - r2), root(105) / 2 * z * (x * x - y * y),
+            root(21 / 8) * y * (4 * z * z - x * x - y * y),
+            root(7) / 2 * z * (2 * z * z - 3 * x * x - 3 * y * y),
+            root(21 / 8) * x * (4 * z * z - x * x - y * y), root(105) / 2 * z * (x * x - y * y),
             root(35 / 8) * x * (x * x - 3 * y * y),
-        ],
-    )[l]()
-    return jnp.stack(functions, axis=-1) / root(4 * np.pi)
+        ]
+    return [norm * f for f in functions]
 
 
 def eval_aos(
     positions: Float[Array, "natm 3"],
     coords: Float[Array, "ngrids 3"],
-    shells: tuple[ShellGroup, ...],
+    basis: Basis,
     *,
     derivatives: bool,
-) -> Float[Array, "nderiv ngrids nao"]:
+) -> Float[Array, "nderiv nao ngrids"]:
     """Atomic orbitals on points, and their gradients.
+
+    Points are the last axis, along which the processor's vector units work; PySCF has them first.
 
     Args:
       positions: nuclei, bohr.
       coords: points, bohr.
-      shells: the basis.
+      basis: the basis.
       derivatives: whether the gradient is wanted.
 
     Returns:
-      Values, shape (1, ngrids, nao); with `derivatives`, (4, ngrids, nao): value, ∂x, ∂y, ∂z.
+      Values, shape (1, nao, ngrids); with `derivatives`, (4, nao, ngrids): value, ∂x, ∂y, ∂z.
     """
-    blocks = [_eval_group(positions, coords, group, derivatives) for group in shells]
-    order = np.argsort(np.concatenate([group.ao.ravel() for group in shells]))
-    return jnp.concatenate(blocks, axis=-1)[..., order]
+    blocks = {}
+    for element in basis:
+        values = _eval_element(positions[np.array(element.atoms)], coords, element.shells, derivatives)
+        blocks |= {atom: values[:, :, i] for i, atom in enumerate(element.atoms)}
+    return jnp.concatenate([blocks[atom] for atom in sorted(blocks)], axis=1)
 
 
-def _eval_group(positions, coords, group, derivatives):
-    r = coords[:, None] - positions[group.atom]  # [ngrids, nshell, 3]
-    exponential = group.coefficients * jnp.exp(
-        -group.exponents * jnp.sum(r * r, axis=-1)[..., None]
-    )
-    radial = jnp.sum(exponential, axis=-1)[..., None]  # [ngrids, nshell, 1]
-    values = [radial * solid_harmonics(r, group.l)]
-    if derivatives:
-        slope = jnp.sum(-2 * group.exponents * exponential, axis=-1)[..., None]
-        for axis in range(3):
-            direction = jnp.broadcast_to(jnp.eye(3)[axis], r.shape)
-            angular, tangent = jax.jvp(lambda p: solid_harmonics(p, group.l), (r,), (direction,))
-            values.append(slope * r[..., axis, None] * angular + radial * tangent)
-    return jnp.stack(values).reshape(len(values), coords.shape[0], -1)
+def _eval_element(centres, coords, shells, derivatives):
+    """[nderiv, nao of one atom, atoms, ngrids]."""
+    r = coords.T[:, None, :] - centres.T[:, :, None]  # [3, atoms, ngrids]
+    r2 = jnp.sum(r * r, axis=0)
+    # Shells often share exponents (2s and 2p of Pople's bases, general contractions): each exponential once.
+    primitives = {a: jnp.exp(-a * r2) for a in {a for shell in shells for a in shell.exponents}}
+    rows = [[] for _ in range(4 if derivatives else 1)]
+    for l, exponents, coefficients in shells:
+        terms = [c * primitives[a] for a, c in zip(exponents, coefficients, strict=True)]
+        radial, angular = sum(terms), _components(*r, l)
+        rows[0] += [radial * component for component in angular]
+        if derivatives:
+            slope = sum(-2 * a * term for a, term in zip(exponents, terms, strict=True))
+            for axis in range(3):
+                rows[1 + axis] += [
+                    slope * r[axis] * component + radial * tangent
+                    for component, tangent in zip(angular, _component_slopes(r, l, axis), strict=True)
+                ]
+    return jnp.stack([jnp.stack(part) for part in rows])
 
 
-def ao_rotation(
-    rotation: Float[Array, "3 3"], shells: tuple[ShellGroup, ...]
-) -> Float[Array, "nao nao"]:
+def _component_slopes(r, l, axis):
+    def moved(value):
+        return _components(*(value if i == axis else r[i] for i in range(3)), l)
+
+    return jax.jvp(moved, (r[axis],), (jnp.ones_like(r[axis]),))[1]
+
+
+def ao_rotation(rotation: Float[Array, "3 3"], basis: Basis) -> Float[Array, "nao nao"]:
     """How a rotation of the molecule mixes its atomic orbitals.
 
     With positions rotated as x → R·x, an orbital's coefficients go to `ao_rotation(R) @ c`, and a
     matrix over AOs (density or Fock) to U·M·Uᵀ. Found by evaluating the solid harmonics
     on rotated points, so it shares their conventions by construction.
     """
-    nao = sum(group.ao.size for group in shells)
-    matrix = jnp.zeros((nao, nao))
-    for group in shells:
-        block = _harmonic_rotation(rotation, group.l)
-        rows = group.ao[:, :, None]
-        matrix = matrix.at[rows, group.ao[:, None, :]].set(block)
-    return matrix
+    shells = {atom: element.shells for element in basis for atom in element.atoms}
+    momenta = [shell.l for atom in sorted(shells) for shell in shells[atom]]
+    blocks = {l: _harmonic_rotation(rotation, l) for l in set(momenta)}
+    return jax.scipy.linalg.block_diag(*(blocks[l] for l in momenta))
 
 
 def _harmonic_rotation(rotation, l):

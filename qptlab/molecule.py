@@ -1,4 +1,4 @@
-"""Molecules: element symbols, positions and a charge, from a name, XYZ, SMILES or ASE."""
+"""Molecules: element symbols, positions, charge and spin, from a name, XYZ, SMILES or ASE."""
 
 import dataclasses
 import functools
@@ -38,17 +38,18 @@ class _NoSmiles(InputError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Molecule:
-    """A closed-shell molecule at one geometry.
+    """A molecule at one geometry.
 
     Attributes:
       symbols: element symbols, one per atom.
       positions: nuclear positions, bohr.
       charge: total charge, elementary charges.
       name: what to call it on plots and in files.
+      spin: number of unpaired electrons (2S, as in PySCF); by default 0 or 1, whichever there can be.
 
     Raises:
       InputError: for an unknown element, positions that are not finite or do not fit the symbols,
-        overlapping atoms, or an odd number of electrons.
+        overlapping atoms, or a charge and spin that its electrons cannot have.
 
     >>> Molecule.from_name("water").formula
     'H2O'
@@ -58,6 +59,7 @@ class Molecule:
     positions: Float[np.ndarray, "natm 3"]
     charge: int = 0
     name: str = ""
+    spin: int = cast(int, None)
 
     def __post_init__(self):
         """Check the record once, where it enters."""
@@ -66,11 +68,9 @@ class Molecule:
         object.__setattr__(self, "positions", positions)
         _check_elements(self.symbols, self._title)
         _check_positions(self.symbols, positions, self._title)
-        if self.nelectron <= 0 or self.nelectron % 2:
-            raise InputError(
-                f"{self._title} has {self.nelectron} electrons at charge {self.charge}; "
-                "qptlab is closed-shell, so a charge that leaves an even, positive number would do."
-            )
+        if self.spin is None:
+            object.__setattr__(self, "spin", self.nelectron % 2)
+        _check_electrons(self.nelectron, self.charge, self.spin, self._title)
 
     @property
     def _title(self) -> str:
@@ -87,6 +87,13 @@ class Molecule:
         return int(self.atomic_numbers.sum()) - self.charge
 
     @property
+    def occupied(self) -> tuple[int, ...]:
+        """Filled orbitals: their number for a closed shell, or that of each spin, the larger first."""
+        if self.spin == 0:
+            return (self.nelectron // 2,)
+        return ((self.nelectron + self.spin) // 2, (self.nelectron - self.spin) // 2)
+
+    @property
     def formula(self) -> str:
         """Hill formula, without the charge."""
         return ase.Atoms(self.symbols).get_chemical_formula(mode="hill") if self.symbols else ""
@@ -101,8 +108,9 @@ class Molecule:
         return dataclasses.replace(self, positions=positions)
 
     def to_ase(self) -> ase.Atoms:
-        """An `ase.Atoms` (ångström), with the charge in `info`."""
-        return ase.Atoms(self.symbols, self.positions_angstrom, info={"charge": self.charge})
+        """An `ase.Atoms` (ångström), with charge and spin in `info`."""
+        info = {"charge": self.charge, "spin": self.spin}
+        return ase.Atoms(self.symbols, self.positions_angstrom, info=info)
 
     def to_xyz(self) -> str:
         """One frame of extended XYZ, ångström."""
@@ -168,34 +176,40 @@ class Molecule:
                 UFFOptimizeMolecule(graph)
         symbols = tuple(atom.GetSymbol() for atom in graph.GetAtoms())
         positions = graph.GetConformer().GetPositions() / BOHR_ANGSTROM
-        return cls(symbols, positions, Chem.GetFormalCharge(graph), text)
+        unpaired = sum(atom.GetNumRadicalElectrons() for atom in graph.GetAtoms())
+        return cls(symbols, positions, Chem.GetFormalCharge(graph), text, unpaired)
 
     @classmethod
     def from_ase(cls, atoms: ase.Atoms, name: str = "") -> "Molecule":
-        """From an `ase.Atoms`; `info["charge"]` is read where there is one."""
-        charge = atoms.info.get("charge", 0)
-        try:
-            if int(charge) != charge:
-                raise ValueError
-        except (TypeError, ValueError):
-            raise InputError(f"charge {charge} is not a whole number; 0 or +1 would do.") from None
+        """From an `ase.Atoms`; `info["charge"]` and `info["spin"]` are read where there are such."""
+        charge, spin = (_whole(atoms.info.get(key), key) for key in ("charge", "spin"))
         return cls(
             tuple(atoms.get_chemical_symbols()),
             atoms.get_positions() / BOHR_ANGSTROM,
-            int(charge),
+            charge or 0,
             name or str(atoms.info.get("name", "")),
+            cast(int, spin),
         )
 
     @classmethod
-    def parse(cls, text: str) -> "Molecule":
+    def parse(cls, text: str, spin: int | None = None) -> "Molecule":
         """What a user typed or pasted: a built-in name, the path of an XYZ file, XYZ text or SMILES.
 
+        Args:
+          text: what was typed.
+          spin: number of unpaired electrons, if it is not what the text says or the lowest there can be.
+
         Raises:
-          InputError: if it is none of them.
+          InputError: if it is none of them, or cannot have that spin.
 
         >>> Molecule.parse("CCO").formula
         'C2H6O'
         """
+        mol = cls._parse(text)
+        return mol if spin is None else dataclasses.replace(mol, spin=spin)
+
+    @classmethod
+    def _parse(cls, text: str) -> "Molecule":
         stripped = text.strip()
         if stripped.lower().replace("-", " ") in _builtin():
             return cls.from_name(stripped)
@@ -299,6 +313,27 @@ def _check_elements(symbols: Sequence[str], title: str) -> None:
                 f"atom {index} of {title} is {symbol!r}, which is no element that qptlab knows; "
                 "a symbol from H to Kr would do."
             )
+
+
+def _whole(value, key: str) -> int | None:
+    try:
+        if value is not None and int(value) != value:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise InputError(f"{key} {value} is not a whole number; 0 or 1 would do.") from None
+    return None if value is None else int(value)
+
+
+def _check_electrons(nelectron: int, charge: int, spin: int, title: str) -> None:
+    if nelectron <= 0:
+        raise InputError(
+            f"{title} has {nelectron} electrons at charge {charge}; a charge that leaves a positive number would do."
+        )
+    if not 0 <= spin <= nelectron or (nelectron - spin) % 2:
+        raise InputError(
+            f"{title} has {nelectron} electrons at charge {charge}, of which {spin} cannot be unpaired; "
+            f"spin {nelectron % 2} would do."
+        )
 
 
 def _check_positions(symbols: Sequence[str], positions: np.ndarray, title: str) -> None:

@@ -21,8 +21,11 @@ from qptlab.models.qpt import Prediction
 from qptlab.molecule import Molecule
 from qptlab.units import HARTREE_MEV
 
-PYSCF_FUNCTIONALS = {"lda": "lda,vwn", "pbe": "pbe,pbe"}
-"""Our names in PySCF's words; its `vwn` is VWN5."""
+PYSCF_FUNCTIONALS = {
+    "hf": "hf", "lda": "lda,vwn", "pw92": "lda,pw", "pbe": "pbe,pbe", "blyp": "b88,lyp",
+    "b3lyp": "b3lypg", "b3lyp5": "b3lyp5", "pbe0": "pbe0", "r2scan": "r2scan",
+}
+"""Our names in PySCF's words; its `vwn` is VWN5, and its `b3lypg` is `b3lyp` whatever its settings."""
 
 
 MAX_CYCLES = 100

@@ -225,7 +225,8 @@ def _cells(row: dict) -> list[str]:
 
 def _molecule_from(record: dict) -> Molecule:
     return Molecule(
-        tuple(record["symbols"]), np.array(record["positions_bohr"]), record["charge"], record["name"]
+        tuple(record["symbols"]), np.array(record["positions_bohr"]), record["charge"], record["name"],
+        0,  # a QPT is of a closed shell
     )
 
 

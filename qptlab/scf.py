@@ -1,7 +1,8 @@
-"""The reference answer inside JAX: self-consistent field with DIIS.
+"""The reference answer inside JAX: self-consistent field with DIIS, and direct minimisation.
 
-Pulay 1982 (doi:10.1002/jcc.540030413). The loop is a `lax.while_loop`, so a whole SCF is one
-compiled program; under `jax.vmap` every geometry stops for itself.
+DIIS is Pulay's (1982, doi:10.1002/jcc.540030413); its loop is a `lax.while_loop`, so a whole SCF is one
+compiled program, and under `jax.vmap` every geometry stops for itself. `minimise` treats the energy as a loss:
+gradient descent over orbitals that a QR decomposition keeps orthonormal.
 """
 
 import functools
@@ -9,11 +10,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from qptlab import integrals
-from qptlab.energy import commutator, density_from_fock, kohn_sham, orbitals
-from qptlab.integrals import Integrals
+from qptlab.energy import commutator, energy, filled_orbitals, kohn_sham, orbitals
+from qptlab.errors import InputError
+from qptlab.integrals import Integrals, Template
 from qptlab.method import Method
 from qptlab.molecule import Molecule
 
@@ -22,9 +26,29 @@ ENERGY_TOLERANCE = 1e-10
 COMMUTATOR_TOLERANCE = 1e-6
 MAX_CYCLES = 100
 
+GUESSES = ("minao", "core", "random", "atomic-density", "atomic-potential")
+"""Where a search may start: PySCF's `minao`; the bare core Hamiltonian; orbitals at random; superpositions of the
+densities, or of the screened potentials, of free atoms."""
+
+SOLVERS = ("diis", "minimise")
+
+
+class History(NamedTuple):
+    """How a search went, for plots; entries after its end are NaN.
+
+    Attributes:
+      energy: total energy after each cycle, hartree, that of the guess first.
+      residual: largest element of the commutator FDS − SDF in an orthonormal basis, hartree.
+    """
+
+    energy: Float[Array, " ncycles"]
+    residual: Float[Array, " ncycles"]
+
 
 class SCFResult(NamedTuple):
     """A self-consistent solution, or how far the search for it came.
+
+    Matrices of an open shell have a leading axis of two spins.
 
     Attributes:
       energy: total energy, hartree.
@@ -32,32 +56,51 @@ class SCFResult(NamedTuple):
       fock: Fock matrix of `dm`, hartree.
       mo_energy: orbital energies of `fock`, hartree, ascending.
       mo_coeff: orbital coefficients of `fock`, in columns.
-      converged: whether energy and commutator are within their tolerances; look before you use.
-      cycles: diagonalisations done.
+      converged: whether energy and commutator are within their tolerances and the lowest orbitals of
+        `fock` are the filled ones; look before you use.
+      cycles: diagonalisations, or steps of the minimiser, done.
       residual: largest element of the commutator FDS − SDF in an orthonormal basis, hartree.
-      nocc: number of doubly occupied orbitals.
+      nocc: number of filled orbitals; for an open shell of each spin.
+      history: energy and residual of every cycle.
     """
 
     energy: Float[Array, ""]
-    dm: Float[Array, "nao nao"]
-    fock: Float[Array, "nao nao"]
-    mo_energy: Float[Array, " nmo"]
-    mo_coeff: Float[Array, "nao nmo"]
+    dm: Float[Array, "*spin nao nao"]
+    fock: Float[Array, "*spin nao nao"]
+    mo_energy: Float[Array, "*spin nmo"]
+    mo_coeff: Float[Array, "*spin nao nmo"]
     converged: Bool[Array, ""]
     cycles: Int[Array, ""]
     residual: Float[Array, ""]
-    nocc: Int[Array, ""]
+    nocc: Int[Array, "*spin"]
+    history: History
 
 
-def scf(mol: Molecule, method: Method | None = None) -> SCFResult:
-    """Converge a closed-shell Kohn–Sham calculation.
+def scf(
+    mol: Molecule,
+    method: Method | None = None,
+    *,
+    guess: str = "minao",
+    solver: str = "diis",
+    level_shift: float = 0.0,
+    damping: float = 0.0,
+    max_cycles: int = MAX_CYCLES,
+    seed: int = 0,
+) -> SCFResult:
+    """Converge a Kohn–Sham calculation; unrestricted where the molecule has unpaired electrons.
 
     Args:
       mol: the molecule.
       method: the level of theory; by default PBE/def2-SVP, grid level 1.
+      guess: where to start, one of `GUESSES`.
+      solver: "diis", or "minimise" for gradient descent on the energy.
+      level_shift: added to virtual levels while searching, hartree; helps where the gap is small.
+      damping: share of the last Fock matrix that is kept, 0 to below 1; helps against oscillation.
+      max_cycles: after which the search ends without having converged.
+      seed: of the random guess.
 
     Raises:
-      InputError: as `integrals.template`.
+      InputError: as `integrals.template`, or for an option that is not one of those named.
 
     >>> import qptlab as ql
     >>> result = ql.scf(ql.Molecule.from_name("hydrogen"), ql.Method("lda", "sto-3g", grid_level=0))
@@ -65,7 +108,59 @@ def scf(mol: Molecule, method: Method | None = None) -> SCFResult:
     (True, -1.119)
     """
     method = method or Method()
-    return solve(integrals.build_integrals(mol, method), method.xc)
+    _check_options(solver, level_shift, damping, max_cycles)
+    template = integrals.template(mol, method)
+    ints = template.build(mol.positions)
+    dm = guess_density(guess, template, ints, seed)
+    if solver == "minimise":
+        return minimise(ints, method.xc, dm, max_cycles=max_cycles)
+    return solve(ints, method.xc, dm, level_shift, damping, max_cycles=max_cycles)
+
+
+def _check_options(solver, level_shift, damping, max_cycles):
+    if solver not in SOLVERS:
+        raise InputError(f"solver {solver!r} is not known; one of {', '.join(SOLVERS)} would do.")
+    if not 0 <= level_shift < np.inf:
+        raise InputError(f"level shift {level_shift} cannot be used; 0 to 1 hartree would do.")
+    if not 0 <= damping < 1:
+        raise InputError(f"damping {damping} cannot be used; 0 to below 1 would do.")
+    if not isinstance(max_cycles, int) or max_cycles < 1:
+        raise InputError(f"{max_cycles!r} cycles cannot be done; a whole number from 1 would do.")
+
+
+def guess_density(name: str, template: Template, ints: Integrals, seed: int = 0) -> Float[Array, "*spin nao nao"]:
+    """A density matrix to start from, electrons per AO pair.
+
+    Args:
+      name: one of `GUESSES`.
+      template: the molecule.
+      ints: the geometry.
+      seed: of the random guess.
+
+    Raises:
+      InputError: if there is no such guess.
+    """
+    if name == "minao":
+        return start_density(ints.dm_guess, ints)
+    if name == "atomic-density":
+        return start_density(jnp.asarray(template.atomic_density(np.asarray(ints.positions))), ints)
+    if name == "core":
+        fock = ints.hcore
+    elif name == "atomic-potential":
+        fock = jnp.asarray(template.atomic_potential(np.asarray(ints.positions)))
+    elif name == "random":
+        half = jnp.linalg.inv(ints.orthogonaliser)  # its transpose times itself is the overlap
+        noise = jax.random.normal(jax.random.key(seed), (ints.nao, ints.nao))
+        fock = half.T @ (noise + noise.T) @ half
+    else:
+        raise InputError(f"guess {name!r} is not known; one of {', '.join(GUESSES)} would do.")
+    filled = filled_orbitals(jnp.broadcast_to(fock, (*ints.nocc.shape, *fock.shape)), ints)
+    return filled @ jnp.swapaxes(filled, -1, -2)
+
+
+def start_density(dm: Float[Array, "nao nao"], ints: Integrals) -> Float[Array, "*spin nao nao"]:
+    """A total density matrix as a search wants it: of an open shell, one half for each spin."""
+    return dm if ints.nocc.ndim == 0 else jnp.stack([dm, dm]) / 2
 
 
 class _Search(NamedTuple):
@@ -79,34 +174,58 @@ class _Search(NamedTuple):
     focks: Array
     errors: Array
     cycles: Array
+    history: History
 
 
-@functools.partial(jax.jit, static_argnames="xc")
-def solve(ints: Integrals, xc: str) -> SCFResult:
-    """Converge from the guess density held by the integrals; arguments as `energy.kohn_sham`."""
-    nao = ints.nao
+@functools.partial(jax.jit, static_argnames=("xc", "max_cycles"))
+def solve(
+    ints: Integrals,
+    xc: str,
+    dm: Float[Array, "*spin nao nao"] | None = None,
+    level_shift: float | Array = 0.0,
+    damping: float | Array = 0.0,
+    *,
+    max_cycles: int = MAX_CYCLES,
+) -> SCFResult:
+    """Converge by DIIS from a density matrix, by default the guess that the integrals hold; arguments as `scf`."""
+    dm = start_density(ints.dm_guess, ints) if dm is None else dm
 
-    def evaluate(dm):
-        found = kohn_sham(dm, ints, xc)
+    def evaluate(dm, filled):
+        found = kohn_sham(dm, ints, xc, filled)
         return found.fock, found.terms.e_tot, commutator(found.fock, dm, ints)
 
     def cycle(search):
-        dm = density_from_fock(_extrapolate(search), ints)
-        fock, e_tot, error = evaluate(dm)
-        slot = search.cycles + 1
-        return _remember(search, slot)(dm, fock, e_tot, error)
+        fock = _extrapolate(search) + level_shift * _virtual_projector(search.dm, ints)
+        filled = filled_orbitals(fock, ints)
+        dm = filled @ jnp.swapaxes(filled, -1, -2)
+        fock, e_tot, error = evaluate(dm, filled)
+        return _remember(search, dm, fock, e_tot, error, damping)
 
-    fock, e_tot, error = evaluate(ints.dm_guess)
-    empty = jnp.zeros((DIIS_SPACE, nao, nao))
+    fock, e_tot, error = evaluate(dm, None)
+    nothing = jnp.full(max_cycles + 1, jnp.nan)
+    empty = jnp.zeros((DIIS_SPACE, *dm.shape))
+    residual = jnp.max(jnp.abs(error))
     start = _Search(
-        ints.dm_guess, fock, e_tot, jnp.asarray(jnp.inf), jnp.max(jnp.abs(error)),
+        dm, fock, e_tot, jnp.asarray(jnp.inf), residual,
         empty.at[0].set(fock), empty.at[0].set(error), jnp.asarray(0),
+        History(nothing.at[0].set(e_tot), nothing.at[0].set(residual)),
     )
-    end = jax.lax.while_loop(lambda s: ~_is_converged(s) & (s.cycles < MAX_CYCLES), cycle, start)
+    end = jax.lax.while_loop(lambda s: ~_is_converged(s) & (s.cycles < max_cycles), cycle, start)
+    return _result(end, ints)
+
+
+def _result(end, ints):
     mo_energy, mo_coeff = orbitals(end.fock, ints)
+    most = max(ints.layout.nocc)
+    occupied = jnp.arange(most) < ints.nocc[..., None]
+    sc = ints.overlap @ mo_coeff[..., :most]
+    inside = jnp.einsum("...io,...ij,...jo->...o", sc, end.dm, sc)
+    # A level shift can hold electrons in orbitals that are not the lowest; that is no ground state.
+    electrons = jnp.sum(ints.nocc) * (2 if ints.nocc.ndim == 0 else 1)
+    is_aufbau = jnp.sum(inside * occupied) > electrons - 1e-3
     return SCFResult(
         end.energy, end.dm, end.fock, mo_energy, mo_coeff,
-        _is_converged(end), end.cycles, end.residual, ints.nocc,
+        _is_converged(end) & is_aufbau, end.cycles, end.residual, ints.nocc, end.history,
     )
 
 
@@ -114,21 +233,30 @@ def _is_converged(search):
     return (search.change < ENERGY_TOLERANCE) & (search.residual < COMMUTATOR_TOLERANCE)
 
 
-def _remember(search, slot):
-    def update(dm, fock, e_tot, error):
-        place = slot % DIIS_SPACE
-        return _Search(
-            dm, fock, e_tot, jnp.abs(e_tot - search.energy), jnp.max(jnp.abs(error)),
-            search.focks.at[place].set(fock), search.errors.at[place].set(error), slot,
-        )
+def _virtual_projector(dm, ints):
+    """S − S·P·S, which raises virtual levels (Saunders & Hillier 1973)."""
+    share = 0.5 if dm.ndim == 2 else 1.0
+    return ints.overlap - share * ints.overlap @ dm @ ints.overlap
 
-    return update
+
+def _remember(search, dm, fock, e_tot, error, damping):
+    slot = search.cycles + 1
+    place = slot % DIIS_SPACE
+    last = search.focks[search.cycles % DIIS_SPACE]
+    residual = jnp.max(jnp.abs(error))
+    history = History(search.history.energy.at[slot].set(e_tot), search.history.residual.at[slot].set(residual))
+    return _Search(
+        dm, fock, e_tot, jnp.abs(e_tot - search.energy), residual,
+        search.focks.at[place].set((1 - damping) * fock + damping * last),
+        search.errors.at[place].set(error), slot, history,
+    )
 
 
 def _extrapolate(search):
     """The combination of the remembered Fock matrices whose errors cancel best."""
     used = jnp.arange(DIIS_SPACE) <= search.cycles
-    overlap = jnp.einsum("aij,bij->ab", search.errors, search.errors)
+    flat = search.errors.reshape(DIIS_SPACE, -1)
+    overlap = flat @ flat.T
     both = used[:, None] & used[None, :]
     scale = jnp.maximum(jnp.max(jnp.where(both, overlap, 0.0)), 1e-300)
     border = used.astype(overlap.dtype)
@@ -139,4 +267,71 @@ def _extrapolate(search):
     target = jnp.zeros(DIIS_SPACE + 1).at[-1].set(1.0)
     # Nearly parallel errors make the matrix singular towards the end: least squares, not solve.
     weights = jnp.linalg.lstsq(matrix, target, rcond=1e-14)[0][:-1]
-    return jnp.einsum("a,aij->ij", weights, search.focks)
+    return jnp.tensordot(weights, search.focks, axes=1)
+
+
+@functools.partial(jax.jit, static_argnames=("xc", "optimiser", "max_cycles"))
+def minimise(
+    ints: Integrals,
+    xc: str,
+    dm: Float[Array, "*spin nao nao"] | None = None,
+    *,
+    optimiser: optax.GradientTransformationExtraArgs | None = None,
+    max_cycles: int = MAX_CYCLES,
+) -> SCFResult:
+    """Converge by minimising the energy over orthonormal orbitals, without ever diagonalising a Fock matrix.
+
+    The filled orbitals are X·Q with Q orthonormal columns from the QR decomposition of free parameters.
+
+    Args:
+      ints: the geometry.
+      xc: functional.
+      dm: where to start, by default the guess that the integrals hold; its Fock matrix's orbitals are taken.
+      optimiser: of optax, by default L-BFGS with its line search; adam or sgd teach more and take longer.
+      max_cycles: steps after which the search ends without having converged.
+    """
+    dm = start_density(ints.dm_guess, ints) if dm is None else dm
+    optimiser = optimiser or optax.lbfgs(memory_size=20)
+    most = max(ints.layout.nocc)
+    electrons = 2.0 if ints.nocc.ndim == 0 else 1.0
+    occupied = (jnp.arange(most) < ints.nocc[..., None])[..., None, :]
+
+    def density(free):
+        columns, _ = jnp.linalg.qr(free)
+        filled = ints.orthogonaliser @ columns * occupied
+        return electrons * filled @ jnp.swapaxes(filled, -1, -2)
+
+    def loss(free):
+        return energy(density(free), ints, xc)
+
+    def evaluate(free):
+        dm = density(free)
+        found = kohn_sham(dm, ints, xc)
+        return dm, found.fock, found.terms.e_tot, jnp.max(jnp.abs(commutator(found.fock, dm, ints)))
+
+    def cycle(carry):
+        free, state, search = carry
+        value, gradient = jax.value_and_grad(loss)(free)
+        updates, state = optimiser.update(gradient, state, free, value=value, grad=gradient, value_fn=loss)
+        free = optax.apply_updates(free, updates)
+        dm, fock, e_tot, residual = evaluate(free)
+        slot = search.cycles + 1
+        history = History(search.history.energy.at[slot].set(e_tot), search.history.residual.at[slot].set(residual))
+        change = jnp.abs(e_tot - search.energy)
+        return free, state, search._replace(
+            dm=dm, fock=fock, energy=e_tot, change=change, residual=residual, cycles=slot, history=history
+        )
+
+    # The guess's own orbitals, in the orthonormal basis of X.
+    x = ints.orthogonaliser
+    _, vectors = jnp.linalg.eigh(x.T @ kohn_sham(dm, ints, xc).fock @ x)
+    free = vectors[..., :most]
+    dm, fock, e_tot, residual = evaluate(free)
+    nothing, unused = jnp.full(max_cycles + 1, jnp.nan), jnp.zeros(0)
+    start = _Search(
+        dm, fock, e_tot, jnp.asarray(jnp.inf), residual, unused, unused, jnp.asarray(0),
+        History(nothing.at[0].set(e_tot), nothing.at[0].set(residual)),
+    )
+    carry = (free, optimiser.init(free), start)
+    *_, end = jax.lax.while_loop(lambda c: ~_is_converged(c[2]) & (c[2].cycles < max_cycles), cycle, carry)
+    return _result(end, ints)

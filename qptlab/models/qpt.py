@@ -100,9 +100,17 @@ class QPT:
     Args:
       template: the molecule and method.
       config: network and iterations.
+
+    Raises:
+      InputError: for a molecule with unpaired electrons.
     """
 
     def __init__(self, template: Template, config: QPTConfig):
+        if len(template.occupied) > 1:
+            raise InputError(
+                f"a QPT is closed-shell, and {template.occupied[0]} + {template.occupied[1]} electrons of either spin "
+                "were given; a molecule without unpaired electrons would do."
+            )
         self.template = template
         self.config = config
         self._xc = template.method.xc

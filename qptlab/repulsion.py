@@ -1,0 +1,137 @@
+"""Electron repulsion on the device: the Coulomb and exchange matrices of a density.
+
+Two forms behind one interface. `ExactRepulsion` holds (ij|kl) over pairs twice, ordered for Coulomb and for
+exchange, so that each matrix is one product of a matrix with a vector (Raffenetti 1973,
+doi:10.1016/0009-2614(73)80171-4). `FittedRepulsion` holds factors, (ij|kl) ≈ Σ_P B_P,ij·B_P,kl (density
+fitting; Vahtras, Almlöf & Feyereisen 1993, doi:10.1016/0009-2614(93)89151-7).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+BLOCK_ELEMENTS = 2**20
+"""Factors are unpacked so many elements at a time (8 MiB), which a processor's cache holds."""
+
+
+class ExactRepulsion(NamedTuple):
+    """Exact integrals.
+
+    Attributes:
+      coul: (ij|kl) over pairs i ≥ j and k ≥ l, hartree.
+      exch: ½[(ik|jl) + (il|jk)] in the same packing; None where no exact exchange is asked for.
+    """
+
+    coul: Float[Array, "npair npair"]
+    exch: Float[Array, "npair npair"] | None
+
+    def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
+        """J_ij = Σ_kl (ij|kl)·D_kl, hartree."""
+        return unpack(self.coul @ _pack_density(dm))
+
+    def exchange(
+        self, dm: Float[Array, "nao nao"], orbitals: Float[Array, "nao nmo"] | None = None
+    ) -> Float[Array, "nao nao"]:
+        """K_ij = Σ_kl (ik|jl)·D_kl of a symmetric density, hartree.
+
+        Args:
+          dm: the density matrix.
+          orbitals: not needed by this form.
+
+        Raises:
+          ValueError: if the integrals were made without exchange.
+        """
+        del orbitals
+        if self.exch is None:
+            raise ValueError("the integrals were made for a functional without exact exchange; one with it would do.")
+        return unpack(self.exch @ _pack_density(dm))
+
+
+class FittedRepulsion(NamedTuple):
+    """Density-fitted integrals.
+
+    Attributes:
+      cderi: factors over pairs i ≥ j, hartree^½.
+    """
+
+    cderi: Float[Array, "naux npair"]
+
+    def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
+        """J, hartree; as `ExactRepulsion.coulomb`."""
+        return unpack((self.cderi @ _pack_density(dm)) @ self.cderi)
+
+    def exchange(
+        self, dm: Float[Array, "nao nao"], orbitals: Float[Array, "nao nmo"] | None = None
+    ) -> Float[Array, "nao nao"]:
+        """K, hartree; as `ExactRepulsion.exchange`.
+
+        Args:
+          dm: the density matrix.
+          orbitals: C with dm = C·Cᵀ, if known; cheaper, because there are fewer of them than AOs.
+        """
+        naux, nao = self.cderi.shape[0], len(dm)
+        size = min(naux, max(1, BLOCK_ELEMENTS // nao**2))
+
+        def add(total, start):
+            first = jnp.minimum(start, naux - size)  # the last block overlaps the one before
+            rows = jax.lax.dynamic_slice_in_dim(self.cderi, first, size)
+            new = (first + jnp.arange(size) >= start)[:, None, None]
+            factors = jnp.where(new, unpack(rows), 0.0)
+            if orbitals is None:
+                half = jnp.einsum("pij,jk->ipk", factors, dm)
+                other = jnp.einsum("pij->ipj", factors)
+            else:
+                half = other = jnp.einsum("pij,jk->ipk", factors, orbitals)
+            return total + half.reshape(nao, -1) @ other.reshape(nao, -1).T, None
+
+        return jax.lax.scan(add, jnp.zeros_like(dm), jnp.arange(0, naux, size))[0]
+
+
+Repulsion = ExactRepulsion | FittedRepulsion
+
+
+def exact(eri: Float[Array, " npack"], nao: int, *, exchange: bool) -> ExactRepulsion:
+    """Integrals with eightfold symmetry, as libcint packs them, laid out for use.
+
+    Args:
+      eri: (ij|kl) over pairs of pairs ij ≥ kl, hartree.
+      nao: number of atomic orbitals.
+      exchange: whether exact exchange will be asked for.
+    """
+    pair = jnp.asarray(_pair_index(nao))
+    rows, cols = (jnp.asarray(index) for index in np.tril_indices(nao))
+    p = jnp.arange(len(rows))
+    high, low = jnp.maximum(p[:, None], p), jnp.minimum(p[:, None], p)
+    coul = eri[high * (high + 1) // 2 + low]
+    if not exchange:
+        return ExactRepulsion(coul, None)
+    straight = coul[pair[rows[:, None], rows], pair[cols[:, None], cols]]
+    crossed = coul[pair[rows[:, None], cols], pair[cols[:, None], rows]]
+    return ExactRepulsion(coul, 0.5 * (straight + crossed))
+
+
+def fitted(int3c: Float[Array, "naux npair"], int2c: Float[Array, "naux naux"]) -> FittedRepulsion:
+    """Factors from (P|ij) and the Coulomb metric (P|Q), hartree."""
+    return FittedRepulsion(jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(int2c), int3c, lower=True))
+
+
+def unpack(packed: Float[Array, "*batch npair"]) -> Float[Array, "*batch nao nao"]:
+    """Symmetric matrices from their lower triangles."""
+    nao = int(np.sqrt(2 * packed.shape[-1]))
+    return packed[..., _pair_index(nao)]
+
+
+def _pack_density(dm):
+    """The lower triangle with off-diagonal elements doubled: what a sum over pairs wants."""
+    rows, cols = np.tril_indices(len(dm))
+    return jnp.where(rows == cols, 1.0, 2.0) * 0.5 * (dm + dm.T)[rows, cols]
+
+
+def _pair_index(nao):
+    index = np.zeros((nao, nao), dtype=np.int32)
+    rows, cols = np.tril_indices(nao)
+    index[rows, cols] = index[cols, rows] = np.arange(len(rows))
+    return index
