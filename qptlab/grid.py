@@ -33,39 +33,22 @@ class GridTemplate(NamedTuple):
     size_adjustment: Float[np.ndarray, "natm natm"]
 
 
-class Shell(NamedTuple):
-    """One contracted shell of an element's basis.
+class ShellGroup(NamedTuple):
+    """Shells of one angular momentum and one number of primitives: one array axis on the device.
 
     Attributes:
       l: angular momentum.
+      atom: the atom of each shell.
       exponents: 1/bohr².
       coefficients: of normalised primitives.
+      ao: where each shell's functions stand in PySCF's order.
     """
 
     l: int
-    exponents: tuple[float, ...]
-    coefficients: tuple[float, ...]
-
-
-class ElementBasis(NamedTuple):
-    """The shells that all atoms of one element carry.
-
-    Attributes:
-      atoms: where they stand in the molecule.
-      shells: in PySCF's order.
-    """
-
-    atoms: tuple[int, ...]
-    shells: tuple[Shell, ...]
-
-    @property
-    def nao(self) -> int:
-        """Atomic orbitals of one atom."""
-        return sum(2 * shell.l + 1 for shell in self.shells)
-
-
-Basis = tuple[ElementBasis, ...]
-"""A molecule's basis, element by element: on the device, atoms of one element are one array axis."""
+    atom: Int[np.ndarray, " nshell"]
+    exponents: Float[np.ndarray, "nshell nprim"]
+    coefficients: Float[np.ndarray, "nshell nprim"]
+    ao: Int[np.ndarray, "nshell nm"]
 
 
 def becke_grid(
@@ -127,7 +110,7 @@ def _components(x, y, z, l):
 def eval_aos(
     positions: Float[Array, "natm 3"],
     coords: Float[Array, "ngrids 3"],
-    basis: Basis,
+    shells: tuple[ShellGroup, ...],
     *,
     derivatives: bool,
 ) -> Float[Array, "nderiv nao ngrids"]:
@@ -138,38 +121,34 @@ def eval_aos(
     Args:
       positions: nuclei, bohr.
       coords: points, bohr.
-      basis: the basis.
+      shells: the basis.
       derivatives: whether the gradient is wanted.
 
     Returns:
       Values, shape (1, nao, ngrids); with `derivatives`, (4, nao, ngrids): value, ∂x, ∂y, ∂z.
     """
-    blocks = {}
-    for element in basis:
-        values = _eval_element(positions[np.array(element.atoms)], coords, element.shells, derivatives)
-        blocks |= {atom: values[:, :, i] for i, atom in enumerate(element.atoms)}
-    return jnp.concatenate([blocks[atom] for atom in sorted(blocks)], axis=1)
+    blocks = [_eval_group(positions, coords, group, derivatives) for group in shells]
+    order = np.argsort(np.concatenate([group.ao.T.ravel() for group in shells]))
+    return jnp.concatenate(blocks, axis=1)[:, order]
 
 
-def _eval_element(centres, coords, shells, derivatives):
-    """[nderiv, nao of one atom, atoms, ngrids]."""
-    r = coords.T[:, None, :] - centres.T[:, :, None]  # [3, atoms, ngrids]
+def _eval_group(positions, coords, group, derivatives):
+    """[nderiv, components · shells, ngrids]."""
+    r = coords.T[:, None, :] - positions[group.atom].T[:, :, None]  # [3, nshell, ngrids]
     r2 = jnp.sum(r * r, axis=0)
-    # Shells often share exponents (2s and 2p of Pople's bases, general contractions): each exponential once.
-    primitives = {a: jnp.exp(-a * r2) for a in {a for shell in shells for a in shell.exponents}}
-    rows = [[] for _ in range(4 if derivatives else 1)]
-    for l, exponents, coefficients in shells:
-        terms = [c * primitives[a] for a, c in zip(exponents, coefficients, strict=True)]
-        radial, angular = sum(terms), _components(*r, l)
-        rows[0] += [radial * component for component in angular]
-        if derivatives:
-            slope = sum(-2 * a * term for a, term in zip(exponents, terms, strict=True))
-            for axis in range(3):
-                rows[1 + axis] += [
-                    slope * r[axis] * component + radial * tangent
-                    for component, tangent in zip(angular, _component_slopes(r, l, axis), strict=True)
-                ]
-    return jnp.stack([jnp.stack(part) for part in rows])
+    exponents, coefficients = jnp.asarray(group.exponents), jnp.asarray(group.coefficients)
+    terms = [c[:, None] * jnp.exp(-a[:, None] * r2) for a, c in zip(exponents.T, coefficients.T, strict=True)]
+    radial = sum(terms)
+    slope = sum(-2 * a[:, None] * term for a, term in zip(exponents.T, terms, strict=True))
+    # Without the barrier XLA evaluates the exponentials anew for every component.
+    radial, slope = jax.lax.optimization_barrier((radial, slope))
+    angular = _components(*r, group.l)
+    rows = [radial * component for component in angular]
+    if derivatives:
+        for axis in range(3):
+            slopes = _component_slopes(r, group.l, axis)
+            rows += [slope * r[axis] * y + radial * dy for y, dy in zip(angular, slopes, strict=True)]
+    return jnp.stack(rows).reshape(4 if derivatives else 1, -1, len(coords))
 
 
 def _component_slopes(r, l, axis):
@@ -179,17 +158,22 @@ def _component_slopes(r, l, axis):
     return jax.jvp(moved, (r[axis],), (jnp.ones_like(r[axis]),))[1]
 
 
-def ao_rotation(rotation: Float[Array, "3 3"], basis: Basis) -> Float[Array, "nao nao"]:
+def ao_rotation(
+    rotation: Float[Array, "3 3"], shells: tuple[ShellGroup, ...]
+) -> Float[Array, "nao nao"]:
     """How a rotation of the molecule mixes its atomic orbitals.
 
     With positions rotated as x → R·x, an orbital's coefficients go to `ao_rotation(R) @ c`, and a
     matrix over AOs (density or Fock) to U·M·Uᵀ. Found by evaluating the solid harmonics
     on rotated points, so it shares their conventions by construction.
     """
-    shells = {atom: element.shells for element in basis for atom in element.atoms}
-    momenta = [shell.l for atom in sorted(shells) for shell in shells[atom]]
-    blocks = {l: _harmonic_rotation(rotation, l) for l in set(momenta)}
-    return jax.scipy.linalg.block_diag(*(blocks[l] for l in momenta))
+    nao = sum(group.ao.size for group in shells)
+    matrix = jnp.zeros((nao, nao))
+    for group in shells:
+        block = _harmonic_rotation(rotation, group.l)
+        rows = group.ao[:, :, None]
+        matrix = matrix.at[rows, group.ao[:, None, :]].set(block)
+    return matrix
 
 
 def _harmonic_rotation(rotation, l):

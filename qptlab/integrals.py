@@ -20,10 +20,10 @@ from qptlab.method import Method
 from qptlab.molecule import Molecule
 from qptlab.repulsion import Repulsion
 
-AO_BYTES = 256 * 2**20
+AO_BYTES = 2**30
 """AO values of one geometry are kept up to this size; beyond, they are made anew, chunk by chunk, when needed."""
 
-CHUNK_ELEMENTS = 2**18
+CHUNK_ELEMENTS = 2**17
 """AO values per chunk of grid points, so that a chunk's arrays stay in a processor's cache."""
 
 
@@ -33,12 +33,12 @@ class Layout:
     """What is fixed before anything is compiled; geometries of one molecule and method share it.
 
     Attributes:
-      basis: the atomic orbitals.
+      shells: the atomic orbitals.
       nocc: filled orbitals, of each spin for an open shell; no more are ever filled.
       chunk: grid points that are dealt with at a time.
     """
 
-    basis: grid.Basis
+    shells: tuple[grid.ShellGroup, ...]
     nocc: tuple[int, ...]
     chunk: int
 
@@ -92,7 +92,7 @@ class Template:
       charge: elementary charges.
       occupied: filled orbitals, of each spin for an open shell.
       method: the method.
-      basis: as the device sees it.
+      shells: the basis as the device sees it.
       grid_template: the grid before it is laid on a geometry; of no points for Hartree–Fock.
       ao_atom: the atom of each AO.
       ao_labels: PySCF's labels, such as "0 O 2px".
@@ -102,7 +102,7 @@ class Template:
     charge: int
     occupied: tuple[int, ...]
     method: Method
-    basis: grid.Basis
+    shells: tuple[grid.ShellGroup, ...]
     grid_template: grid.GridTemplate
     ao_atom: Int[np.ndarray, " nao"]
     ao_labels: tuple[str, ...]
@@ -134,7 +134,7 @@ class Template:
         """The static part of `Integrals`."""
         npoints = len(self.grid_template.volumes)
         chunk = max(128, CHUNK_ELEMENTS // self.nao // 128 * 128)
-        return Layout(self.basis, self.occupied, min(chunk, max(1, npoints)))
+        return Layout(self.shells, self.occupied, min(chunk, max(1, npoints)))
 
     @property
     def nbytes(self) -> int:
@@ -210,7 +210,7 @@ class Template:
 
         @jax.checkpoint  # backwards a chunk is made again, not remembered
         def values(points):
-            return grid.eval_aos(positions, points, self.basis, derivatives=self._nderiv > 1)
+            return grid.eval_aos(positions, points, self.shells, derivatives=self._nderiv > 1)
 
         return coords, weights, jax.lax.map(values, coords.reshape(-1, chunk, 3))
 
@@ -308,7 +308,7 @@ def _cached_template(symbols, charge, spin, method):
         charge=charge,
         occupied=mol.occupied,
         method=method,
-        basis=libcint.element_shells(moles.basis),
+        shells=libcint.shell_groups(moles.basis),
         grid_template=libcint.grid_template(moles.basis, level),
         ao_atom=np.array([label[0] for label in labels]),
         ao_labels=tuple(label.strip() for label in moles.basis.ao_labels()),

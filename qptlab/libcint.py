@@ -17,7 +17,7 @@ from pyscf import df, dft, gto, lib
 from pyscf.dft import gen_grid, radi
 from pyscf.scf import atom_hf, hf
 
-from qptlab import grid, xc
+from qptlab import grid, repulsion, xc
 from qptlab.errors import InputError
 from qptlab.method import Method
 from qptlab.molecule import Molecule
@@ -326,23 +326,23 @@ def atomic_potential(mol: gto.Mole) -> Float[np.ndarray, "nao nao"]:
         return mol.intor_symmetric("int1e_kin") + np.asarray(mf.get_vsap())
 
 
-def element_shells(mol: gto.Mole) -> grid.Basis:
-    """The basis as the device sees it."""
-    starts = {}
-    for atom in range(mol.natm):
-        starts.setdefault(mol.atom_symbol(atom), []).append(atom)
+def shell_groups(mol: gto.Mole) -> tuple[grid.ShellGroup, ...]:
+    """The basis as the device sees it, grouped for few and large array operations."""
+    groups: dict[tuple[int, int], list] = {}
+    starts = mol.ao_loc_nr()
+    for ib in range(mol.nbas):
+        l = mol.bas_angular(ib)
+        exponents = mol.bas_exp(ib)
+        coefficients = mol.bas_ctr_coeff(ib) * gto.gto_norm(l, exponents)[:, None]
+        for ic in range(mol.bas_nctr(ib)):
+            used = coefficients[:, ic] != 0
+            ao = starts[ib] + ic * (2 * l + 1) + np.arange(2 * l + 1)
+            entry = (mol.bas_atom(ib), exponents[used], coefficients[used, ic], ao)
+            groups.setdefault((l, int(used.sum())), []).append(entry)
     return tuple(
-        grid.ElementBasis(tuple(atoms), tuple(_shells_of(mol, atoms[0]))) for atoms in starts.values()
+        grid.ShellGroup(l, *(np.array(column) for column in zip(*entries, strict=True)))
+        for (l, _), entries in sorted(groups.items())
     )
-
-
-def _shells_of(mol, atom):
-    for shell in mol.atom_shell_ids(atom):
-        l, exponents = mol.bas_angular(shell), mol.bas_exp(shell)
-        coefficients = mol.bas_ctr_coeff(shell) * gto.gto_norm(l, exponents)[:, None]
-        for column in coefficients.T:
-            used = column != 0
-            yield grid.Shell(int(l), tuple(exponents[used].tolist()), tuple(column[used].tolist()))
 
 
 def nuclear_charges(given: Moles) -> Int[np.ndarray, " natm"]:
@@ -381,7 +381,8 @@ def exact_bytes(nao: int, *, exchange: bool) -> int:
     9520
     """
     npair = nao * (nao + 1) // 2
-    return 8 * (npair * (npair + 1) // 2 + npair * npair * (2 if exchange else 1))
+    rows, ntile = repulsion.tiling(npair)
+    return 8 * (npair * (npair + 1) // 2 + ntile * rows**2 * (2 if exchange else 1))
 
 
 def fitted_bytes(nao: int, naux: int) -> int:

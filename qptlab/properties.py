@@ -82,7 +82,7 @@ def _orbital_evaluator(template: Template):
     """Compiled once per basis, so that the next orbital costs milliseconds."""
 
     def one(positions, point, coefficients):
-        aos = grid.eval_aos(positions, point[None], template.basis, derivatives=False)
+        aos = grid.eval_aos(positions, point[None], template.shells, derivatives=False)
         return aos[0, 0] @ coefficients
 
     @jax.jit

@@ -16,6 +16,13 @@ from jaxtyping import Array, Float
 BLOCK_ELEMENTS = 2**20
 """Factors are unpacked so many elements at a time (8 MiB), which a processor's cache holds."""
 
+TILE_ROWS = 1024
+"""A symmetric matrix over pairs is held as the tiles of its lower triangle, with at most so many rows each."""
+
+
+Tiles = Float[Array, "ntile rows rows"]
+"""The lower triangle of a symmetric matrix over pairs, tile by tile; filled up with zeros."""
+
 
 class ExactRepulsion(NamedTuple):
     """Exact integrals.
@@ -25,12 +32,12 @@ class ExactRepulsion(NamedTuple):
       exch: ½[(ik|jl) + (il|jk)] in the same packing; None where no exact exchange is asked for.
     """
 
-    coul: Float[Array, "npair npair"]
-    exch: Float[Array, "npair npair"] | None
+    coul: Tiles
+    exch: Tiles | None
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         """J_ij = Σ_kl (ij|kl)·D_kl, hartree."""
-        return unpack(self.coul @ _pack_density(dm))
+        return unpack(_multiply(self.coul, _pack_density(dm)))
 
     def exchange(
         self, dm: Float[Array, "nao nao"], orbitals: Float[Array, "nao nmo"] | None = None
@@ -47,7 +54,7 @@ class ExactRepulsion(NamedTuple):
         del orbitals
         if self.exch is None:
             raise ValueError("the integrals were made for a functional without exact exchange; one with it would do.")
-        return unpack(self.exch @ _pack_density(dm))
+        return unpack(_multiply(self.exch, _pack_density(dm)))
 
 
 class FittedRepulsion(NamedTuple):
@@ -101,16 +108,59 @@ def exact(eri: Float[Array, " npack"], nao: int, *, exchange: bool) -> ExactRepu
       nao: number of atomic orbitals.
       exchange: whether exact exchange will be asked for.
     """
-    pair = jnp.asarray(_pair_index(nao))
-    rows, cols = (jnp.asarray(index) for index in np.tril_indices(nao))
-    p = jnp.arange(len(rows))
-    high, low = jnp.maximum(p[:, None], p), jnp.minimum(p[:, None], p)
-    coul = eri[high * (high + 1) // 2 + low]
+    first, second = np.tril_indices(nao)
+    rows, _ = tiling(len(first))
+    whole = np.int32 if len(eri) < 2**31 else np.int64  # the narrower is gathered faster
+    first, second = (jnp.asarray(np.pad(index, (0, rows)), whole) for index in (first, second))
+
+    def tiles(element):
+        def one(place):
+            p, q = (block * rows + jnp.arange(rows) for block in place)
+            real = (p[:, None] < nao * (nao + 1) // 2) & (q < nao * (nao + 1) // 2)
+            found = element(*(index.at[p].get(mode="clip")[:, None] for index in (first, second)),
+                            *(index.at[q].get(mode="clip") for index in (first, second)))
+            return jnp.where(real, found, 0.0)
+
+        return jax.lax.map(one, _tile_places(rows, nao * (nao + 1) // 2))
+
+    def integral(i, j, k, l):
+        return eri.at[_triangle(_triangle(i, j), _triangle(k, l))].get(mode="promise_in_bounds")
+
+    coul = tiles(integral)
     if not exchange:
         return ExactRepulsion(coul, None)
-    straight = coul[pair[rows[:, None], rows], pair[cols[:, None], cols]]
-    crossed = coul[pair[rows[:, None], cols], pair[cols[:, None], rows]]
-    return ExactRepulsion(coul, 0.5 * (straight + crossed))
+    return ExactRepulsion(coul, tiles(lambda i, k, j, l: 0.5 * (integral(i, j, k, l) + integral(i, l, k, j))))
+
+
+def tiling(npair: int) -> tuple[int, int]:
+    """Rows of a tile, and the number of tiles, of a symmetric matrix over pairs."""
+    blocks = -(-npair // TILE_ROWS)
+    return -(-npair // blocks), blocks * (blocks + 1) // 2
+
+
+def _tile_places(rows, npair):
+    """Row and column of each tile, in blocks."""
+    return tuple(jnp.asarray(index) for index in np.tril_indices(-(-npair // rows)))
+
+
+def _triangle(i, j):
+    """Where (i, j) stands in a packed lower triangle."""
+    high, low = jnp.maximum(i, j), jnp.minimum(i, j)
+    return high * (high + 1) // 2 + low
+
+
+def _multiply(tiles, vector):
+    """The whole symmetric matrix times a vector: each tile counts as itself, and off the diagonal as its transpose."""
+    rows = tiles.shape[-1]
+    padded = jnp.pad(vector, (0, -len(vector) % rows)).reshape(-1, rows)
+
+    def add(total, given):
+        tile, row, col = given
+        total = total.at[row].add(tile @ padded[col])
+        return total.at[col].add(jnp.where(row == col, 0.0, 1.0) * (padded[row] @ tile)), None
+
+    places = _tile_places(rows, len(vector))
+    return jax.lax.scan(add, jnp.zeros_like(padded), (tiles, *places))[0].reshape(-1)[: len(vector)]
 
 
 def fitted(int3c: Float[Array, "naux npair"], int2c: Float[Array, "naux naux"]) -> FittedRepulsion:

@@ -52,7 +52,7 @@ def density_on_grid(dm: Float[Array, "nao nao"], ints: Integrals) -> Float[Array
     """Electron density of a symmetric density matrix on the grid points, electrons per cubic bohr."""
     chunks = ints.coords.reshape(-1, ints.layout.chunk, 3)
     rho = jax.lax.map(
-        lambda coords: _to_grid(dm[None], grid.eval_aos(ints.positions, coords, ints.layout.basis, derivatives=False), 1),
+        lambda coords: _to_grid(dm[None], grid.eval_aos(ints.positions, coords, ints.layout.shells, derivatives=False), 1),
         chunks,
     )
     return rho.reshape(-1)
@@ -140,7 +140,7 @@ def _chunks(points):
 def _aos(points, chunk, nvar):
     if chunk.aos is not None:
         return chunk.aos
-    return grid.eval_aos(points.positions, chunk.coords, points.layout.basis, derivatives=nvar > 1)
+    return grid.eval_aos(points.positions, chunk.coords, points.layout.shells, derivatives=nvar > 1)
 
 
 def _to_grid(dm, aos, nvar):

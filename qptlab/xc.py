@@ -16,12 +16,12 @@ Constants have as many digits as libxc's.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 RHO_MIN = 1e-14
@@ -30,8 +30,8 @@ RHO_MIN = 1e-14
 RHO_MIN_FLOAT32 = 1e-9
 """The same in float32, where ρ^(8/3) must not underflow."""
 
-S2_MAX = 1e12
-"""Reduced gradients squared are cut here, so that their powers stay finite; tails of molecules reach 1e8."""
+REDUCED_MAX = 1e6
+"""Reduced gradients ∇ρ/ρ^(4/3) are cut here, so that their powers stay finite; tails of molecules reach 1e5."""
 
 
 class XCPotential(NamedTuple):
@@ -128,7 +128,7 @@ class _Spins(NamedTuple):
       s2: reduced gradient squared of the total density.
       tau: total.
       rho: total.
-      sigma: reduced σαα, σαβ, σββ, each divided by ρ^(8/3).
+      sigma: reduced σαα, σαβ, σββ, each divided by ρ^(8/3) of the total density.
     """
 
     rs: Array
@@ -140,23 +140,25 @@ class _Spins(NamedTuple):
     sigma: tuple[Array, Array, Array]
 
 
-_S2 = 1 / (4 * (3 * np.pi**2) ** (2 / 3))
+_S2 = 1 / (4 * (3 * math.pi**2) ** (2 / 3))
 """s² is this times |∇ρ|²/ρ^(8/3)."""
 
 
-def _rows(rows, floor):
-    """ρ, ∇ρ and τ with harmless values where there is no density: autodiff evaluates both branches."""
+def _reduced(gradient, rho, real):
+    """∇ρ/ρ^(4/3), and no gradient where there is no density."""
+    return jnp.clip(jnp.where(real, gradient, 0.0) / rho ** (4 / 3), -REDUCED_MAX, REDUCED_MAX)
+
+
+def _positive(rows, floor):
+    """Where there is density, and ρ and τ with harmless values elsewhere: autodiff evaluates both branches."""
     real = rows[0] > floor
     rho = jnp.where(real, rows[0], 1.0)
-    gradient = jnp.where(real, rows[1:4], 0.0) if len(rows) > 1 else jnp.zeros((3, *rho.shape), rho.dtype)
-    tau = jnp.where(real, jnp.maximum(rows[4], 0.0), 1.0) if len(rows) > 4 else jnp.ones_like(rho)
-    return rho, gradient, tau
+    return real, rho, jnp.where(real, jnp.maximum(rows[4], 0.0), 1.0) if len(rows) > 4 else jnp.ones_like(rho)
 
 
 def _closed(rows, floor):
-    rho, gradient, tau = _rows(rows, floor)
-    s2 = _S2 * jnp.sum(gradient**2, axis=0) / rho ** (8 / 3)
-    return _Closed(rho, jnp.minimum(s2, S2_MAX), tau)
+    real, rho, tau = _positive(rows, floor)
+    return _Closed(rho, _S2 * jnp.sum(_reduced(rows[1:4], rho, real) ** 2, axis=0), tau)
 
 
 def _spin_exchange(exchange, rows, floor):
@@ -165,24 +167,18 @@ def _spin_exchange(exchange, rows, floor):
 
 def _spins(density, floor):
     if len(density) == 1:
-        rho, gradient, tau = _rows(density[0], floor)
-        reduced = jnp.minimum(jnp.sum(gradient**2, axis=0) / rho ** (8 / 3), S2_MAX / _S2)
-        return _Spins(_wigner_seitz(rho), 1.0, 1.0, _S2 * reduced, tau, rho, (reduced / 4,) * 3)
-    rho, gradient, tau = _rows(density[0] + density[1], floor)
-    share = jnp.where(density[:, 0] > 0, density[:, 0], 0.0) / rho  # of each spin; zero where it has no density
-    tiny = jnp.finfo(rho.dtype).eps
-    up, down = jnp.maximum(2 * share[0], tiny), jnp.maximum(2 * share[1], tiny)
-    weight = 1 / rho ** (8 / 3)
-    spin = jnp.where(density[0, 0] + density[1, 0] > floor, density[:, 1:4], 0.0)
-    products = [jnp.sum(spin[i] * spin[j], axis=0) * weight for i, j in ((0, 0), (0, 1), (1, 1))] \
-        if density.shape[1] > 1 else [jnp.zeros_like(rho)] * 3
-    sigma = tuple(jnp.clip(p, -S2_MAX / _S2, S2_MAX / _S2) for p in products)
-    s2 = jnp.minimum(_S2 * jnp.sum(gradient**2, axis=0) * weight, S2_MAX)
-    return _Spins(_wigner_seitz(rho), up, down, s2, tau, rho, sigma)
+        closed = _closed(density[0], floor)
+        return _Spins(_wigner_seitz(closed.rho), 1.0, 1.0, *closed[1:], closed.rho, (closed.s2 / (4 * _S2),) * 3)
+    real, rho, tau = _positive(density[0] + density[1], floor)
+    tiny = float(jnp.finfo(rho.dtype).eps)
+    up, down = (jnp.where(real, jnp.maximum(2 * spin[0] / rho, tiny), 1.0) for spin in density)
+    alpha, beta = (_reduced(spin[1:4], rho, real) for spin in density)
+    sigma = tuple(jnp.sum(left * right, axis=0) for left, right in ((alpha, alpha), (alpha, beta), (beta, beta)))
+    return _Spins(_wigner_seitz(rho), up, down, _S2 * jnp.sum((alpha + beta) ** 2, axis=0), tau, rho, sigma)
 
 
 def _wigner_seitz(rho):
-    return (3 / (4 * np.pi * rho)) ** (1 / 3)
+    return (3 / (4 * math.pi * rho)) ** (1 / 3)
 
 
 def _spin_mean(d, power):
@@ -203,12 +199,12 @@ _F_CURVATURE = 4 / (9 * (2 ** (1 / 3) - 1))
 
 
 def _slater_exchange(d):
-    return -0.75 * (3 / np.pi) ** (1 / 3) * d.rho ** (4 / 3)
+    return -0.75 * (3 / math.pi) ** (1 / 3) * d.rho ** (4 / 3)
 
 
 def _vwn_fit(x, a, b, c, x0):
     """Eq. 4.4, with arctan in place of its complement."""
-    q = np.sqrt(4 * c - b * b)
+    q = math.sqrt(4 * c - b * b)
     big_x = x * x + b * x + c
     arctan = jnp.arctan(q / (2 * x + b))
     at_x0 = b * x0 / (x0 * x0 + b * x0 + c)
@@ -228,7 +224,7 @@ def _vwn5(d):
     if _is_closed(d):
         return para
     ferro = _vwn_fit(x, 0.01554535, 7.06042, 18.0578, -0.32500)
-    stiffness = _vwn_fit(x, -1 / (6 * np.pi**2), 1.13107, 13.0045, -0.0047584)
+    stiffness = _vwn_fit(x, -1 / (6 * math.pi**2), 1.13107, 13.0045, -0.0047584)
     zeta4, f = (0.5 * (d.up - d.down)) ** 4, _f_zeta(d)
     return para + stiffness * f * (1 - zeta4) / _F_CURVATURE + (ferro - para) * f * zeta4
 
@@ -270,7 +266,7 @@ def _pw92_precise(d):
 
 # Gradient corrections ------------------------------------------------------------------------------
 
-_BETA, _GAMMA = 0.06672455060314922, (1 - np.log(2)) / np.pi**2
+_BETA, _GAMMA = 0.06672455060314922, (1 - math.log(2)) / math.pi**2
 
 
 def _pbe_exchange(d):
@@ -280,7 +276,7 @@ def _pbe_exchange(d):
 
 def _t2(d, phi):
     """PBE's t², from s²."""
-    return (3 * np.pi**2 / 16) ** (2 / 3) * d.s2 / (phi * phi * d.rs)
+    return (3 * math.pi**2 / 16) ** (2 / 3) * d.s2 / (phi * phi * d.rs)
 
 
 def _pbe_correlation(d):
@@ -303,8 +299,8 @@ def _b88_exchange(d):
 def _lyp(d):
     """Per electron; gradients are reduced, so that no power of a small density appears."""
     a, b, c, dd = 0.04918, 0.132, 0.2533, 0.349
-    fermi = 0.3 * (3 * np.pi**2) ** (2 / 3)
-    x = d.rs * (4 * np.pi / 3) ** (1 / 3)  # ρ^(−1/3)
+    fermi = 0.3 * (3 * math.pi**2) ** (2 / 3)
+    x = d.rs * (4 * math.pi / 3) ** (1 / 3)  # ρ^(−1/3)
     damp = 1 / (1 + dd * x)
     delta = (c + dd * damp) * x
     s_aa, s_ab, s_bb = d.sigma
@@ -335,7 +331,7 @@ def _switch(alpha, coefficients, c1, c2, d):
 
 def _alpha_bar(tau, rho, s2, polarised):
     """ᾱ of a density, (τ − τ_W)/(τ_uniform + η τ_W)."""
-    uniform = 0.3 * (3 * np.pi**2) ** (2 / 3) * rho ** (5 / 3)
+    uniform = 0.3 * (3 * math.pi**2) ** (2 / 3) * rho ** (5 / 3)
     weizsaecker = 5 / 3 * s2 * uniform  # |∇ρ|²/(8ρ)
     return (tau - weizsaecker) / (uniform * polarised + _ETA * weizsaecker)
 

@@ -44,7 +44,7 @@ class Predictor:
 
     def turn_back(self, prediction: Prediction, pose: Pose) -> Prediction:
         """Express a prediction made in the frame over the AOs of the geometry the pose came from."""
-        turn = np.asarray(grid.ao_rotation(jnp.asarray(pose.rotation), self.model.template.basis))
+        turn = np.asarray(grid.ao_rotation(jnp.asarray(pose.rotation), self.model.template.shells))
         place = self._given_ao(pose.order)
         inverse = np.argsort(place)
 
