@@ -29,7 +29,7 @@ from qptlab.method import Method  # noqa: E402
 from qptlab.models.predictor import Predictor  # noqa: E402
 from qptlab.models.qpt import QPT, Prediction, QPTConfig  # noqa: E402
 from qptlab.molecule import BUILTIN, Molecule, read_xyz  # noqa: E402
-from qptlab.properties import dipole_debye  # noqa: E402
+from qptlab.properties import charges, dipole_debye, forces  # noqa: E402
 from qptlab.run import Run, load  # noqa: E402
 from qptlab.scf import SCFResult, scf  # noqa: E402
 from qptlab.trainer import Trainer  # noqa: E402
@@ -50,6 +50,6 @@ def workbench(**choices):
 __all__ = [
     "BUILTIN", "QPT", "Evaluation", "InputError", "Integrals", "Method", "Molecule", "Prediction",
     "Predictor", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampling", "TrainConfig",
-    "Trainer", "build_integrals", "density_from_fock", "dipole_debye", "energy", "evaluate", "fock",
-    "kohn_sham", "load", "orbitals", "read_xyz", "sample", "scf", "template", "train", "workbench",
+    "Trainer", "build_integrals", "charges", "density_from_fock", "dipole_debye", "energy", "evaluate", "fock",
+    "forces", "kohn_sham", "load", "orbitals", "read_xyz", "sample", "scf", "template", "train", "workbench",
 ]

@@ -255,6 +255,10 @@ class Template:
         )
         return host
 
+    def overlap(self, positions: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "nao nao"]:
+        """Overlap of the atomic orbitals at a geometry (bohr)."""
+        return self._moles.at(positions).basis.intor_symmetric("int1e_ovlp")
+
     def dipole_integrals(self, positions: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "3 nao nao"]:
         """Position integrals ⟨i|r|j⟩ about the origin, bohr."""
         return libcint.dipole_integrals(self._moles.at(positions).basis)

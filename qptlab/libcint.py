@@ -71,7 +71,7 @@ def moles(mol: Molecule, method: Method) -> Moles:
     if method.eri == "exact" or (method.eri == "auto" and method.auxbasis is None and exact <= AUTO_EXACT_BYTES):
         _check_memory(exact, f"exact two-electron integrals of {basis.nao} atomic orbitals", "eri='fitted'")
         return Moles(basis, _minao(basis)[0], None)
-    aux = _auxiliary(basis, method)
+    aux = df.addons.make_auxmol(basis, auxiliary_basis(basis, method))
     nbytes = fitted_bytes(basis.nao, aux.nao)
     _check_memory(nbytes, f"fitted integrals of {basis.nao} atomic and {aux.nao} auxiliary orbitals", "a smaller basis")
     return Moles(basis, _minao(basis)[0], aux)
@@ -252,20 +252,23 @@ def _has_exchange(method: Method) -> bool:
     return xc.functional(method.xc).exact_exchange > 0
 
 
-def _auxiliary(mol: gto.Mole, method: Method) -> gto.Mole:
-    """The auxiliary basis that was named, or that PySCF takes by default for the basis and functional."""
-    if method.auxbasis is not None:
-        for symbol in sorted({atom[0] for atom in mol._atom}):
-            if not _from_library(gto.basis.load, method.auxbasis, symbol):
-                raise InputError(
-                    f"auxiliary basis {method.auxbasis!r} is not in PySCF's library for element {symbol}; "
-                    "def2-universal-jkfit would do."
-                )
-        return df.addons.make_auxmol(mol, method.auxbasis)
-    named = mol.copy(deep=False)  # pyright: ignore[reportCallIssue]
-    named.basis = method.basis  # PySCF chooses by the name
-    kind = "hf" if _has_exchange(method) else "pbe"
-    return df.addons.make_auxmol(mol, df.addons.make_auxbasis(named, xc=kind))
+def auxiliary_basis(mol: gto.Mole, method: Method) -> str | dict:
+    """The auxiliary basis that was named, or that PySCF takes by default for the basis and functional.
+
+    Raises:
+      InputError: if PySCF lacks the named one for an element.
+    """
+    if method.auxbasis is None:
+        named = mol.copy(deep=False)  # pyright: ignore[reportCallIssue]
+        named.basis = method.basis  # PySCF chooses by the name
+        return df.addons.make_auxbasis(named, xc="hf" if _has_exchange(method) else "pbe")
+    for symbol in sorted({atom[0] for atom in mol._atom}):
+        if not _from_library(gto.basis.load, method.auxbasis, symbol):
+            raise InputError(
+                f"auxiliary basis {method.auxbasis!r} is not in PySCF's library for element {symbol}; "
+                "def2-universal-jkfit would do."
+            )
+    return method.auxbasis
 
 
 def dipole_integrals(mol: gto.Mole) -> Float[np.ndarray, "3 nao nao"]:

@@ -1,4 +1,4 @@
-"""What a density says: dipole moment, and orbitals on a box of points."""
+"""What a density says: forces, dipole moment, atomic charges, orbitals and densities on a box of points."""
 
 import functools
 import tempfile
@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qptlab import grid, integrals
+from qptlab.energy import density_from_fock, energy
+from qptlab.errors import InputError
 from qptlab.integrals import Template
 from qptlab.method import Method
 from qptlab.molecule import Molecule
@@ -18,6 +20,9 @@ from qptlab.units import AU_DEBYE, BOHR_ANGSTROM
 
 BOX_MARGIN_BOHR = 5.0
 """Room around the nuclei: the isosurface of any valence orbital at 0.02 lies inside."""
+
+
+SLICE_POINTS = 4096
 
 
 class Box(NamedTuple):
@@ -34,17 +39,87 @@ class Box(NamedTuple):
     shape: tuple[int, int, int]
 
 
-def dipole_debye(mol: Molecule, method: Method, dm: Float[Array | np.ndarray, "nao nao"]) -> np.ndarray:
+def forces(
+    mol: Molecule, method: Method, fock: Float[Array | np.ndarray, "*spin nao nao"]
+) -> Float[np.ndarray, "natm 3"]:
+    """Forces on the nuclei, hartree per bohr: minus the derivative of the energy, that of the grid included.
+
+    The density follows the atoms through `density_from_fock` with the Fock matrix held fixed. At self-consistency
+    the energy does not change to first order when orbitals rotate, so that is the whole derivative (Pulay 1969,
+    doi:10.1080/00268976900100941); elsewhere it is not.
+
+    Args:
+      mol: the molecule.
+      method: the level of theory.
+      fock: converged, hartree; with a leading axis of spins for an open shell.
+
+    Raises:
+      InputError: as `integrals.template`.
+      ValueError: if the matrix does not fit the molecule and basis.
+    """
+    template = integrals.template(mol, method)
+    return -np.asarray(_energy_slope(template)(jnp.asarray(mol.positions), jnp.asarray(fock)))
+
+
+@functools.lru_cache(maxsize=8)
+def _energy_slope(template: Template):
+    def relaxed_energy(positions, fock):
+        ints = template.integrals(positions)
+        return energy(density_from_fock(fock, ints), ints, template.method.xc)
+
+    return jax.jit(jax.grad(relaxed_energy))
+
+
+def dipole_debye(
+    mol: Molecule, method: Method, dm: Float[Array | np.ndarray, "*spin nao nao"]
+) -> Float[np.ndarray, "3"]:
     """Dipole moment of a density matrix, debye, origin at zero.
 
     Raises:
       ValueError: if the matrix does not fit the molecule and basis.
     """
-    moments = integrals.dipole_integrals(mol, method)
-    if dm.shape != moments.shape[1:]:
-        raise ValueError(f"a density matrix of shape {dm.shape} was given; {moments.shape[1:]} would do.")
-    nuclear = mol.atomic_numbers @ mol.positions
-    return (nuclear - np.einsum("xij,ij->x", moments, np.asarray(dm))) * AU_DEBYE
+    template = integrals.template(mol, method)
+    total = _total(dm, template)
+    electronic = np.einsum("xij,ij->x", template.dipole_integrals(mol.positions), total)
+    return (mol.atomic_numbers @ mol.positions - electronic) * AU_DEBYE
+
+
+def charges(
+    mol: Molecule, method: Method, dm: Float[Array | np.ndarray, "*spin nao nao"], kind: str = "mulliken"
+) -> Float[np.ndarray, " natm"]:
+    """Atomic charges of a density matrix, elementary charges; they sum to the molecule's.
+
+    Args:
+      mol: the molecule.
+      method: the level of theory.
+      dm: density matrix; of an open shell one of each spin.
+      kind: "mulliken" (1955, doi:10.1063/1.1740588) or "lowdin" (1950, doi:10.1063/1.1747632).
+
+    Raises:
+      InputError: for another kind.
+      ValueError: if the matrix does not fit the molecule and basis.
+    """
+    template = integrals.template(mol, method)
+    total, overlap = _total(dm, template), template.overlap(mol.positions)
+    if kind == "mulliken":
+        populations = np.einsum("ij,ji->i", total, overlap)
+    elif kind == "lowdin":
+        values, vectors = np.linalg.eigh(overlap)
+        root = vectors * np.sqrt(values) @ vectors.T
+        populations = np.diag(root @ total @ root)
+    else:
+        raise InputError(f"charges of kind {kind!r} are not known; mulliken or lowdin would do.")
+    return mol.atomic_numbers - np.bincount(template.ao_atom, populations, minlength=len(mol.symbols))
+
+
+def _total(dm, template):
+    dm = np.asarray(dm)
+    total = dm.sum(axis=0) if dm.ndim == 3 else dm
+    if total.shape != (template.nao, template.nao):
+        raise ValueError(
+            f"a density matrix of shape {dm.shape} was given; ({template.nao}, {template.nao}) would do."
+        )
+    return total
 
 
 def box(mol: Molecule, points: int = 60) -> Box:
@@ -71,24 +146,45 @@ def orbital_on_box(
       mo_coeff: coefficients, one column of `mo_coeff`.
       where: the points.
     """
-    axes = [where.origin[i] + where.spacing[i] * np.arange(where.shape[i]) for i in range(3)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
-    values = _orbital_evaluator(template)(mol.positions, points, jnp.asarray(mo_coeff))
+    values = _box_evaluator(template, density=False)(mol.positions, _points(where), jnp.asarray(mo_coeff))
     return np.asarray(values, dtype=np.float32).reshape(where.shape)
 
 
+def density_on_box(
+    mol: Molecule, template: Template, dm: Float[Array | np.ndarray, "nao nao"], where: Box
+) -> Float[np.ndarray, "nx ny nz"]:
+    """Electron density on a box, electrons per cubic bohr, float32.
+
+    Args:
+      mol: the geometry; its atoms are in the template's order.
+      template: the basis.
+      dm: density matrix: the total, of one spin, or the difference of two.
+      where: the points.
+    """
+    values = _box_evaluator(template, density=True)(mol.positions, _points(where), jnp.asarray(dm))
+    return np.asarray(values, dtype=np.float32).reshape(where.shape)
+
+
+def _points(where: Box):
+    axes = [where.origin[i] + where.spacing[i] * np.arange(where.shape[i]) for i in range(3)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
 @functools.lru_cache(maxsize=8)
-def _orbital_evaluator(template: Template):
+def _box_evaluator(template: Template, *, density: bool):
     """Compiled once per basis, so that the next orbital costs milliseconds."""
 
-    def one(positions, point, coefficients):
-        aos = grid.eval_aos(positions, point[None], template.shells, derivatives=False)
-        return aos[0, 0] @ coefficients
+    def of_slice(positions, coords, coefficients):
+        aos = grid.eval_aos(positions, coords, template.shells, derivatives=False)[0]
+        return jnp.sum(aos * (coefficients @ aos), axis=0) if density else coefficients @ aos
 
     @jax.jit
     def values(positions, points, coefficients):
         # A slice at a time bounds the memory to (points of a slice) × nao.
-        return jax.lax.map(lambda point: one(positions, point, coefficients), points, batch_size=8192)
+        missing = -len(points) % SLICE_POINTS
+        slices = jnp.pad(points, ((0, missing), (0, 0))).reshape(-1, SLICE_POINTS, 3)
+        found = jax.lax.map(lambda coords: of_slice(positions, coords, coefficients), slices)
+        return found.reshape(-1)[: len(points)]
 
     return values
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from pyscf import dft, lib
 
-from qptlab import integrals
+from qptlab import libcint
 from qptlab.errors import InputError
 from qptlab.method import Method
 from qptlab.models.predictor import Predictor
@@ -92,9 +92,15 @@ class ErrorSummary(NamedTuple):
     mo_cosine: float
 
 
-def converged(mol: Molecule, method: Method) -> Reference:
-    """PySCF's converged answer with the same functional, basis and grid, exact integrals."""
-    return _run(mol, method, max_cycles=MAX_CYCLES)
+def converged(mol: Molecule, method: Method, *, fitted: bool = False) -> Reference:
+    """PySCF's converged answer with the same functional, basis and grid.
+
+    Args:
+      mol: the molecule; with unpaired electrons the calculation is unrestricted.
+      method: the level of theory.
+      fitted: whether two-electron integrals are density-fitted, as ours are where they are, or exact.
+    """
+    return _run(mol, method, max_cycles=MAX_CYCLES, fitted=fitted)
 
 
 def stopped(mol: Molecule, method: Method, cycles: int) -> Reference:
@@ -143,14 +149,23 @@ def make_test_set(
     return found._replace(left_out=len(positions) - len(found.positions))
 
 
-def _run(mol, method, max_cycles):
+def calculation(mol: Molecule, method: Method, *, fitted: bool) -> dft.rks.KohnShamDFT:
+    """PySCF's own calculation with our settings, not yet run."""
+    built = libcint.pyscf_molecule(mol, method)
+    mf = dft.RKS(built) if mol.spin == 0 else dft.UKS(built)
+    mf.xc = PYSCF_FUNCTIONALS[method.xc]
+    mf.grids.level = method.grid_level
+    mf.init_guess = "minao"
+    mf.conv_tol = 1e-10
+    if fitted:
+        mf = mf.density_fit(auxbasis=libcint.auxiliary_basis(built, method))
+    return mf
+
+
+def _run(mol, method, max_cycles, fitted=False):
     began = time.perf_counter()
     with lib.with_omp_threads(1):
-        mf = dft.RKS(integrals.pyscf_molecule(mol, method))
-        mf.xc = PYSCF_FUNCTIONALS[method.xc]
-        mf.grids.level = method.grid_level
-        mf.init_guess = "minao"
-        mf.conv_tol = 1e-10
+        mf = calculation(mol, method, fitted=fitted)
         mf.max_cycle = max_cycles
         mf.kernel()
         seconds = time.perf_counter() - began

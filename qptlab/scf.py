@@ -75,6 +75,14 @@ class SCFResult(NamedTuple):
     nocc: Int[Array, "*spin"]
     history: History
 
+    @property
+    def gap(self) -> float:
+        """From the highest filled to the lowest empty orbital, hartree; NaN where none is empty or none filled."""
+        energies, filled = np.atleast_2d(self.mo_energy), np.atleast_1d(self.nocc)
+        homo = [levels[n - 1] for levels, n in zip(energies, filled, strict=True) if n > 0]
+        lumo = [levels[n] for levels, n in zip(energies, filled, strict=True) if n < len(levels)]
+        return float(min(lumo) - max(homo)) if homo and lumo else float("nan")
+
 
 def scf(
     mol: Molecule,

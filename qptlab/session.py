@@ -14,7 +14,7 @@ from qptlab import properties
 from qptlab.errors import InputError
 from qptlab.evaluation import Evaluation, evaluate
 from qptlab.geometries import SAMPLERS, Sampling
-from qptlab.integrals import eri_bytes, template
+from qptlab.integrals import template
 from qptlab.method import FUNCTIONALS, GRID_LEVELS, Method
 from qptlab.models.qpt import PRESETS, QPTConfig
 from qptlab.molecule import Molecule
@@ -105,18 +105,18 @@ class Session(traitlets.HasTraits):
         return Method(self.xc, self.basis, self.grid_level)
 
     def summary(self) -> str:
-        """Formula, electrons, orbitals and the memory of the two-electron integrals.
+        """Formula, electrons, orbitals, how two-electron integrals are held, and the memory of a geometry.
 
         Raises:
           InputError: if the method cannot treat the molecule.
         """
         chosen = template(self.molecule, self.method)
-        size = eri_bytes(chosen.nao)
+        size = chosen.nbytes
         memory = f"{size / 2**20:.3g} MiB" if size >= 2**20 else f"{size / 2**10:.3g} KiB"
         charge = f"charge {self.molecule.charge:+d}, " if self.molecule.charge else ""
         return (
             f"{self.molecule.formula}, {charge}{self.molecule.nelectron} electrons, "
-            f"{chosen.nao} atomic orbitals, {memory} of two-electron integrals a geometry"
+            f"{chosen.nao} atomic orbitals, {chosen.eri} integrals, {memory} a geometry"
         )
 
     # Training -------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from qptlab import geometries, integrals
 from qptlab.errors import InputError
 from qptlab.method import Method
 from qptlab.models.predictor import Predictor
-from qptlab.models.qpt import QPTConfig
+from qptlab.models.qpt import QPT, QPTConfig
 from qptlab.molecule import Molecule
 from qptlab.reference import ErrorSummary, TestSet, errors, make_test_set
 from qptlab.run import Run
@@ -95,7 +95,7 @@ class Trainer:
         self.validation: TestSet | None = None
         self._baselines: tuple[ErrorSummary, ErrorSummary] | None = None
         # Everything a user can get wrong is found here, before a thread or a folder exists.
-        integrals.template(mol, self.method)
+        QPT(integrals.template(mol, self.method), self.model_config)
         if self.train_config.sampling.sampler == "file":
             next(geometries.sample(mol, self.train_config.sampling, 0))
         out = pathlib.Path(out) if out else _default_folder(mol)

@@ -10,12 +10,12 @@ from scipy.spatial.transform import Rotation
 
 import qptlab as ql
 from qptlab.integrals import Template, build_integrals, template
+from qptlab.reference import PYSCF_FUNCTIONALS
 
 lib.num_threads(1)
 
 QUICK_METHOD = ql.Method("lda", "sto-3g", grid_level=0)
 QUICK_MODEL = ql.QPTConfig("micro", 0)
-PYSCF_XC = {"lda": "lda,vwn", "pbe": "pbe,pbe"}
 
 
 @functools.cache
@@ -41,10 +41,12 @@ def rks(mol: ql.Molecule, method: ql.Method) -> dft.rks.RKS:
     """PySCF's own calculation, set up from nothing but symbols and positions."""
     built = gto.M(
         atom=list(zip(mol.symbols, mol.positions.tolist(), strict=True)), unit="Bohr",
-        basis=method.basis, charge=mol.charge, verbose=0,
+        basis=method.basis, charge=mol.charge, spin=mol.spin, verbose=0,
     )
-    mf = dft.RKS(built)
-    mf.xc = PYSCF_XC[method.xc]
+    mf = dft.UKS(built) if mol.spin else dft.RKS(built)
+    mf.xc = PYSCF_FUNCTIONALS[method.xc]
+    if method.eri == "fitted":
+        mf = mf.density_fit(auxbasis=method.auxbasis)
     mf.grids.level = method.grid_level
     mf.conv_tol = 1e-11
     mf.init_guess = "minao"

@@ -29,6 +29,9 @@ PRESETS = {
 }
 """Shapes by name: about 1 M parameters for CPUs, and the paper's smallest, 5 M."""
 
+KEPT_AO_BYTES = 64 * 2**20
+"""AO values on the grid up to this size are kept with a geometry while it is trained on."""
+
 WAVELENGTHS_BOHR = tuple(2.0**k for k in range(6, -2, -1))
 """Of the Fourier features of positions: from beyond any molecule here to a thermal displacement."""
 
@@ -126,6 +129,8 @@ class QPT:
 
     def _prepare(self, host: HostIntegrals) -> Sample:
         ints = self.template.complete(host)
+        if ints.aos is not None and ints.aos.size * 8 > KEPT_AO_BYTES:
+            ints = ints._replace(aos=None)  # made anew when needed: a replay buffer holds many geometries
         return Sample(ints, features(ints, self.template.ao_atom, self._xc))
 
     def init(self, key: PRNGKeyArray) -> Params:
