@@ -89,6 +89,27 @@ class ReferenceFrame:
         order = self._automorphisms[best]
         return Pose(centred[order] @ rotation.T, rotation, order)
 
+    def pull_back(self, pose: Pose, slope: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "natm 3"]:
+        """Derivative with respect to the geometry as given, from that with respect to positions in the frame.
+
+        The rotation follows the atoms: with A the rotated covariance, which is symmetric, a displacement turns it
+        by ω, where (tr A − A)·ω is the sum of w·(displacement × target); singular only where the frame is.
+
+        Args:
+          pose: where the geometry lies.
+          slope: derivative with respect to `pose.positions`.
+        """
+        weighted = self._masses[:, None] * self._target
+        alignment = pose.positions.T @ weighted
+        torque = np.cross(pose.positions, slope).sum(axis=0)
+        turn = np.linalg.pinv(np.trace(alignment) * np.eye(3) - 0.5 * (alignment + alignment.T)) @ torque
+        turned = (slope + np.cross(weighted, turn)) @ pose.rotation
+        given = np.empty_like(turned)
+        given[pose.order] = turned
+        masses = np.empty_like(self._masses)
+        masses[pose.order] = self._masses
+        return given - masses[:, None] / masses.sum() * given.sum(axis=0)
+
     def pose_molecule(self, mol: Molecule) -> Pose:
         """Bring a molecule whose atoms are in any order into the frame.
 

@@ -317,16 +317,17 @@ def _minao_shells(symbol: str) -> tuple[list, np.ndarray]:
 
 def atomic_density(mol: gto.Mole) -> Float[np.ndarray, "nao nao"]:
     """Superposition of the densities of free, spherical atoms, each from its own Hartree–Fock calculation."""
-    with lib.with_omp_threads(1):
+    with lib.with_omp_threads(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PySCF calls what it deprecates itself
         return np.asarray(hf.init_guess_by_atom(mol))
 
 
 def atomic_potential(mol: gto.Mole) -> Float[np.ndarray, "nao nao"]:
-    """Fock matrix of a superposition of screened atomic potentials, hartree (Lehtola 2019, doi:10.1021/acs.jctc.8b01089)."""
-    mf = dft.UKS(mol)
+    """Fock matrix of a superposition of screened atomic potentials (Lehtola 2019, doi:10.1021/acs.jctc.8b01089)."""
+    mf = dft.UKS(mol)  # takes any number of electrons, and gives the same matrix for both spins
     mf.grids.level = 1
     with lib.with_omp_threads(1):
-        return mol.intor_symmetric("int1e_kin") + np.asarray(mf.get_vsap())
+        return mol.intor_symmetric("int1e_kin") + np.asarray(mf.get_vsap()[0])
 
 
 def shell_groups(mol: gto.Mole) -> tuple[grid.ShellGroup, ...]:

@@ -59,7 +59,7 @@ class Molecule:
     positions: Float[np.ndarray, "natm 3"]
     charge: int = 0
     name: str = ""
-    spin: int = cast(int, None)
+    spin: int | None = None
 
     def __post_init__(self):
         """Check the record once, where it enters."""
@@ -70,7 +70,7 @@ class Molecule:
         _check_positions(self.symbols, positions, self._title)
         if self.spin is None:
             object.__setattr__(self, "spin", self.nelectron % 2)
-        _check_electrons(self.nelectron, self.charge, self.spin, self._title)
+        _check_electrons(self.nelectron, self.charge, cast(int, self.spin), self._title)
 
     @property
     def _title(self) -> str:
@@ -89,9 +89,8 @@ class Molecule:
     @property
     def occupied(self) -> tuple[int, ...]:
         """Filled orbitals: their number for a closed shell, or that of each spin, the larger first."""
-        if self.spin == 0:
-            return (self.nelectron // 2,)
-        return ((self.nelectron + self.spin) // 2, (self.nelectron - self.spin) // 2)
+        spin = cast(int, self.spin)  # known once the record is made
+        return ((self.nelectron + spin) // 2, (self.nelectron - spin) // 2)[: 2 if spin else 1]
 
     @property
     def formula(self) -> str:
@@ -188,7 +187,7 @@ class Molecule:
             atoms.get_positions() / BOHR_ANGSTROM,
             charge or 0,
             name or str(atoms.info.get("name", "")),
-            cast(int, spin),
+            spin,
         )
 
     @classmethod

@@ -93,6 +93,7 @@ def scf(
     level_shift: float = 0.0,
     damping: float = 0.0,
     max_cycles: int = MAX_CYCLES,
+    tolerance: float = COMMUTATOR_TOLERANCE,
     seed: int = 0,
 ) -> SCFResult:
     """Converge a Kohn–Sham calculation; unrestricted where the molecule has unpaired electrons.
@@ -105,6 +106,8 @@ def scf(
       level_shift: added to virtual levels while searching, hartree; helps where the gap is small.
       damping: share of the last Fock matrix that is kept, 0 to below 1; helps against oscillation.
       max_cycles: after which the search ends without having converged.
+      tolerance: largest element of the commutator at convergence, hartree; dipoles and forces are as far off as
+        a few times this, the energy far less.
       seed: of the random guess.
 
     Raises:
@@ -116,16 +119,16 @@ def scf(
     (True, -1.119)
     """
     method = method or Method()
-    _check_options(solver, level_shift, damping, max_cycles)
+    _check_options(solver, level_shift, damping, max_cycles, tolerance)
     template = integrals.template(mol, method)
     ints = template.build(mol.positions)
     dm = guess_density(guess, template, ints, seed)
     if solver == "minimise":
-        return minimise(ints, method.xc, dm, max_cycles=max_cycles)
-    return solve(ints, method.xc, dm, level_shift, damping, max_cycles=max_cycles)
+        return minimise(ints, method.xc, dm, tolerance=tolerance, max_cycles=max_cycles)
+    return solve(ints, method.xc, dm, level_shift, damping, tolerance, max_cycles=max_cycles)
 
 
-def _check_options(solver, level_shift, damping, max_cycles):
+def _check_options(solver, level_shift, damping, max_cycles, tolerance):
     if solver not in SOLVERS:
         raise InputError(f"solver {solver!r} is not known; one of {', '.join(SOLVERS)} would do.")
     if not 0 <= level_shift < np.inf:
@@ -134,6 +137,8 @@ def _check_options(solver, level_shift, damping, max_cycles):
         raise InputError(f"damping {damping} cannot be used; 0 to below 1 would do.")
     if not isinstance(max_cycles, int) or max_cycles < 1:
         raise InputError(f"{max_cycles!r} cycles cannot be done; a whole number from 1 would do.")
+    if not 1e-10 <= tolerance < 1:
+        raise InputError(f"tolerance {tolerance} cannot be reached; 1e-10 to 1e-3 hartree would do.")
 
 
 def guess_density(name: str, template: Template, ints: Integrals, seed: int = 0) -> Float[Array, "*spin nao nao"]:
@@ -192,6 +197,7 @@ def solve(
     dm: Float[Array, "*spin nao nao"] | None = None,
     level_shift: float | Array = 0.0,
     damping: float | Array = 0.0,
+    tolerance: float | Array = COMMUTATOR_TOLERANCE,
     *,
     max_cycles: int = MAX_CYCLES,
 ) -> SCFResult:
@@ -218,11 +224,11 @@ def solve(
         empty.at[0].set(fock), empty.at[0].set(error), jnp.asarray(0),
         History(nothing.at[0].set(e_tot), nothing.at[0].set(residual)),
     )
-    end = jax.lax.while_loop(lambda s: ~_is_converged(s) & (s.cycles < max_cycles), cycle, start)
-    return _result(end, ints)
+    end = jax.lax.while_loop(lambda s: ~_is_converged(s, tolerance) & (s.cycles < max_cycles), cycle, start)
+    return _result(end, ints, tolerance)
 
 
-def _result(end, ints):
+def _result(end, ints, tolerance):
     mo_energy, mo_coeff = orbitals(end.fock, ints)
     most = max(ints.layout.nocc)
     occupied = jnp.arange(most) < ints.nocc[..., None]
@@ -233,12 +239,12 @@ def _result(end, ints):
     is_aufbau = jnp.sum(inside * occupied) > electrons - 1e-3
     return SCFResult(
         end.energy, end.dm, end.fock, mo_energy, mo_coeff,
-        _is_converged(end) & is_aufbau, end.cycles, end.residual, ints.nocc, end.history,
+        _is_converged(end, tolerance) & is_aufbau, end.cycles, end.residual, ints.nocc, end.history,
     )
 
 
-def _is_converged(search):
-    return (search.change < ENERGY_TOLERANCE) & (search.residual < COMMUTATOR_TOLERANCE)
+def _is_converged(search, tolerance):
+    return (search.change < ENERGY_TOLERANCE) & (search.residual < tolerance)
 
 
 def _virtual_projector(dm, ints):
@@ -284,7 +290,8 @@ def minimise(
     xc: str,
     dm: Float[Array, "*spin nao nao"] | None = None,
     *,
-    optimiser: optax.GradientTransformationExtraArgs | None = None,
+    optimiser: optax.GradientTransformationExtraArgs | optax.GradientTransformation | None = None,
+    tolerance: float | Array = COMMUTATOR_TOLERANCE,
     max_cycles: int = MAX_CYCLES,
 ) -> SCFResult:
     """Converge by minimising the energy over orthonormal orbitals, without ever diagonalising a Fock matrix.
@@ -296,10 +303,11 @@ def minimise(
       xc: functional.
       dm: where to start, by default the guess that the integrals hold; its Fock matrix's orbitals are taken.
       optimiser: of optax, by default L-BFGS with its line search; adam or sgd teach more and take longer.
+      tolerance: as `scf`.
       max_cycles: steps after which the search ends without having converged.
     """
     dm = start_density(ints.dm_guess, ints) if dm is None else dm
-    optimiser = optimiser or optax.lbfgs(memory_size=20)
+    optimiser = optax.with_extra_args_support(optimiser or optax.lbfgs(memory_size=20))
     most = max(ints.layout.nocc)
     electrons = 2.0 if ints.nocc.ndim == 0 else 1.0
     occupied = (jnp.arange(most) < ints.nocc[..., None])[..., None, :]
@@ -341,5 +349,5 @@ def minimise(
         History(nothing.at[0].set(e_tot), nothing.at[0].set(residual)),
     )
     carry = (free, optimiser.init(free), start)
-    *_, end = jax.lax.while_loop(lambda c: ~_is_converged(c[2]) & (c[2].cycles < max_cycles), cycle, carry)
-    return _result(end, ints)
+    *_, end = jax.lax.while_loop(lambda c: ~_is_converged(c[2], tolerance) & (c[2].cycles < max_cycles), cycle, carry)
+    return _result(end, ints, tolerance)

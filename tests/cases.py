@@ -18,10 +18,22 @@ QUICK_METHOD = ql.Method("lda", "sto-3g", grid_level=0)
 QUICK_MODEL = ql.QPTConfig("micro", 0)
 
 
+OTHERS = {
+    "HF": "2\n\nH 0 0 0\nF 0 0 0.92\n",
+    "N2": "2\n\nN 0 0 0\nN 0 0 1.10\n",
+    "formaldehyde": "4\n\nC 0 0 0\nO 0 0 1.21\nH 0.94 0 -0.59\nH -0.94 0 -0.59\n",
+    "SO2": "3\n\nS 0 0 0\nO 1.23 0 0.72\nO -1.23 0 0.72\n",
+    "OH": "2\nspin=1\nO 0 0 0\nH 0 0 0.97\n",
+    "O2": "2\nspin=2\nO 0 0 0\nO 0 0 1.21\n",
+    "CH3": "4\nspin=1\nC 0 0 0.1\nH 1.08 0 0\nH -0.54 0.935 0\nH -0.54 -0.935 0\n",
+}
+"""Molecules of the tests beside the built-in ones, ångström."""
+
+
 @functools.cache
 def molecule(name: str, displaced: float = 0.0) -> ql.Molecule:
-    """A built-in molecule turned out of its axes, so that no integral vanishes by chance."""
-    mol = ql.Molecule.from_name(name)
+    """A molecule turned out of its axes, so that no integral vanishes by chance."""
+    mol = ql.Molecule.from_xyz(OTHERS[name]) if name in OTHERS else ql.Molecule.from_name(name)
     rng = np.random.default_rng(len(name))
     positions = Rotation.random(rng=rng).apply(mol.positions)
     return mol.with_positions(positions + displaced * rng.normal(size=positions.shape))
@@ -48,7 +60,7 @@ def rks(mol: ql.Molecule, method: ql.Method) -> dft.rks.RKS:
     if method.eri == "fitted":
         mf = mf.density_fit(auxbasis=method.auxbasis)
     mf.grids.level = method.grid_level
-    mf.conv_tol = 1e-11
+    mf.conv_tol, mf.conv_tol_grad = 1e-11, 1e-7
     mf.init_guess = "minao"
     return mf
 
@@ -59,6 +71,11 @@ def converged(name: str, method: ql.Method, displaced: float = 0.0) -> dft.rks.R
     mf.kernel()
     assert mf.converged
     return mf
+
+
+@functools.cache
+def solved(name: str, method: ql.Method) -> ql.SCFResult:
+    return ql.scf(molecule(name), method, tolerance=1e-7)
 
 
 def random_density(mol: ql.Molecule, method: ql.Method) -> np.ndarray:

@@ -8,12 +8,12 @@ import pytest
 import tolerances as tol
 
 import qptlab as ql
-from qptlab.energy import coulomb, density_from_fock, energy, fock, kohn_sham, orbitals
+from qptlab.energy import density_from_fock, energy, fock, kohn_sham, orbitals
 
 
 def hartree(ints):
     """A Fock matrix with the molecule's full symmetry, which an integration grid has not."""
-    return ints.hcore + coulomb(ints.dm_guess, ints)
+    return ints.hcore + ints.repulsion.coulomb(ints.dm_guess)
 
 
 LEVELS = [(xc, basis) for xc in ("lda", "pbe") for basis in ("sto-3g", "def2-svp")]

@@ -1,14 +1,15 @@
 """Integrals: what libcint makes and what the device adds."""
 
 import cases
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances as tol
 
 import qptlab as ql
-from qptlab.energy import coulomb
-from qptlab.integrals import MAX_ERI_BYTES, build_integrals, eri_bytes, template
+from qptlab import libcint
+from qptlab.integrals import build_integrals, template
 
 
 @pytest.mark.parametrize(
@@ -28,21 +29,15 @@ def test_guess_covers_metals_and_heavier_elements():
         np.testing.assert_allclose(found.dm_guess, cases.rks(atom, method).get_init_guess(), atol=1e-8)
 
 
-def test_packed_repulsion_integrals_give_pyscfs_coulomb_matrix():
-    method = ql.Method("pbe", "def2-svp", grid_level=0)
-    mol, ints = cases.molecule("water"), cases.ints("water", method)
-    dm = cases.random_density(mol, method)
-    theirs = cases.rks(mol, method).get_j(dm=dm)
-    np.testing.assert_allclose(coulomb(jnp.asarray(dm), ints), theirs, atol=tol.FOCK_OF_DENSITY)
-
-
 def test_one_template_serves_every_geometry_of_its_molecule():
     method = ql.Method("pbe", "sto-3g", grid_level=0)
     moved = cases.molecule("ethanol", displaced=0.1)
     shared = cases.prepared("ethanol", method).build(moved.positions)
-    own = build_integrals(moved, method)
-    for name in ("overlap", "hcore", "eri", "dm_guess", "aos", "weights", "e_nuc"):
-        np.testing.assert_allclose(getattr(shared, name), getattr(own, name), atol=tol.ROUNDING, err_msg=name)
+    mf = cases.rks(moved, method)
+    np.testing.assert_allclose(shared.overlap, mf.get_ovlp(), atol=tol.ROUNDING)
+    np.testing.assert_allclose(shared.hcore, mf.get_hcore(), atol=tol.ROUNDING)
+    assert float(shared.e_nuc) == pytest.approx(mf.energy_nuc(), abs=tol.ROUNDING)
+    assert template(moved, method) is cases.prepared("ethanol", method)
 
 
 def test_orthogonaliser_makes_orbitals_orthonormal():
@@ -51,27 +46,107 @@ def test_orthogonaliser_makes_orbitals_orthonormal():
     np.testing.assert_allclose(x.T @ np.asarray(ints.overlap) @ x, np.eye(ints.nao), atol=tol.ROUNDING)
 
 
+def test_small_molecules_are_exact_and_larger_ones_fitted_unless_asked_otherwise():
+    def chosen(name, basis, eri="auto", **more):
+        return template(ql.Molecule.from_name(name), ql.Method("pbe", basis, eri=eri, **more))
+
+    assert chosen("ethanol", "def2-svp").eri == "exact"
+    assert chosen("uracil", "sto-3g").eri == "exact"
+    assert chosen("uracil", "def2-svp").eri == "fitted"
+    assert chosen("uracil", "def2-svp", "exact").eri == "exact"
+    assert chosen("water", "sto-3g", auxbasis="weigend").eri == "fitted"
+
+
+def test_a_batch_of_geometries_is_completed_at_once():
+    method = ql.Method("pbe", "sto-3g", grid_level=0, eri="fitted")
+    prepared = cases.prepared("water", method)
+    hosts = [prepared.host_integrals(cases.molecule("water", d).positions) for d in (0.0, 0.1)]
+    together = jax.vmap(prepared.complete)(jax.tree.map(lambda *leaves: np.stack(leaves), *hosts))
+    for index, host in enumerate(hosts):
+        alone = prepared.complete(host)
+        for name in ("hcore", "dm_guess", "weights", "aos"):
+            np.testing.assert_allclose(getattr(together, name)[index], getattr(alone, name), atol=tol.ROUNDING)
+
+
+@pytest.mark.parametrize("eri", ["exact", "fitted"])
+def test_reverse_derivative_of_every_integral_equals_finite_differences(eri):
+    """Of a random combination of all that libcint makes, along a random displacement."""
+    prepared = cases.prepared("water", ql.Method("b3lyp", "6-31g*", eri=eri, grid_level=0))
+    start = cases.molecule("water").positions
+    rng = np.random.default_rng(0)
+    direction = rng.normal(size=start.shape)
+    weights = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), prepared.host_integrals(start))
+    if eri == "fitted":
+        weights.eri[1][:] = np.tril(weights.eri[1])  # libcint gives a symmetric metric; any weight of it will do
+
+    def along(step):
+        found = prepared.host_integrals(start + step * direction)
+        return sum(np.sum(w * leaf) for w, leaf in zip(jax.tree.leaves(weights), jax.tree.leaves(found), strict=True))
+
+    slope = np.sum(libcint.pull_back(prepared._moles.at(start), weights) * direction)
+    assert slope == pytest.approx(cases.slope_by_differences(along, 1e-3), rel=tol.FINITE_DIFFERENCE)
+
+
 @pytest.mark.parametrize(
-    ("name", "basis", "said"),
+    ("name", "method", "said"),
     [
-        ("water", "no-such-basis", "'no-such-basis' is not in PySCF's library for element H"),
-        ("water", "cc-pvqz", "beyond f"),
-        ("Cl", "lanl2dz", "effective core potential for element Cl"),
-        ("alanine dipeptide", "def2-tzvp", "GiB, more than 4"),
+        ("water", {"basis": "no-such-basis"}, "'no-such-basis' is not in PySCF's library for element H"),
+        ("water", {"basis": "cc-pvqz"}, "beyond f"),
+        ("Cl", {"basis": "lanl2dz"}, "effective core potential for element Cl"),
+        ("Br", {"basis": "6-31+g*"}, "not in PySCF's library for element Br"),
+        ("water", {"auxbasis": "no-such-fit"}, "auxiliary basis 'no-such-fit' is not in PySCF's library for element H"),
     ],
 )
-def test_unusable_bases_are_refused_with_one_sentence(name, basis, said):
+def test_unusable_bases_are_refused_with_one_sentence(name, method, said):
     with pytest.raises(ql.InputError, match=said) as caught:
-        template(ql.Molecule.parse(name), ql.Method("pbe", basis))
+        template(ql.Molecule.parse(name), ql.Method("pbe", **method))
     assert "\n" not in str(caught.value)
 
 
-def test_refusal_by_size_comes_before_the_memory_is_taken():
-    assert eri_bytes(400) > MAX_ERI_BYTES
-    assert eri_bytes(100) == 8 * (100 * 101 // 2) ** 2
+@pytest.mark.parametrize(("eri", "alternative"), [("exact", "eri='fitted' would do"), ("fitted", "a smaller basis")])
+def test_what_would_not_fit_is_refused_with_its_size_before_memory_is_taken(monkeypatch, eri, alternative):
+    monkeypatch.setattr(libcint, "memory_bytes", lambda: 2**29)
+    with pytest.raises(ql.InputError, match=rf"take .* GiB, more than half .*{alternative}"):
+        template(cases.molecule("alanine dipeptide"), ql.Method("pbe", "def2-tzvp", eri=eri))
+
+
+def test_estimate_of_memory_holds_what_is_made():
+    for name, xc, basis, eri in (("ethanol", "b3lyp", "def2-svp", "exact"), ("water", "pbe", "def2-svp", "fitted")):
+        method = ql.Method(xc, basis, eri=eri, grid_level=0)
+        ints = build_integrals(cases.molecule(name), method)
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves((ints.repulsion, ints.aos)))
+        assert 0.4 * cases.prepared(name, method).nbytes < held < 1.1 * cases.prepared(name, method).nbytes
+
+
+def test_a_linearly_dependent_basis_is_refused():
+    near = ql.Molecule(("H",) * 6, np.array([[0.0, 0, 0.8 * i] for i in range(6)]))
+    with pytest.raises(ql.InputError, match="linearly dependent at this geometry of 6 atoms"):
+        build_integrals(near, ql.Method("hf", "aug-cc-pvtz"))
 
 
 def test_positions_of_another_molecule_are_refused():
     prepared = cases.prepared("water", ql.Method("pbe", "sto-3g", grid_level=0))
     with pytest.raises(ql.InputError, match=r"\(4, 3\)"):
         prepared.host_integrals(np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("eri", ["exact", "fitted"])
+@pytest.mark.parametrize("name", ["water", "ethanol"])
+def test_coulomb_and_exchange_matrices_are_pyscfs(name, eri):
+    """Ethanol's pairs fill more than one tile, and its factors more than one block."""
+    method = ql.Method("hf", "def2-svp", eri=eri)
+    mol, ints = cases.molecule(name), cases.ints(name, method)
+    dm = cases.random_density(mol, method)
+    coul, exch = cases.rks(mol, method).get_jk(dm=dm)
+    np.testing.assert_allclose(ints.repulsion.coulomb(jnp.asarray(dm)), coul, atol=tol.FOCK_OF_DENSITY)
+    np.testing.assert_allclose(ints.repulsion.exchange(jnp.asarray(dm)), exch, atol=tol.FOCK_OF_DENSITY)
+    values, vectors = np.linalg.eigh(dm)
+    factor = jnp.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
+    by_orbitals = ints.repulsion.exchange(jnp.asarray(dm), factor)
+    np.testing.assert_allclose(by_orbitals, exch, atol=1e-10)
+
+
+def test_exchange_that_was_not_made_is_not_invented():
+    ints = cases.ints("water", ql.Method("pbe", "sto-3g", eri="exact"))
+    with pytest.raises(ValueError, match="without exact exchange"):
+        ints.repulsion.exchange(ints.dm_guess)

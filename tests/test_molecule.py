@@ -124,7 +124,8 @@ def test_no_text_breaks_the_parser(text):
         ("1\n\nXx 0 0 0\n", "'Xx'"),
         ("2\n\nH 0 0 0\nH 0 0 0.1\n", "0.100 Å apart"),
         ("2\n\nH 0 0 0\nH 0 0 nan\n", "not a finite number"),
-        ("1\n\nH 0 0 0\n", "1 electrons"),
+        ("1\nspin=2\nH 0 0 0\n", "1 electrons at charge 0, of which 2 cannot be unpaired; spin 1 would do"),
+        ("1\nspin=0\nH 0 0 0\n", "of which 0 cannot be unpaired"),
         ("1\n\nU 0 0 0\n", "'U'"),
         ("3\n\nO 0 0 0\nH 0 0 1\n", "not complete XYZ"),
         ("O 0 0 0\nH 0 0 1\n", "not complete XYZ"),
@@ -152,8 +153,20 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
     assert "cannot be read" in said(read_xyz, tmp_path)
 
 
+def test_unpaired_electrons_are_those_given_or_the_fewest_there_can_be():
+    assert ql.Molecule.parse("water").spin == 0
+    assert ql.Molecule.parse("[OH]").spin == 1
+    assert ql.Molecule.parse("O=O", spin=2).spin == 2
+    assert ql.Molecule.from_xyz("1\nspin=3\nN 0 0 0\n").spin == 3
+    oxygen = ql.Molecule(("O",), np.zeros((1, 3)), spin=2)
+    assert oxygen.occupied == (5, 3)
+    assert ql.Molecule.from_ase(oxygen.to_ase()).spin == 2
+    assert ql.Molecule.parse(oxygen.to_xyz()).spin == 2
+
+
 def test_methods_that_are_not_offered_are_refused():
-    assert "'b3lyp'" in said(lambda: ql.Method(xc="b3lyp"))
+    assert "'m06'" in said(lambda: ql.Method(xc="m06"))
     assert "grid_level 7" in said(lambda: ql.Method(grid_level=7))
-    assert "eri 'fitted'" in said(lambda: ql.Method(eri="fitted"))
+    assert "eri 'cholesky'" in said(lambda: ql.Method(eri="cholesky"))
     assert "basis ''" in said(lambda: ql.Method(basis=""))
+    assert "with exact integrals" in said(lambda: ql.Method(eri="exact", auxbasis="weigend"))

@@ -1,29 +1,98 @@
-"""Converged energies against PySCF."""
+"""Converged calculations against PySCF: energies, orbitals, dipoles, forces; and what a search does on its way."""
 
-import sys
+import functools
 
 import cases
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tolerances as tol
 
 import qptlab as ql
-from qptlab.scf import solve
+from qptlab.scf import GUESSES, minimise, solve
 
-LEVELS = [(xc, basis) for xc in ("lda", "pbe") for basis in ("sto-3g", "def2-svp")]
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+# A covering set: every molecule, every functional, every basis and both forms of the integrals, not their product.
+COVERING = [
+    ("hydrogen", "hf", "cc-pvdz", "exact"),
+    ("HF", "b3lyp5", "6-31g*", "exact"),
+    ("N2", "pw92", "def2-svp", "fitted"),
+    ("water", "b3lyp", "def2-svp", "exact"),
+    ("water", "r2scan", "def2-svp", "fitted"),
+    ("ammonia", "blyp", "cc-pvdz", "exact"),
+    ("methane", "pbe0", "def2-svp", "exact"),
+    ("formaldehyde", "pbe", "def2-tzvp", "fitted"),
+    ("SO2", "lda", "6-31g*", "exact"),
+    ("ethanol", "pbe", "sto-3g", "exact"),
+    ("ethanol", "b3lyp", "sto-3g", "fitted"),
+    slow("ethanol", "pbe", "def2-svp", "exact"),
+    slow("benzene", "b3lyp", "6-31g*", "fitted"),
+    slow("benzene", "lda", "def2-svp", "exact"),
+    slow("uracil", "pbe", "def2-svp", "fitted"),
+    slow("uracil", "b3lyp", "sto-3g", "exact"),
+    ("O2", "pbe", "def2-svp", "exact"),
+    ("O2", "b3lyp", "sto-3g", "fitted"),
+    ("CH3", "r2scan", "6-31g*", "exact"),
+    ("CH3", "lda", "def2-svp", "exact"),
+    ("OH", "hf", "cc-pvdz", "exact"),
+]
 
 
-@pytest.mark.parametrize("name", ["water", "ethanol", pytest.param("benzene", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("xc", "basis"), LEVELS)
-def test_converged_energy_is_that_of_pyscf(name, xc, basis):
-    method = ql.Method(xc, basis)
-    found = ql.scf(cases.molecule(name), method)
-    mf = cases.converged(name, method)
+@pytest.mark.parametrize(("name", "xc", "basis", "eri"), COVERING)
+def test_energy_orbitals_dipole_and_charges_are_those_of_pyscf(name, xc, basis, eri):
+    method = ql.Method(xc, basis, eri=eri)
+    mol = cases.molecule(name)
+    found, mf = cases.solved(name, method), cases.converged(name, method)
     assert found.converged
     assert float(found.energy) == pytest.approx(mf.e_tot, abs=tol.SCF_ENERGY)
-    nocc = int(found.nocc)
-    np.testing.assert_allclose(found.mo_energy[:nocc], mf.mo_energy[:nocc], atol=tol.MO_ENERGY)
+    for ours, theirs, nocc in zip(*map(np.atleast_2d, (found.mo_energy, mf.mo_energy)), mol.occupied, strict=True):
+        np.testing.assert_allclose(ours[:nocc], theirs[:nocc], atol=tol.MO_ENERGY)
+    dipole = mf.dip_moment(verbose=0)
+    np.testing.assert_allclose(ql.dipole_debye(mol, method, found.dm), dipole, atol=tol.DIPOLE)
+    _, mulliken = mf.mulliken_pop(verbose=0)
+    np.testing.assert_allclose(ql.charges(mol, method, found.dm), mulliken, atol=tol.CHARGE)
+
+
+@pytest.mark.parametrize(
+    ("name", "xc", "basis", "eri"),
+    [
+        ("hydrogen", "hf", "cc-pvdz", "exact"),
+        ("HF", "b3lyp5", "6-31g*", "exact"),
+        ("water", "r2scan", "def2-svp", "fitted"),
+        ("methane", "pbe0", "def2-svp", "exact"),
+        ("formaldehyde", "pbe", "def2-tzvp", "fitted"),
+        ("SO2", "lda", "6-31g*", "exact"),
+        ("O2", "pbe", "def2-svp", "exact"),
+        slow("ethanol", "b3lyp", "sto-3g", "fitted"),
+        slow("benzene", "lda", "def2-svp", "exact"),
+        slow("uracil", "pbe", "def2-svp", "fitted"),
+    ],
+)
+def test_forces_are_those_of_pyscf_with_its_grid_response(name, xc, basis, eri):
+    method = ql.Method(xc, basis, eri=eri)
+    mol = cases.molecule(name)
+    gradient = cases.converged(name, method).nuc_grad_method()
+    gradient.grid_response = True
+    found = ql.forces(mol, method, cases.solved(name, method).fock)
+    np.testing.assert_allclose(found, -gradient.kernel(), atol=tol.FORCE)
+    np.testing.assert_allclose(found.sum(axis=0), 0.0, atol=tol.ROUNDING)
+
+
+@pytest.mark.parametrize(("name", "xc"), [("water", "b3lyp"), ("CH3", "r2scan")])
+def test_forces_are_the_slope_of_converged_energies(name, xc):
+    method = ql.Method(xc, "6-31g*", grid_level=0)
+    mol = cases.molecule(name, displaced=0.1)
+    direction = np.random.default_rng(4).normal(size=mol.positions.shape)
+
+    def along(step):
+        return float(ql.scf(mol.with_positions(mol.positions + step * direction), method).energy)
+
+    forces = ql.forces(mol, method, ql.scf(mol, method, tolerance=1e-7).fock)
+    slope = cases.slope_by_differences(along, 3e-3)
+    assert -np.sum(forces * direction) == pytest.approx(slope, abs=tol.FORCE)
 
 
 def test_solution_does_not_move_under_another_iteration():
@@ -34,24 +103,111 @@ def test_solution_does_not_move_under_another_iteration():
     np.testing.assert_allclose(again, found.dm, atol=tol.SELF_CONSISTENCY)
 
 
-def test_geometries_in_a_batch_converge_as_they_do_alone():
-    method = ql.Method("lda", "sto-3g")
-    alone = [cases.ints("water", method), cases.ints("water", method, displaced=0.1)]
+@pytest.mark.parametrize(("xc", "eri"), [("lda", "exact"), ("b3lyp", "fitted")])
+def test_geometries_in_a_batch_converge_as_they_do_alone(xc, eri):
+    method = ql.Method(xc, "sto-3g", eri=eri)
+    alone = [cases.ints("water", method, displaced=d) for d in (0.0, 0.1, 0.2)]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *alone)
-    together = jax.vmap(lambda ints: solve(ints, "lda"))(batch)
+    together = jax.vmap(lambda ints: solve(ints, xc))(batch)
     for index, ints in enumerate(alone):
-        single = solve(ints, "lda")
+        single = solve(ints, xc)
         assert together.converged[index]
         assert int(together.cycles[index]) == int(single.cycles)
         assert float(together.energy[index]) == pytest.approx(float(single.energy), abs=tol.SCF_ENERGY)
 
 
-def test_what_has_not_converged_says_so(monkeypatch):
-    """Stopped after three cycles, the result is there and is marked."""
-    # The package's attribute `scf` is the function; the module is found by its name.
-    monkeypatch.setattr(sys.modules["qptlab.scf"], "MAX_CYCLES", 3)
-    fresh = jax.jit(lambda ints: solve.__wrapped__(ints, "lda"))
-    found = fresh(cases.ints("water", ql.Method("lda", "sto-3g")))
+@pytest.mark.parametrize(
+    ("name", "guess"), [*(("water", guess) for guess in GUESSES), ("CH3", "core"), ("CH3", "atomic-potential")]
+)
+def test_every_guess_leads_to_the_same_ground_state(name, guess):
+    """Of open shells not every guess does: O2's Hartree–Fock equations have several solutions."""
+    method = ql.Method("pbe", "sto-3g")
+    found = ql.scf(cases.molecule(name), method, guess=guess)
+    assert found.converged
+    assert float(found.energy) == pytest.approx(cases.converged(name, method).e_tot, abs=tol.SCF_ENERGY)
+
+
+def test_guesses_of_atoms_are_pyscfs():
+    method = ql.Method("pbe", "def2-svp")
+    mf, prepared = cases.rks(cases.molecule("water"), method), cases.prepared("water", method)
+    positions = cases.molecule("water").positions
+    np.testing.assert_allclose(prepared.atomic_density(positions), mf.init_guess_by_atom(), atol=1e-6)
+    ints = cases.ints("water", method)
+    mf.grids.level = 1
+    fock = prepared.atomic_potential(positions)
+    np.testing.assert_allclose(ql.density_from_fock(jnp.asarray(fock), ints), mf.init_guess_by_vsap(), atol=1e-8)
+
+
+@pytest.mark.parametrize("options", [{"level_shift": 0.5}, {"damping": 0.5}, {"solver": "minimise"}])
+@pytest.mark.parametrize("name", ["water", "CH3"])
+def test_other_ways_of_searching_find_the_same_minimum(name, options):
+    method = ql.Method("lda", "sto-3g")
+    found = ql.scf(cases.molecule(name), method, **options)
+    assert found.converged
+    assert float(found.energy) == pytest.approx(cases.converged(name, method).e_tot, abs=tol.SCF_ENERGY)
+
+
+def test_gradient_descent_falls_at_every_step_and_its_history_is_kept():
+    ints = cases.ints("hydrogen", ql.Method("lda", "sto-3g", grid_level=0))
+    start = ql.density_from_fock(jnp.asarray([[0.0, 0.5], [0.5, 0.3]]), ints)
+    found = minimise(ints, "lda", start, optimiser=optax.sgd(0.2), max_cycles=30)
+    energies = np.asarray(found.history.energy)[: int(found.cycles) + 1]
+    assert np.all(np.diff(energies) <= tol.ROUNDING)
+    assert energies[-1] == float(found.energy) < energies[0]
+
+
+def test_history_tells_every_cycle_and_ends_at_the_result():
+    found = cases.solved("water", ql.Method("b3lyp", "def2-svp", eri="exact"))
+    cycles = int(found.cycles)
+    assert float(found.history.energy[cycles]) == float(found.energy)
+    assert float(found.history.residual[cycles]) == float(found.residual)
+    assert np.isnan(found.history.energy[cycles + 1 :]).all()
+    assert np.isfinite(found.history.energy[: cycles + 1]).all()
+
+
+def test_gap_is_between_the_frontier_levels_of_either_spin():
+    for name in ("water", "O2"):
+        method = ql.Method("pbe", "def2-svp", eri="exact")
+        mf = cases.converged(name, method)
+        filled = np.asarray(mf.mo_occ) > 0
+        expected = np.asarray(mf.mo_energy)[~filled].min() - np.asarray(mf.mo_energy)[filled].max()
+        assert ql.scf(cases.molecule(name), method).gap == pytest.approx(expected, abs=10 * tol.MO_ENERGY)
+    helium = ql.scf(ql.Molecule(("He",), np.zeros((1, 3))), ql.Method("hf", "sto-3g"))
+    assert np.isnan(helium.gap)
+
+
+def test_one_electron_has_no_self_interaction_in_hartree_fock():
+    """The hydrogen atom: −½ hartree in a complete basis, and never below."""
+    found = ql.scf(ql.Molecule(("H",), np.zeros((1, 3))), ql.Method("hf", "def2-tzvp"))
+    assert found.converged
+    assert -0.5 <= float(found.energy) < -0.4995
+
+
+def test_what_has_not_converged_says_so():
+    found = solve(cases.ints("water", ql.Method("lda", "sto-3g")), "lda", max_cycles=3)
     assert not found.converged
     assert int(found.cycles) == 3
     assert float(found.residual) > 1e-6
+
+
+def test_a_stationary_state_that_is_not_the_lowest_is_not_called_converged():
+    """Two electrons in the antibonding orbital of H2, held there by a level shift."""
+    ints = cases.ints("hydrogen", ql.Method("hf", "sto-3g"))
+    upper = ql.density_from_fock(-ints.hcore, ints)
+    found = solve(ints, "hf", upper, 50.0)
+    assert float(found.residual) < 1e-6
+    assert not found.converged
+
+
+def test_options_that_make_no_sense_are_refused():
+    water, method = cases.molecule("water"), ql.Method("lda", "sto-3g")
+    for options, said in (
+        ({"guess": "huckel"}, "guess 'huckel' is not known; one of minao"),
+        ({"solver": "newton"}, "solver 'newton' is not known"),
+        ({"damping": 1.0}, "damping 1.0 cannot be used"),
+        ({"level_shift": -1.0}, "level shift -1.0"),
+        ({"max_cycles": 0}, "0 cycles"),
+        ({"tolerance": 0.0}, "tolerance 0.0"),
+    ):
+        with pytest.raises(ql.InputError, match=said):
+            ql.scf(water, method, **options)

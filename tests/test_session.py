@@ -30,7 +30,7 @@ def test_a_molecule_is_chosen_by_name_smiles_or_text_and_bad_ones_change_nothing
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("xc", "b3lyp"), ("grid_level", 9), ("iterations", -1), ("minutes", "soon"), ("seed", -1)]
+    ("name", "value"), [("xc", "m06"), ("grid_level", 9), ("iterations", -1), ("minutes", "soon"), ("seed", -1)]
 )
 def test_choices_that_cannot_be_used_are_refused_with_a_sentence(name, value):
     session = Session("water")
@@ -42,7 +42,7 @@ def test_choices_that_cannot_be_used_are_refused_with_a_sentence(name, value):
 
 def test_the_summary_says_what_a_molecule_will_cost():
     assert Session("water", basis="sto-3g").summary() == (
-        "H2O, 10 electrons, 7 atomic orbitals, 6.12 KiB of two-electron integrals a geometry"
+        "H2O, 10 electrons, 7 atomic orbitals, exact integrals, 2.17 MiB a geometry"
     )
     assert "charge +1" in Session("[NH4+]").summary()
     with pytest.raises(ql.InputError, match="nonsense"):

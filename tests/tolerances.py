@@ -3,6 +3,9 @@
 ENERGY_OF_DENSITY = 1e-11  # hartree; 1.3e-12 for ethanol/def2-SVP
 FOCK_OF_DENSITY = 1e-12  # hartree; 1.0e-13
 SCF_ENERGY = 1e-9  # hartree; 1.6e-12, and quadratic in how far PySCF itself is converged
+FORCE = 1e-6  # hartree per bohr; 2.4e-7, linear in how far the SCF is converged
+DIPOLE = 1e-5  # debye; 2e-6, linear in that
+CHARGE = 1e-6  # electrons; linear in that
 MO_ENERGY = 2e-6  # hartree; 1.8e-7, linear in that
 SELF_CONSISTENCY = 1e-5  # electrons; the SCF stops at a commutator of 1e-6 hartree
 DERIVATIVE_IDENTITY = 1e-10

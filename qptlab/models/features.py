@@ -40,7 +40,9 @@ def features(ints: Integrals, ao_atom: Int[np.ndarray, " nao"], xc: str) -> Feat
     """
     guess = kohn_sham(ints.dm_guess, ints, xc)
     positions = ints.positions[ao_atom]
-    distance = jnp.sqrt(jnp.sum((positions[:, None] - positions) ** 2, axis=-1))
+    apart = ao_atom[:, None] != ao_atom  # the root has no derivative at zero
+    squared = jnp.sum((positions[:, None] - positions) ** 2, axis=-1)
+    distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
     matrices = jnp.stack(
         [ints.hcore, guess.fock, guess.coul, guess.vxc, ints.dm_guess, ints.overlap, distance]
     )

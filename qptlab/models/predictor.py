@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from qptlab import grid
 from qptlab.frame import Pose, ReferenceFrame
@@ -36,6 +37,19 @@ class Predictor:
         """
         pose = self.frame.pose_molecule(mol)
         return self.turn_back(self.in_frame(pose.positions), pose)
+
+    def forces(self, mol: Molecule) -> Float[np.ndarray, "natm 3"]:
+        """Minus the derivative of the predicted energy with respect to positions, hartree per bohr.
+
+        Through the network, the DFT iterations, the integrals and the molecule's frame: it agrees with finite
+        differences of predicted energies whether or not the prediction is self-consistent.
+
+        Raises:
+          InputError: if it is not the molecule that the model was trained on.
+        """
+        pose = self.frame.pose_molecule(mol)
+        slope = np.asarray(self.model.compiled_slope(self.params, jnp.asarray(pose.positions)))
+        return -self.frame.pull_back(pose, slope)
 
     def in_frame(self, positions: np.ndarray) -> Prediction:
         """Predict a geometry (bohr) that already lies in the molecule's frame, and leave it there."""

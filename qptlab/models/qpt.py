@@ -131,6 +131,9 @@ class QPT:
         ints = self.template.complete(host)
         if ints.aos is not None and ints.aos.size * 8 > KEPT_AO_BYTES:
             ints = ints._replace(aos=None)  # made anew when needed: a replay buffer holds many geometries
+        return self._sample(ints)
+
+    def _sample(self, ints: Integrals) -> Sample:
         return Sample(ints, features(ints, self.template.ao_atom, self._xc))
 
     def init(self, key: PRNGKeyArray) -> Params:
@@ -162,6 +165,15 @@ class QPT:
     def compiled_predict(self):
         """`predict`, compiled once for all predictors of this model."""
         return jax.jit(self.predict)
+
+    @functools.cached_property
+    def compiled_slope(self):
+        """Derivative of the predicted energy with respect to positions in the frame, compiled once."""
+
+        def energy_at(positions, params):
+            return self.energy(params, self._sample(self.template.integrals(positions)))
+
+        return jax.jit(lambda params, positions: jax.grad(energy_at)(positions, params))
 
     def predict(self, params: Params | None, sample: Sample) -> Prediction:
         """Everything the predicted density gives; not for differentiation."""
