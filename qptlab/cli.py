@@ -25,7 +25,9 @@ import qptlab as ql
 from qptlab import reference
 from qptlab.errors import InputError
 from qptlab.geometries import SAMPLERS
+from qptlab.method import ERI_FORMS, FUNCTIONALS
 from qptlab.run import LIBRARIES
+from qptlab.scf import GUESSES, SOLVERS
 from qptlab.units import HARTREE_MEV
 
 app = typer.Typer(
@@ -42,9 +44,10 @@ _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 MoleculeArgument = Annotated[
     str, typer.Argument(metavar="MOLECULE", help="A built-in name, a SMILES or an XYZ file (ångström).")
 ]
-XC = Annotated[str, typer.Option("--xc", help="Functional: lda (SVWN5) or pbe.")]
+XC = Annotated[str, typer.Option("--xc", help=f"Functional, one of {', '.join(FUNCTIONALS)}.")]
 Basis = Annotated[str, typer.Option("--basis", help="A basis set by PySCF's name.")]
-GridLevel = Annotated[int, typer.Option("--grid-level", help="PySCF's grid level, 0 to 3.")]
+GridLevel = Annotated[int, typer.Option("--grid-level", help="PySCF's grid level, 0 to 5.")]
+Eri = Annotated[str, typer.Option("--eri", help=f"Two-electron integrals, one of {', '.join(ERI_FORMS)}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything that is random.")]
 Sampler = Annotated[str, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}.")]
@@ -61,41 +64,73 @@ def energy(
     xc: XC = "pbe",
     basis: Basis = "def2-svp",
     grid_level: GridLevel = 1,
+    eri: Eri = "auto",
+    auxbasis: Annotated[str | None, typer.Option("--auxbasis", help="For fitted integrals; default PySCF's.")] = None,
+    spin: Annotated[int | None, typer.Option("--spin", help="Unpaired electrons; default 0 or 1.")] = None,
+    guess: Annotated[str, typer.Option("--guess", help=f"One of {', '.join(GUESSES)}.")] = "minao",
+    solver: Annotated[str, typer.Option("--solver", help=f"One of {', '.join(SOLVERS)}.")] = "diis",
+    level_shift: Annotated[float, typer.Option("--level-shift", help="Of virtual levels, hartree.")] = 0.0,
+    damping: Annotated[float, typer.Option("--damping", help="Share of the last Fock matrix kept.")] = 0.0,
+    forces: Annotated[bool, typer.Option("--forces", help="Also the forces on the atoms.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Compare with PySCF.")] = False,
     as_json: Json = False,
 ) -> None:
-    """A converged DFT energy."""
-    mol, method = ql.Molecule.parse(molecule), ql.Method(xc, basis, grid_level)
+    """A converged DFT energy, unrestricted where there are unpaired electrons."""
+    mol, method = ql.Molecule.parse(molecule, spin), ql.Method(xc, basis, grid_level, eri, auxbasis)
     began = time.perf_counter()
-    result = ql.scf(mol, method)
+    result = ql.scf(mol, method, guess=guess, solver=solver, level_shift=level_shift, damping=damping)
     record = {
         "energy_ha": float(result.energy),
         "converged": bool(result.converged),
         "cycles": int(result.cycles),
         "mo_energy_ha": np.asarray(result.mo_energy).tolist(),
         "dipole_debye": ql.dipole_debye(mol, method, result.dm).tolist(),
-        "seconds": time.perf_counter() - began,
+        "charges": ql.charges(mol, method, result.dm).tolist(),
+        "gap_ha": result.gap,
+        "eri": ql.template(mol, method).eri,
     }
+    if forces:
+        record["forces_ha_per_bohr"] = ql.forces(mol, method, result.fock).tolist()
+    record["seconds"] = time.perf_counter() - began
     if check:
-        answer = reference.converged(mol, method)
-        record["pyscf_energy_ha"] = answer.energy
-        record["error_mev"] = (record["energy_ha"] - answer.energy) * HARTREE_MEV
+        record |= _pyscf_energies(mol, method, record)
     if as_json:
         _print_json(record)
     else:
-        homo, *rest = record["mo_energy_ha"][int(result.nocc) - 1 :]
-        lumo = rest[0] if rest else float("nan")  # helium in a minimal basis has none
-        _print(f"{mol.formula}  {method.label}  grid level {grid_level}")
-        _print(f"energy        {record['energy_ha']:.9f} hartree, {record['cycles']} cycles")
-        _print(f"HOMO, LUMO    {homo:.6f}, {lumo:.6f} hartree")
-        _print(f"dipole        {np.linalg.norm(record['dipole_debye']):.4f} debye")
-        if check:
-            _print(f"PySCF         {record['pyscf_energy_ha']:.9f} hartree, difference {record['error_mev']:.2e} meV")
+        _print_energy(mol, method, record)
     if not result.converged:
         _stderr.print(
-            f"qptlab: the SCF did not converge in {record['cycles']} cycles: the energy is not final."
+            f"qptlab: the SCF did not converge in {record['cycles']} cycles: the energy is not final; "
+            "--level-shift 0.3, --damping 0.5 or another --guess would be worth a try.", soft_wrap=True
         )
         raise typer.Exit(1)
+
+
+def _pyscf_energies(mol, method, record) -> dict:
+    """PySCF's energy with exact integrals and, where ours are fitted, with the same fit."""
+    answer = reference.converged(mol, method)
+    found = {"pyscf_energy_ha": answer.energy, "error_mev": (record["energy_ha"] - answer.energy) * HARTREE_MEV}
+    if record["eri"] == "fitted":
+        fitted = reference.converged(mol, method, fitted=True).energy
+        found["pyscf_fitted_energy_ha"] = fitted
+        found["error_same_fit_mev"] = (record["energy_ha"] - fitted) * HARTREE_MEV
+    return found
+
+
+def _print_energy(mol, method, record) -> None:
+    unpaired = f"  {mol.spin} unpaired" if mol.spin else ""
+    _print(f"{mol.formula}{unpaired}  {method.label}  grid level {method.grid_level}  {record['eri']} integrals")
+    _print(f"energy        {record['energy_ha']:.9f} hartree, {record['cycles']} cycles")
+    _print(f"HOMO–LUMO gap {record['gap_ha']:.6f} hartree")
+    _print(f"dipole        {np.linalg.norm(record['dipole_debye']):.4f} debye")
+    for index, symbol in enumerate(mol.symbols):
+        pull = record.get("forces_ha_per_bohr")
+        force = "  force " + " ".join(f"{x:12.8f}" for x in pull[index]) + " hartree/bohr" if pull else ""
+        _print(f"{index:4} {symbol:2}       Mulliken charge {record['charges'][index]:8.4f}{force}")
+    for key, name in (("", "PySCF"), ("fitted_", "PySCF, fitted")):
+        if f"pyscf_{key}energy_ha" in record:
+            error = record["error_same_fit_mev" if key else "error_mev"]
+            _print(f"{name:13} {record[f'pyscf_{key}energy_ha']:.9f} hartree, difference {error:.2e} meV")
 
 
 @app.command()
@@ -105,6 +140,7 @@ def train(
     xc: XC = "pbe",
     basis: Basis = "def2-svp",
     grid_level: GridLevel = 1,
+    eri: Eri = "auto",
     minutes: Annotated[float | None, typer.Option("--minutes", help="Training time; default 5.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Number of updates.")] = None,
     sampler: Sampler = "md",
@@ -123,7 +159,7 @@ def train(
         minutes = 5.0
     trainer = ql.Trainer(
         ql.Molecule.parse(molecule),
-        ql.Method(xc, basis, grid_level),
+        ql.Method(xc, basis, grid_level, eri),
         ql.QPTConfig(preset, iterations),
         ql.TrainConfig(
             minutes=minutes, steps=steps, seed=seed, batch=batch,

@@ -127,6 +127,7 @@ def test_every_guess_leads_to_the_same_ground_state(name, guess):
     assert float(found.energy) == pytest.approx(cases.converged(name, method).e_tot, abs=tol.SCF_ENERGY)
 
 
+@pytest.mark.filterwarnings("ignore:remove_linear_dep_:DeprecationWarning")  # raised by PySCF in its own call
 def test_guesses_of_atoms_are_pyscfs():
     method = ql.Method("pbe", "def2-svp")
     mf, prepared = cases.rks(cases.molecule("water"), method), cases.prepared("water", method)
