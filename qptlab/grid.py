@@ -142,7 +142,7 @@ def _eval_group(positions, coords, group, derivatives):
     slope = sum(-2 * a[:, None] * term for a, term in zip(exponents.T, terms, strict=True))
     # Without the barrier XLA evaluates the exponentials anew for every component.
     radial, slope = jax.lax.optimization_barrier((radial, slope))
-    angular = _components(*r, group.l)
+    angular = _components(r[0], r[1], r[2], group.l)
     rows = [radial * component for component in angular]
     if derivatives:
         for axis in range(3):
@@ -153,7 +153,8 @@ def _eval_group(positions, coords, group, derivatives):
 
 def _component_slopes(r, l, axis):
     def moved(value):
-        return _components(*(value if i == axis else r[i] for i in range(3)), l)
+        x, y, z = (value if i == axis else r[i] for i in range(3))
+        return _components(x, y, z, l)
 
     return jax.jvp(moved, (r[axis],), (jnp.ones_like(r[axis]),))[1]
 

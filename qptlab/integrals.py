@@ -189,7 +189,8 @@ class Template:
             overlap=overlap,
             hcore=hcore,
             repulsion=(
-                repulsion.fitted(*eri) if self.naux else repulsion.exact(*eri, self.nao, exchange=self._has_exchange)
+                repulsion.fitted(eri[0], eri[1]) if self.naux
+                else repulsion.exact(eri[0], self.nao, exchange=self._has_exchange)
             ),
             e_nuc=self._nuclear_repulsion(positions),
             orthogonaliser=jax.scipy.linalg.solve_triangular(chol, jnp.eye(self.nao), lower=True).T,
@@ -197,7 +198,7 @@ class Template:
             coords=coords,
             weights=weights,
             aos=aos,
-            nocc=jnp.asarray(self.occupied if len(self.occupied) > 1 else self.occupied[0]),
+            nocc=jnp.squeeze(jnp.asarray(self.occupied)),
         )
 
     def _points(self, positions):
@@ -234,8 +235,7 @@ class Template:
     @functools.cached_property
     def _host(self):
         shapes = jax.tree.map(
-            lambda shape: jax.ShapeDtypeStruct(shape, np.float64), libcint.host_shapes(self._moles),
-            is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(n, int) for n in x),
+            lambda zeros: jax.ShapeDtypeStruct(zeros.shape, zeros.dtype), libcint.host_shapes(self._moles)
         )
         result = jax.ShapeDtypeStruct((len(self.symbols), 3), np.float64)
 

@@ -56,7 +56,8 @@ class Moles(NamedTuple):
 
     def at(self, positions: Float[np.ndarray, "natm 3"]) -> "Moles":
         """The same at other positions, bohr."""
-        return Moles(*(mole and _moved(mole, positions) for mole in self))
+        aux = None if self.aux is None else _moved(self.aux, positions)
+        return Moles(_moved(self.basis, positions), _moved(self.minao, positions), aux)
 
 
 def moles(mol: Molecule, method: Method) -> Moles:
@@ -73,7 +74,8 @@ def moles(mol: Molecule, method: Method) -> Moles:
         return Moles(basis, _minao(basis)[0], None)
     aux = df.addons.make_auxmol(basis, auxiliary_basis(basis, method))
     nbytes = fitted_bytes(basis.nao, aux.nao)
-    _check_memory(nbytes, f"fitted integrals of {basis.nao} atomic and {aux.nao} auxiliary orbitals", "a smaller basis")
+    what = f"fitted integrals of {basis.nao} atomic and {aux.nao} auxiliary orbitals"
+    _check_memory(nbytes, what, "a smaller basis")
     return Moles(basis, _minao(basis)[0], aux)
 
 
@@ -103,12 +105,18 @@ def host_integrals(given: Moles, threads: int | None) -> HostIntegrals:
 
 
 def host_shapes(given: Moles) -> HostIntegrals:
-    """The shapes of `host_integrals`, without the integrals."""
+    """Zeros of the shapes of `host_integrals`; they take no memory."""
     nao = given.basis.nao
     npair = nao * (nao + 1) // 2
     naux = given.aux.nao if given.aux is not None else 0
-    eri = ((npair * (npair + 1) // 2,),) if given.aux is None else ((naux, npair), (naux, naux))
-    return HostIntegrals((given.basis.natm, 3), (nao, nao), (nao, nao), eri, (nao, given.minao.nao))
+
+    def zeros(*shape):
+        return np.broadcast_to(np.float64(0), shape)
+
+    eri = (zeros(npair * (npair + 1) // 2),) if given.aux is None else (zeros(naux, npair), zeros(naux, naux))
+    return HostIntegrals(
+        zeros(given.basis.natm, 3), zeros(nao, nao), zeros(nao, nao), eri, zeros(nao, given.minao.nao)
+    )
 
 
 def pull_back(given: Moles, bar: HostIntegrals) -> Float[np.ndarray, "natm 3"]:

@@ -54,7 +54,9 @@ class Method:
         if self.auxbasis is not None and (not isinstance(self.auxbasis, str) or not self.auxbasis.strip()):
             raise InputError(f"auxiliary basis {self.auxbasis!r} is not a name; def2-universal-jkfit would do.")
         if self.auxbasis is not None and self.eri == "exact":
-            raise InputError(f"auxiliary basis {self.auxbasis!r} was given with exact integrals; eri='fitted' would do.")
+            raise InputError(
+                f"auxiliary basis {self.auxbasis!r} was given with exact integrals; eri='fitted' would do."
+            )
 
     @property
     def label(self) -> str:

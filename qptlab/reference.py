@@ -7,11 +7,12 @@ SchNOrb, PhiSNet and QHNet (mean absolute error over AO pairs; over occupied orb
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from jaxtyping import Float
 from pyscf import dft, lib
+from pyscf.scf import hf
 
 from qptlab import libcint
 from qptlab.errors import InputError
@@ -149,7 +150,7 @@ def make_test_set(
     return found._replace(left_out=len(positions) - len(found.positions))
 
 
-def calculation(mol: Molecule, method: Method, *, fitted: bool) -> dft.rks.KohnShamDFT:
+def calculation(mol: Molecule, method: Method, *, fitted: bool) -> hf.SCF:
     """PySCF's own calculation with our settings, not yet run."""
     built = libcint.pyscf_molecule(mol, method)
     mf = dft.RKS(built) if mol.spin == 0 else dft.UKS(built)
@@ -157,9 +158,9 @@ def calculation(mol: Molecule, method: Method, *, fitted: bool) -> dft.rks.KohnS
     mf.grids.level = method.grid_level
     mf.init_guess = "minao"
     mf.conv_tol = 1e-10
-    if fitted:
-        mf = mf.density_fit(auxbasis=libcint.auxiliary_basis(built, method))
-    return mf
+    if not fitted:
+        return mf
+    return cast(hf.SCF, mf.density_fit(auxbasis=libcint.auxiliary_basis(built, method)))
 
 
 def _run(mol, method, max_cycles, fitted=False):

@@ -150,7 +150,7 @@ def _triangle(i, j):
 
 
 def _multiply(tiles, vector):
-    """The whole symmetric matrix times a vector: each tile counts as itself, and off the diagonal as its transpose."""
+    """The whole symmetric matrix times a vector: a tile off the diagonal counts as its transpose too."""
     rows = tiles.shape[-1]
     padded = jnp.pad(vector, (0, -len(vector) % rows)).reshape(-1, rows)
 

@@ -51,10 +51,11 @@ def exchange_correlation(
 def density_on_grid(dm: Float[Array, "nao nao"], ints: Integrals) -> Float[Array, " ngrids"]:
     """Electron density of a symmetric density matrix on the grid points, electrons per cubic bohr."""
     chunks = ints.coords.reshape(-1, ints.layout.chunk, 3)
-    rho = jax.lax.map(
-        lambda coords: _to_grid(dm[None], grid.eval_aos(ints.positions, coords, ints.layout.shells, derivatives=False), 1),
-        chunks,
-    )
+
+    def of_chunk(coords):
+        return _to_grid(dm[None], grid.eval_aos(ints.positions, coords, ints.layout.shells, derivatives=False), 1)
+
+    rho = jax.lax.map(of_chunk, chunks)
     return rho.reshape(-1)
 
 
@@ -120,11 +121,11 @@ def _energy(dm, points, functional):
     nvar = xc.functional(functional).nvar
 
     @jax.checkpoint
-    def of_chunk(chunk):
+    def add(total, chunk):
         density = _to_grid(dm, _aos(points, chunk, nvar), nvar)
-        return chunk.weights @ xc.energy_density(density, functional)
+        return total + chunk.weights @ xc.energy_density(density, functional), None
 
-    return jax.lax.scan(lambda total, chunk: (total + of_chunk(chunk), None), jnp.zeros((), dm.dtype), _chunks(points))[0]
+    return jax.lax.scan(add, jnp.zeros((), dm.dtype), _chunks(points))[0]
 
 
 class _Chunk(NamedTuple):
@@ -150,7 +151,7 @@ def _to_grid(dm, aos, nvar):
     if nvar > 1:
         rows += [2 * jnp.sum(half * aos[x], axis=1) for x in (1, 2, 3)]
     if nvar > 4:
-        rows.append(sum(0.5 * jnp.sum(jnp.einsum("sij,jg->sig", dm, aos[x]) * aos[x], axis=1) for x in (1, 2, 3)))
+        rows.append(0.5 * jnp.sum(jnp.einsum("sij,xjg->sxig", dm, aos[1:]) * aos[1:], axis=(1, 2)))
     return jnp.stack(rows, axis=1)
 
 

@@ -173,7 +173,7 @@ def _spins(density, floor):
     tiny = float(jnp.finfo(rho.dtype).eps)
     up, down = (jnp.where(real, jnp.maximum(2 * spin[0] / rho, tiny), 1.0) for spin in density)
     alpha, beta = (_reduced(spin[1:4], rho, real) for spin in density)
-    sigma = tuple(jnp.sum(left * right, axis=0) for left, right in ((alpha, alpha), (alpha, beta), (beta, beta)))
+    sigma = jnp.sum(alpha * alpha, axis=0), jnp.sum(alpha * beta, axis=0), jnp.sum(beta * beta, axis=0)
     return _Spins(_wigner_seitz(rho), up, down, _S2 * jnp.sum((alpha + beta) ** 2, axis=0), tau, rho, sigma)
 
 
@@ -317,7 +317,9 @@ def _lyp(d):
 # r2SCAN --------------------------------------------------------------------------------------------
 
 _ETA, _DP2 = 0.001, 0.361
-_SWITCH_X = (1.0, -0.667, -0.4445555, -0.663086601049, 1.451297044490, -0.887998041597, 0.234528941479, -0.023185843322)
+_SWITCH_X = (
+    1.0, -0.667, -0.4445555, -0.663086601049, 1.451297044490, -0.887998041597, 0.234528941479, -0.023185843322,
+)
 _SWITCH_C = (1.0, -0.64, -0.4352, -1.535685604549, 3.061560252175, -1.915710236206, 0.516884468372, -0.051848879792)
 
 

@@ -18,7 +18,7 @@ N = 3000
 
 
 def one_density(rng, lowest=-6.0):
-    """ρ, ∇ρ and τ over the range that molecules have: reduced gradients to 10, τ from its lower bound to far above."""
+    """ρ, ∇ρ and τ over the range that molecules have: reduced gradients to 10, τ from its lower bound up."""
     rho = 10 ** rng.uniform(lowest, 2.5, N)
     length = 10 ** rng.uniform(-4, 1, N) * 2 * (3 * np.pi**2) ** (1 / 3) * rho ** (4 / 3)
     direction = Rotation.random(N, rng=rng).as_matrix()[:, 0].T

@@ -111,8 +111,8 @@ class QPT:
     def __init__(self, template: Template, config: QPTConfig):
         if len(template.occupied) > 1:
             raise InputError(
-                f"a QPT is closed-shell, and {template.occupied[0]} + {template.occupied[1]} electrons of either spin "
-                "were given; a molecule without unpaired electrons would do."
+                f"a QPT is closed-shell, and {template.occupied[0]} + {template.occupied[1]} electrons of "
+                "either spin were given; a molecule without unpaired electrons would do."
             )
         self.template = template
         self.config = config
