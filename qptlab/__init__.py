@@ -16,8 +16,14 @@ Atomic units and float64 inside; ångström, eV, meV and debye at the edges and 
 """
 
 import jax
+import platformdirs
 
 jax.config.update("jax_enable_x64", True)  # before any array is made: DFT needs float64
+if jax.config.jax_compilation_cache_dir is None:
+    # What was compiled once is found again by the next process; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+    jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("qptlab"))
+    jax.config.update("jax_compilation_cache_max_size", 2**30)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 from qptlab.energy import density_from_fock, energy, fock, kohn_sham, orbitals  # noqa: E402
 from qptlab.errors import InputError  # noqa: E402
@@ -31,7 +37,7 @@ from qptlab.models.qpt import QPT, Prediction, QPTConfig  # noqa: E402
 from qptlab.molecule import BUILTIN, Molecule, read_xyz  # noqa: E402
 from qptlab.properties import charges, dipole_debye, forces  # noqa: E402
 from qptlab.run import Run, load  # noqa: E402
-from qptlab.scf import SCFResult, scf  # noqa: E402
+from qptlab.scf import SCFResult, scf, scf_batch  # noqa: E402
 from qptlab.trainer import Trainer  # noqa: E402
 from qptlab.training import TrainConfig, train  # noqa: E402
 
@@ -51,5 +57,6 @@ __all__ = [
     "BUILTIN", "QPT", "Evaluation", "InputError", "Integrals", "Method", "Molecule", "Prediction",
     "Predictor", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampling", "TrainConfig",
     "Trainer", "build_integrals", "charges", "density_from_fock", "dipole_debye", "energy", "evaluate", "fock",
-    "forces", "kohn_sham", "load", "orbitals", "read_xyz", "sample", "scf", "template", "train", "workbench",
+    "forces", "kohn_sham", "load", "orbitals", "read_xyz", "sample", "scf", "scf_batch", "template", "train",
+    "workbench",
 ]

@@ -7,6 +7,7 @@ stderr. Exit status: 0 done, 2 bad input with one line on stderr, 1 anything els
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import pathlib
 import platform
@@ -86,7 +87,7 @@ def energy(
         "mo_energy_ha": np.asarray(result.mo_energy).tolist(),
         "dipole_debye": ql.dipole_debye(mol, method, result.dm).tolist(),
         "charges": ql.charges(mol, method, result.dm).tolist(),
-        "gap_ha": result.gap,
+        "gap_ha": None if math.isnan(result.gap) else result.gap,
         "eri": ql.template(mol, method).eri,
     }
     if forces:
@@ -121,7 +122,8 @@ def _print_energy(mol, method, record) -> None:
     unpaired = f"  {mol.spin} unpaired" if mol.spin else ""
     _print(f"{mol.formula}{unpaired}  {method.label}  grid level {method.grid_level}  {record['eri']} integrals")
     _print(f"energy        {record['energy_ha']:.9f} hartree, {record['cycles']} cycles")
-    _print(f"HOMO–LUMO gap {record['gap_ha']:.6f} hartree")
+    if record["gap_ha"] is not None:
+        _print(f"HOMO–LUMO gap {record['gap_ha']:.6f} hartree")
     _print(f"dipole        {np.linalg.norm(record['dipole_debye']):.4f} debye")
     for index, symbol in enumerate(mol.symbols):
         pull = record.get("forces_ha_per_bohr")
@@ -320,6 +322,45 @@ def lab(
     if os.geteuid() == 0:
         command.append("--allow-root")  # in containers there is often no other user
     raise typer.Exit(1 if subprocess.run(command, check=False).returncode else 0)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Default: all, which takes over an hour.")] = "",
+    molecules: Annotated[str, typer.Option("--molecules", help="Names or SMILES with commas, for its own.")] = "",
+    out: Annotated[pathlib.Path | None, typer.Option("--out", help="Folder for tables and plots.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the DFT engine beside PySCF: scf, fock, tensors, growth or start."""
+    from qptlab import bench  # loads what only benchmarks need
+
+    if out is not None and not out.is_dir():
+        raise InputError(f"folder {out} does not exist; an existing folder would do.")
+    given = tuple(filter(None, molecules.split(",")))
+    chosen = {each: bench.benchmark(each, given) for each in ([name] if name else bench.NAMES)}
+    found = {each: _measure(each, chosen[each], given, out) for each in chosen}
+    if as_json:
+        _print_json({"machine": bench.machine(), "benchmarks": found})
+    else:
+        _print("\n\n".join(f"{chosen[each].title}\n\n{bench.table(rows)}" for each, rows in found.items() if rows))
+
+
+def _measure(name, chosen, molecules, out) -> list[dict]:
+    """Rows of one benchmark; what is done is kept when it is stopped."""
+    from qptlab import bench
+
+    rows = []
+    with Progress(console=_stderr) as bar:
+        task = bar.add_task(name, total=len(chosen.cases))
+        try:
+            for row in bench.measure(chosen):
+                rows.append(row)
+                bar.advance(task)
+        finally:
+            if out is not None and rows:
+                command = ["qptlab", "bench", name, *(["--molecules", ",".join(molecules)] if molecules else [])]
+                bench.write(name, chosen, rows, out, shlex.join([*command, "--out", str(out)]))
+    return rows
 
 
 @app.command()

@@ -4,14 +4,14 @@ Colours are Okabe and Ito's, told apart by colour-blind eyes, and never the only
 two lines. Backgrounds are transparent and lettering mid-grey, readable on light and dark pages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from qptlab.evaluation import Evaluation
-from qptlab.units import CHEMICAL_ACCURACY_MEV, HARTREE_EV
+from qptlab.units import CHEMICAL_ACCURACY_MEV, HARTREE_EV, HARTREE_MEV
 
 BLUE, ORANGE, GREEN, VERMILLION, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
 INK = "#808080"
@@ -139,6 +139,68 @@ def parity_traces(found: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
         ends = np.array([truth.min(), truth.max()])
         traces += [(ends, ends), (thin(truth), thin(plain)), (thin(truth), thin(model))]
     return traces
+
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+
+
+def convergence_figure(names: Sequence[str]) -> go.Figure:
+    """An empty figure for `convergence_traces`: one curve for each way to the ground state."""
+    figure = go.Figure()
+    for index, name in enumerate(names):
+        colour, dash = (BLUE, VERMILLION, GREEN, ORANGE, SKY)[index % 5], DASHES[index % 5]
+        figure.add_scatter(name=name, mode="lines+markers", line={"color": colour, "dash": dash}, marker={"size": 5})
+    figure.update_xaxes(title="iteration")
+    figure.update_yaxes(title="E − E(ground state), meV", type="log", dtick=2, exponentformat="power")
+    figure.update_layout(
+        title="Ways to the ground state", height=380, showlegend=True,
+        legend={"orientation": "h", "y": -0.25, "x": 0.5, "xanchor": "center"},
+    )
+    return _dress(figure)
+
+
+def convergence_traces(energies: Sequence[np.ndarray], lowest: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """X and y of every trace of `convergence_figure`, in its order.
+
+    Args:
+      energies: of each curve, iteration by iteration, hartree; those that are NaN are left out.
+      lowest: energy of the ground state, hartree.
+    """
+    traces = []
+    for curve in energies:
+        above = (np.asarray(curve) - lowest) * HARTREE_MEV
+        seen = np.flatnonzero(above > 0)  # rounding may take the last ones below: no logarithm
+        traces.append((thin(seen), thin(above[seen])))
+    return traces
+
+
+def heatmaps(matrices: Mapping[str, np.ndarray], labels: Sequence[str], columns: int = 2) -> go.Figure:
+    """Matrices over atomic orbitals beside each other, each on a scale of its own that is white at zero.
+
+    Args:
+      matrices: their titles, and [nao, nao] each.
+      labels: of the orbitals, such as `Template.ao_labels`.
+      columns: of the figure.
+    """
+    rows = -(-len(matrices) // columns)
+    figure = make_subplots(
+        rows, columns, subplot_titles=list(matrices), horizontal_spacing=0.24 / columns, vertical_spacing=0.2 / rows
+    )
+    for index, (name, matrix) in enumerate(matrices.items()):
+        row, col = divmod(index, columns)
+        values = np.asarray(matrix)
+        axis = figure.get_subplot(row + 1, col + 1).xaxis.domain, figure.get_subplot(row + 1, col + 1).yaxis.domain
+        limit = float(np.abs(values).max()) or 1.0
+        figure.add_heatmap(
+            z=values.tolist(), x=list(labels), y=list(labels), name=name, row=row + 1, col=col + 1,
+            colorscale="RdBu", zmid=0, zmin=-limit, zmax=limit,
+            colorbar={"x": axis[0][1] + 0.005, "y": sum(axis[1]) / 2, "len": axis[1][1] - axis[1][0], "thickness": 10},
+            hovertemplate="%{y}, %{x}: %{z:.4f}<extra></extra>",
+        )
+    figure.update_yaxes(autorange="reversed", tickfont={"size": 9})
+    figure.update_xaxes(tickangle=-90, tickfont={"size": 9})
+    figure.update_layout(height=330 * rows + 60)
+    return _dress(figure)
 
 
 def _dress(figure: go.Figure) -> go.Figure:

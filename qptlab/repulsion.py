@@ -87,12 +87,8 @@ class FittedRepulsion(NamedTuple):
             rows = jax.lax.dynamic_slice_in_dim(self.cderi, first, size)
             new = (first + jnp.arange(size) >= start)[:, None, None]
             factors = jnp.where(new, unpack(rows), 0.0)
-            if orbitals is None:
-                half = jnp.einsum("pij,jk->ipk", factors, dm)
-                other = jnp.einsum("pij->ipj", factors)
-            else:
-                half = other = jnp.einsum("pij,jk->ipk", factors, orbitals)
-            return total + half.reshape(nao, -1) @ other.reshape(nao, -1).T, None
+            half = jnp.einsum("pij,jk->pik", factors, dm if orbitals is None else orbitals)
+            return total + jnp.einsum("pik,pjk->ij", half, factors if orbitals is None else half), None
 
         return jax.lax.scan(add, jnp.zeros_like(dm), jnp.arange(0, naux, size))[0]
 

@@ -5,7 +5,10 @@ compiled program, and under `jax.vmap` every geometry stops for itself. `minimis
 gradient descent over orbitals that a QR decomposition keeps orthonormal.
 """
 
+import concurrent.futures
 import functools
+import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -126,6 +129,46 @@ def scf(
     if solver == "minimise":
         return minimise(ints, method.xc, dm, tolerance=tolerance, max_cycles=max_cycles)
     return solve(ints, method.xc, dm, level_shift, damping, tolerance, max_cycles=max_cycles)
+
+
+def scf_batch(
+    mols: Sequence[Molecule], method: Method | None = None, *, tolerance: float = COMMUTATOR_TOLERANCE
+) -> SCFResult:
+    """Converge many geometries of one molecule by DIIS, from their minao guesses; each stops for itself.
+
+    On an accelerator they are lanes of one program. On a CPU each core has a geometry of its own: lanes would share
+    one core's caches, and go on together until the last has converged.
+
+    Args:
+      mols: geometries of one molecule.
+      method: as `scf`.
+      tolerance: as `scf`.
+
+    Returns:
+      As `scf`, with a leading axis of geometries.
+
+    Raises:
+      InputError: for none, or for different molecules; else as `scf`.
+    """
+    method = method or Method()
+    _check_options("diis", 0.0, 0.0, MAX_CYCLES, tolerance)
+    kinds = {(mol.symbols, mol.charge, mol.spin) for mol in mols}
+    if len(kinds) != 1:
+        raise InputError(f"{len(kinds)} different molecules were given; geometries of one molecule would do.")
+    template = integrals.template(mols[0], method)
+
+    def host(mol):
+        return template.host_integrals(mol.positions)
+
+    def one(mol):
+        return jax.block_until_ready(solve(template.complete(host(mol)), method.xc, tolerance=tolerance))
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        if jax.default_backend() == "cpu":
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *pool.map(one, mols))
+        hosts = jax.tree.map(lambda *leaves: np.stack(leaves), *pool.map(host, mols))
+        lanes = jax.vmap(lambda ints: solve(ints, method.xc, tolerance=tolerance))
+        return lanes(jax.vmap(template.complete)(hosts))
 
 
 def _check_options(solver, level_shift, damping, max_cycles, tolerance):
