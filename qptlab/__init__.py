@@ -19,7 +19,7 @@ import jax
 import platformdirs
 
 jax.config.update("jax_enable_x64", True)  # before any array is made: DFT needs float64
-if jax.config.jax_compilation_cache_dir is None:
+if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
     # What was compiled once is found again by the next process; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
     jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("qptlab"))
     jax.config.update("jax_compilation_cache_max_size", 2**30)

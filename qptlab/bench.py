@@ -1,12 +1,11 @@
 """The DFT engine beside PySCF: times, memory and energies, measured in one run.
 
-Each case runs in two fresh processes, ours and then PySCF's, on the same geometries with the same functional, basis,
-grid, thresholds and threads; so neither finds warm caches or memory that the other left, and peak memory is its own.
-Cold is the first geometry of a process with compilation, warm the median of those that follow. A ratio is PySCF's
-time over ours, from the same run.
+Each case has two fresh processes, ours and PySCF's, on the same geometries with the same functional, basis, grid,
+thresholds and threads; neither finds warm caches or memory that the other left. They take turns, geometry by
+geometry, so that a machine whose speed drifts slows both alike. Cold is the first geometry of a process, with nothing
+compiled; warm the median of those after it. A ratio is PySCF's time over ours in the same turn, and its median.
 """
 
-import concurrent.futures
 import datetime
 import importlib.metadata
 import json
@@ -37,6 +36,7 @@ from qptlab.units import HARTREE_MEV
 
 MOLECULES = ("water", "ethanol", "benzene", "uracil", "alanine-dipeptide")
 ALKANES = (2, 4, 6, 8, 12, 16)
+BATCH = 16
 DISPLACEMENT_BOHR = 0.02
 
 Row = dict[str, Any]
@@ -50,21 +50,16 @@ class Case(NamedTuple):
       xc: functional.
       basis: basis set.
       eri: "exact" or "fitted".
-      batch: geometries of the batch; 0 for none.
-      repeats: warm geometries one by one.
+      repeats: warm geometries, one by one.
+      batch: whether a batch of `BATCH` geometries is measured too.
     """
 
     molecule: str
     xc: str
     basis: str
     eri: str
-    batch: int = 0
-    repeats: int = 3
-
-    @property
-    def label(self) -> str:
-        """For plots and progress."""
-        return f"{self.molecule} {self.xc.upper()}/{self.basis} {self.eri}"
+    repeats: int
+    batch: bool = False
 
     @property
     def method(self) -> Method:
@@ -72,13 +67,12 @@ class Case(NamedTuple):
         return Method(self.xc, self.basis, eri=self.eri)
 
     def geometries(self) -> list[Molecule]:
-        """The same for whoever asks: small displacements, so that no result can be reused."""
+        """The same for whoever asks: small displacements, so that no result can be used again."""
         mol = Molecule.parse(self.molecule)
         rng = np.random.default_rng(0)
-        number = max(self.batch, self.repeats + 1)
         return [
             mol.with_positions(mol.positions + DISPLACEMENT_BOHR * rng.normal(size=mol.positions.shape))
-            for _ in range(number)
+            for _ in range(max(BATCH if self.batch else 0, self.repeats + 1))
         ]
 
 
@@ -89,43 +83,35 @@ def _seconds(function, *arguments):
     return time.perf_counter() - began, result
 
 
-def _median(function, inputs):
-    return statistics.median(_seconds(function, each)[0] for each in inputs)
-
-
 def _peak_mib():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-# What a fresh process does. Each gives the figures of one engine.
+# What a fresh process does, turn by turn: each yields figures that belong to one turn, the first of them cold.
 
 
-def _our_scf(case: Case) -> Row:
-    given = case.geometries()
+def _our_scf(case: Case) -> Iterator[Row]:
+    given, method = case.geometries(), case.method
     idle = _peak_mib()
-    method = case.method
 
     def one(mol):
         prepared = template(mol, method)
         host_s, host = _seconds(prepared.host_integrals, mol.positions, None)
         device_s, ints = _seconds(prepared.complete, host)
         solve_s, result = _seconds(solve, ints, method.xc)
-        return (host_s, device_s, solve_s), result
+        return {"host_s": host_s, "device_s": device_s, "solve_s": solve_s}, result
 
     cold, (_, result) = _seconds(one, given[0])
-    phases = [one(mol)[0] for mol in given[1 : case.repeats + 1]]
-    host_s, device_s, solve_s = (statistics.median(times) for times in zip(*phases, strict=True))
-    row = {
-        "cold_s": cold, "warm_s": statistics.median(map(sum, phases)),
-        "host_s": host_s, "device_s": device_s, "solve_s": solve_s,
-        "cycles": int(result.cycles), "energy_ha": float(result.energy), "converged": bool(result.converged),
-    }
+    yield {"cold_s": cold, "cycles": int(result.cycles), "energy_ha": float(result.energy)}
+    for mol in given[1 : case.repeats + 1]:
+        warm, (phases, _) = _seconds(one, mol)
+        yield {"warm_s": warm, **phases, "memory_mib": _peak_mib() - idle}
     if case.batch:
-        row["batch_s"] = _seconds(scf_batch, given[: case.batch], method)[0]
-    return row | {"memory_mib": _peak_mib() - idle}
+        scf_batch(given[:1], method)
+        yield {"batch_s": _seconds(scf_batch, given[:BATCH], method)[0]}
 
 
-def _pyscf_scf(case: Case) -> Row:
+def _pyscf_scf(case: Case) -> Iterator[Row]:
     given = case.geometries()
     idle = _peak_mib()
 
@@ -135,77 +121,71 @@ def _pyscf_scf(case: Case) -> Row:
         return mf
 
     cold, mf = _seconds(one, given[0])
-    row = {
-        "cold_s": cold, "warm_s": _median(one, given[1 : case.repeats + 1]),
-        "cycles": int(mf.cycles), "energy_ha": float(mf.e_tot), "converged": bool(mf.converged),
-    }
+    yield {"cold_s": cold, "cycles": int(mf.cycles), "energy_ha": float(mf.e_tot)}
+    for mol in given[1 : case.repeats + 1]:
+        yield {"warm_s": _seconds(one, mol)[0], "memory_mib": _peak_mib() - idle}
     if case.batch:
-        row["batch_s"] = _seconds(lambda: [one(mol) for mol in given[: case.batch]])[0]
-    return row | {"memory_mib": _peak_mib() - idle}
+        yield {"batch_s": _seconds(lambda: [one(mol) for mol in given[:BATCH]])[0]}
 
 
-def _our_fock(case: Case) -> Row:
+def _our_fock(case: Case) -> Iterator[Row]:
     mol = case.geometries()[0]
     ints = template(mol, case.method).build(mol.positions)
-    dms = _densities(ints.dm_guess, case.repeats)
-    build = jax.jit(lambda ints, dm: kohn_sham(dm, ints, case.xc))
+    build = jax.jit(lambda dm, ints: kohn_sham(dm, ints, case.xc))
     energy = jax.jit(jax.value_and_grad(lambda dm, ints: kohn_sham(dm, ints, case.xc).terms.e_tot))
-    cold, found = _seconds(build, ints, dms[0])
-    _seconds(energy, dms[0], ints)
-    return {
-        "cold_s": cold, "warm_s": _median(lambda dm: build(ints, dm), dms[1:]),
-        "with_gradient_s": _median(lambda dm: energy(dm, ints), dms[1:]), "energy_ha": float(found.terms.e_tot),
-    }
+    first, *others = _densities(ints.dm_guess, case.repeats)
+    cold, found = _seconds(build, first, ints)
+    _seconds(energy, first, ints)
+    yield {"cold_s": cold, "energy_ha": float(found.terms.e_tot)}
+    for dm in others:
+        yield {"warm_s": _seconds(build, dm, ints)[0], "gradient_s": _seconds(energy, dm, ints)[0]}
 
 
-def _pyscf_fock(case: Case) -> Row:
+def _pyscf_fock(case: Case) -> Iterator[Row]:
     mf = _calculation(case.geometries()[0], case)
-    hcore, dms = mf.get_hcore(), _densities(mf.get_init_guess(), case.repeats)
+    hcore = mf.get_hcore()
+    first, *others = _densities(mf.get_init_guess(), case.repeats)
 
     def build(dm):
         return mf.get_fock(h1e=hcore, vhf=mf.get_veff(dm=dm), dm=dm)
 
-    cold, _ = _seconds(build, dms[0])  # makes the grid and the two-electron integrals
-    return {"cold_s": cold, "warm_s": _median(build, dms[1:]), "energy_ha": float(mf.energy_tot(dm=dms[0]))}
+    cold, _ = _seconds(build, first)  # the grid and the two-electron integrals too, once
+    yield {"cold_s": cold, "energy_ha": float(mf.energy_tot(dm=first))}
+    for dm in others:
+        yield {"warm_s": _seconds(build, dm)[0]}
 
 
 def _densities(dm, repeats):
     return [np.asarray(dm) * (1 + 0.001 * i) for i in range(repeats + 1)]
 
 
-def _our_tensors(case: Case) -> Row:
+def _our_tensors(case: Case) -> Iterator[Row]:
     """What the host makes of a geometry, and then the device of that."""
     given = case.geometries()
     prepared = template(given[0], case.method)
-
-    def make(mol):
-        return prepared.host_integrals(mol.positions, None)
-
-    cold, host = _seconds(make, given[0])
-    _seconds(prepared.complete, host)
-    return {
-        "cold_s": cold, "warm_s": _median(make, given[1:]),
-        "device_s": _median(prepared.complete, [host] * case.repeats),
-    }
+    for turn, mol in enumerate(given):
+        seconds, host = _seconds(prepared.host_integrals, mol.positions, None)
+        device_s = _seconds(prepared.complete, host)[0]
+        yield {"warm_s": seconds, "device_s": device_s} if turn else {"cold_s": seconds}
 
 
-def _pyscf_tensors(case: Case) -> Row:
+def _libcint_tensors(case: Case) -> Iterator[Row]:
     """The same integrals asked of libcint one by one, and nothing else."""
-    given = [reference.calculation(mol, case.method, fitted=False).mol for mol in case.geometries()]
-    auxes = [_calculation(mol, case).with_df.build().auxmol if case.eri == "fitted" else None
-             for mol in case.geometries()]
+    aux = None
+    for turn, given in enumerate(case.geometries()):
+        mol = reference.calculation(given, case.method, fitted=False).mol
+        if case.eri == "fitted":
+            aux = _calculation(given, case).with_df.build().auxmol
+        seconds, _ = _seconds(_libcint, mol, aux)
+        yield {"warm_s" if turn else "cold_s": seconds}
 
-    def make(pair):
-        mol, aux = pair
-        found = [mol.intor(name, hermi=1) for name in ("int1e_ovlp", "int1e_kin", "int1e_nuc")]
-        if aux is None:
-            return [*found, mol.intor("int2e", aosym="s8")]
-        shells = (0, mol.nbas, 0, mol.nbas, mol.nbas, mol.nbas + aux.nbas)
-        return [*found, aux.intor("int2c2e", hermi=1), (mol + aux).intor("int3c2e", aosym="s2ij", shls_slice=shells)]
 
-    pairs = list(zip(given, auxes, strict=True))
-    cold, _ = _seconds(make, pairs[0])
-    return {"cold_s": cold, "warm_s": _median(make, pairs[1:])}
+def _libcint(mol, aux):
+    found = [mol.intor(name, hermi=1) for name in ("int1e_ovlp", "int1e_kin", "int1e_nuc")]
+    if aux is None:
+        return [*found, mol.intor("int2e", aosym="s8")]
+    shells = (0, mol.nbas, 0, mol.nbas, mol.nbas, mol.nbas + aux.nbas)
+    return [*found, aux.intor("int2c2e", hermi=1), (mol + aux).intor("int3c2e", aosym="s2ij", shls_slice=shells)]
 
 
 def _calculation(mol, case):
@@ -224,7 +204,7 @@ mf.kernel()
 """
 
 
-def _start(case: Case) -> Row:
+def _start(case: Case) -> tuple[list[Row], list[Row]]:
     """Whole processes, imports included, from nothing to an energy: nothing compiled, all compiled, PySCF."""
     ours = [sys.executable, "-m", "qptlab", "energy", case.molecule, "--xc", case.xc, "--basis", case.basis,
             "--eri", case.eri, "--json"]
@@ -238,7 +218,7 @@ def _start(case: Case) -> Row:
                 command, env=environment, check=True, stdout=subprocess.DEVNULL))[0]
             for command in (ours, ours, theirs)
         )
-    return {"ours": {"cold_s": first, "warm_s": second}, "pyscf": {"cold_s": peer, "warm_s": peer}}
+    return [{"cold_s": first}, {"warm_s": second}], [{}, {"warm_s": peer}]
 
 
 class Benchmark(NamedTuple):
@@ -247,26 +227,28 @@ class Benchmark(NamedTuple):
     Attributes:
       title: of the table.
       cases: its lines.
-      engines: functions for fresh processes, ours and PySCF's; or one that starts processes itself.
+      peer: who is beside us.
+      engines: what a process of ours does and what one of the peer does; None for whole processes.
     """
 
     title: str
     cases: list[Case]
-    engines: tuple[Callable[[Case], Row], ...]
+    peer: str
+    engines: tuple[Callable[[Case], Iterator[Row]], Callable[[Case], Iterator[Row]]] | None
 
 
 def _forms(basis):
     return ("exact", "fitted") if basis == "def2-svp" else ("exact",)
 
 
-def _grid(molecules, batch, repeats):
+def _grid(molecules, repeats, batch=False):
     """Every molecule in either basis and functional; a batch in the form of integrals that `auto` would choose."""
     for molecule in molecules:
         for basis in ("sto-3g", "def2-svp"):
             for xc in ("pbe", "b3lyp"):
                 auto = template(Molecule.parse(molecule), Method(xc, basis)).eri
                 for eri in _forms(basis):
-                    yield Case(molecule, xc, basis, eri, batch if eri == auto else 0, repeats)
+                    yield Case(molecule, xc, basis, eri, repeats, batch and eri == auto)
 
 
 def benchmark(name: str, molecules: tuple[str, ...] = ()) -> Benchmark:
@@ -283,20 +265,19 @@ def benchmark(name: str, molecules: tuple[str, ...] = ()) -> Benchmark:
         raise InputError(f"benchmark {name!r} is not known; one of {', '.join(NAMES)} would do.")
     chosen = molecules or MOLECULES
     if name == "scf":
-        return Benchmark("A converged SCF", list(_grid(chosen, 16, 3)), (_our_scf, _pyscf_scf))
+        return Benchmark("A converged SCF", list(_grid(chosen, 3, batch=True)), "PySCF", (_our_scf, _pyscf_scf))
     if name == "fock":
-        return Benchmark("One Fock matrix and energy of a given density", list(_grid(chosen, 0, 5)),
-                         (_our_fock, _pyscf_fock))
+        cases = list(_grid(chosen, 5))
+        return Benchmark("Energy and Fock matrix of a given density", cases, "PySCF", (_our_fock, _pyscf_fock))
     if name == "tensors":
-        return Benchmark("Integrals that the host makes, beside libcint alone", list(_grid(chosen, 0, 5)),
-                         (_our_tensors, _pyscf_tensors))
+        cases = list(_grid(chosen, 5))
+        return Benchmark("Integrals that the host makes", cases, "libcint", (_our_tensors, _libcint_tensors))
     if name == "growth":
-        alkanes = molecules or tuple("C" * n for n in ALKANES)
-        return Benchmark("Growth of a converged SCF with the size of an alkane",
-                         [Case(smiles, "pbe", "def2-svp", "fitted", 0, 2) for smiles in alkanes],
-                         (_our_scf, _pyscf_scf))
-    return Benchmark("A process from its start to its first energy",
-                     [case for case in _grid(chosen, 0, 1) if case.basis == "def2-svp"], (_start,))
+        alkanes = molecules or ["C" * n for n in ALKANES]
+        cases = [Case(smiles, "pbe", "def2-svp", "fitted", 2) for smiles in alkanes]
+        return Benchmark("Growth of a converged SCF with an alkane's size", cases, "PySCF", (_our_scf, _pyscf_scf))
+    cases = [case for case in _grid(chosen, 1) if case.basis == "def2-svp"]
+    return Benchmark("From the start of a process to its first energy", cases, "PySCF", None)
 
 
 NAMES = ("scf", "fock", "tensors", "growth", "start")
@@ -310,28 +291,57 @@ def measure(chosen: Benchmark) -> Iterator[Row]:
         row = {
             "molecule": case.molecule, "formula": mol.formula, "xc": case.xc, "basis": case.basis, "eri": case.eri,
             "nao": prepared.nao, "naux": prepared.naux, "ngrids": len(prepared.grid_template.volumes),
-            "batch": case.batch,
         }
-        if len(chosen.engines) == 1:
-            row |= chosen.engines[0](case)
-        else:
-            row["ours"], row["pyscf"] = (_in_a_fresh_process(engine, case) for engine in chosen.engines)
-        yield row | _comparison(row["ours"], row["pyscf"])
+        ours, theirs = _start(case) if chosen.engines is None else _in_turns(chosen.engines, case)
+        row |= {"ours": _medians(ours), "peer": _medians(theirs)}
+        for key, name in (("warm_s", "ratio"), ("batch_s", "batch_ratio")):
+            ratios = [b[key] / a[key] for a, b in zip(ours, theirs, strict=True) if key in a and key in b]
+            if ratios:
+                row[name] = statistics.median(ratios)
+        if "energy_ha" in row["ours"]:
+            row["difference_mev"] = (row["ours"]["energy_ha"] - row["peer"]["energy_ha"]) * HARTREE_MEV
+        yield row
 
 
-def _in_a_fresh_process(engine, case):
+def _in_turns(engines, case):
+    """Turns of both engines, each in a process of its own that waits while the other works."""
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(engine, case).result()
+    pipes = [spawn.Pipe() for _ in engines]
+    processes = [
+        spawn.Process(target=_serve, args=(engine, case, theirs), daemon=True)
+        for engine, (_, theirs) in zip(engines, pipes, strict=True)
+    ]
+    for process, (_, theirs) in zip(processes, pipes, strict=True):
+        process.start()
+        theirs.close()  # so that a process that dies ends the wait for it
+    turns = ([], [])
+    try:
+        while True:
+            for (mine, _), found in zip(pipes, turns, strict=True):
+                mine.send(None)
+                found.append(mine.recv())
+            if turns[0][-1] is None:
+                return turns[0][:-1], turns[1][:-1]
+    except EOFError:
+        raise RuntimeError(f"a process that measured {case.molecule} ended; its message stands above.") from None
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
 
 
-def _comparison(ours, theirs):
-    found = {"ratio": theirs["warm_s"] / ours["warm_s"]}
-    if "batch_s" in ours:
-        found["batch_ratio"] = theirs["batch_s"] / ours["batch_s"]
-    if "energy_ha" in ours:
-        found["difference_mev"] = (ours["energy_ha"] - theirs["energy_ha"]) * HARTREE_MEV
-    return found
+def _serve(engine, case, connection):
+    jax.config.update("jax_enable_compilation_cache", False)  # cold is cold
+    turns = engine(case)
+    while True:
+        connection.recv()
+        connection.send(next(turns, None))
+
+
+def _medians(turns):
+    keys = dict.fromkeys(key for turn in turns for key in turn)
+    found = {key: statistics.median(turn[key] for turn in turns if key in turn) for key in keys}
+    return {key: max(t[key] for t in turns if key in t) if key == "memory_mib" else found[key] for key in keys}
 
 
 def growth_exponent(rows: list[Row], engine: str, smallest: int = 4) -> float | None:
@@ -363,19 +373,18 @@ def _processor():
 
 
 COLUMNS = (
-    ("ours, cold", "ours", "cold_s"), ("ours, warm", "ours", "warm_s"), ("host", "ours", "host_s"),
-    ("grid, AOs", "ours", "device_s"), ("SCF", "ours", "solve_s"), ("and its gradient", "ours", "with_gradient_s"),
-    ("PySCF, cold", "pyscf", "cold_s"), ("PySCF, warm", "pyscf", "warm_s"), ("PySCF ÷ ours", None, "ratio"),
-    ("ours, batch", "ours", "batch_s"), ("PySCF, batch", "pyscf", "batch_s"),
-    ("PySCF ÷ ours, batch", None, "batch_ratio"), ("ours, MiB", "ours", "memory_mib"),
-    ("PySCF, MiB", "pyscf", "memory_mib"), ("energy difference, meV", None, "difference_mev"),
+    ("cold", "ours", "cold_s"), ("warm", "ours", "warm_s"), ("= host", "ours", "host_s"),
+    ("+ device", "ours", "device_s"), ("+ cycles", "ours", "solve_s"), ("with gradient", "ours", "gradient_s"),
+    ("{peer} cold", "peer", "cold_s"), ("{peer} warm", "peer", "warm_s"), ("{peer} ÷ ours", None, "ratio"),
+    ("batch", "ours", "batch_s"), ("{peer} batch", "peer", "batch_s"), ("{peer} ÷ ours, batch", None, "batch_ratio"),
+    ("MiB", "ours", "memory_mib"), ("{peer} MiB", "peer", "memory_mib"), ("ΔE, meV", None, "difference_mev"),
 )
 
 
-def table(rows: list[Row]) -> str:
-    """Rows as a Markdown table; times in seconds."""
+def table(rows: list[Row], peer: str) -> str:
+    """Rows as a Markdown table; times in seconds, of a batch as a whole."""
     columns = [column for column in COLUMNS if any(_value(row, column) is not None for row in rows)]
-    head = ["molecule", "method", "integrals", "AOs", *(name for name, _, _ in columns)]
+    head = ["molecule", "method", "integrals", "AOs", *(name.format(peer=peer) for name, _, _ in columns)]
     lines = ["| " + " | ".join(head) + " |", "|---" * 3 + "|--:" * (len(head) - 3) + "|"]
     for row in rows:
         cells = [row["molecule"], f"{row['xc'].upper()}/{row['basis']}", row["eri"], str(row["nao"])]
@@ -406,11 +415,12 @@ def write(name: str, chosen: Benchmark, rows: list[Row], folder: pathlib.Path, c
         f"# {chosen.title}", "", f"    {command}", "",
         f"{where['date']}, {where['processor']}, {where['cores']} cores, {', '.join(where['devices'])}; "
         + ", ".join(f"{library} {version}" for library, version in where["libraries"].items())
-        + ". Times in seconds. Cold is the first geometry of a process, warm the median of those after it.",
-        "", table(rows), "",
+        + ". Times in seconds. Cold: the first geometry of a process, with nothing compiled; warm: the median of "
+        "those after it. A ratio is the median over turns that both took one after the other.",
+        "", table(rows, chosen.peer), "",
     ]
     if name == "growth":
-        ours, theirs = (growth_exponent(rows, engine) for engine in ("ours", "pyscf"))
+        ours, theirs = (growth_exponent(rows, engine) for engine in ("ours", "peer"))
         if ours is not None and theirs is not None:
             text += [f"From C4 on, warm time grows with the number of AOs to the power {ours:.2f}; "
                      f"PySCF's to the power {theirs:.2f}.", ""]
@@ -431,12 +441,12 @@ def _ratio_figure(chosen, rows):
     axes.plot([row["ratio"] for row in rows], places, "o", color="#0072B2", label="one geometry, warm")
     batches = [(row["batch_ratio"], place) for row, place in zip(rows, places, strict=True) if "batch_ratio" in row]
     if batches:
-        axes.plot(*zip(*batches, strict=True), "D", color="#D55E00", label="batch of 16 geometries")
+        axes.plot(*zip(*batches, strict=True), "D", color="#D55E00", label=f"batch of {BATCH} geometries")
     axes.axvline(1, color="0.4", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_yticks(places, [f"{r['molecule']} {r['xc'].upper()}/{r['basis']} {r['eri']}" for r in rows], fontsize=8)
-    axes.set_xlabel("PySCF's time ÷ ours (right of 1: qptlab is faster)")
+    axes.set_xlabel(f"time of {chosen.peer} ÷ ours (right of 1: qptlab is faster)")
     axes.set_title(chosen.title)
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="best")
@@ -446,7 +456,7 @@ def _ratio_figure(chosen, rows):
 def _growth_figure(chosen, rows):
     figure, axes = _figure(4.5)
     nao = [row["nao"] for row in rows]
-    for engine, name, style in (("ours", "qptlab", "o-"), ("pyscf", "PySCF", "s--")):
+    for engine, name, style in (("ours", "qptlab", "o-"), ("peer", "PySCF", "s--")):
         exponent = growth_exponent(rows, engine)
         label = name if exponent is None else f"{name}, exponent {exponent:.2f} from C4 on"
         colour = "#0072B2" if engine == "ours" else "#E69F00"

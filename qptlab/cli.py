@@ -342,7 +342,8 @@ def bench(
     if as_json:
         _print_json({"machine": bench.machine(), "benchmarks": found})
     else:
-        _print("\n\n".join(f"{chosen[each].title}\n\n{bench.table(rows)}" for each, rows in found.items() if rows))
+        tables = (f"{chosen[each].title}\n\n{bench.table(rows, chosen[each].peer)}" for each, rows in found.items())
+        _print("\n\n".join(tables))
 
 
 def _measure(name, chosen, molecules, out) -> list[dict]:

@@ -189,12 +189,13 @@ def heatmaps(matrices: Mapping[str, np.ndarray], labels: Sequence[str], columns:
     for index, (name, matrix) in enumerate(matrices.items()):
         row, col = divmod(index, columns)
         values = np.asarray(matrix)
-        axis = figure.get_subplot(row + 1, col + 1).xaxis.domain, figure.get_subplot(row + 1, col + 1).yaxis.domain
+        place = figure.get_subplot(row + 1, col + 1)
+        (_, right), (bottom, top) = place.xaxis.domain, place.yaxis.domain  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         limit = float(np.abs(values).max()) or 1.0
         figure.add_heatmap(
             z=values.tolist(), x=list(labels), y=list(labels), name=name, row=row + 1, col=col + 1,
             colorscale="RdBu", zmid=0, zmin=-limit, zmax=limit,
-            colorbar={"x": axis[0][1] + 0.005, "y": sum(axis[1]) / 2, "len": axis[1][1] - axis[1][0], "thickness": 10},
+            colorbar={"x": right + 0.005, "y": (bottom + top) / 2, "len": top - bottom, "thickness": 10},
             hovertemplate="%{y}, %{x}: %{z:.4f}<extra></extra>",
         )
     figure.update_yaxes(autorange="reversed", tickfont={"size": 9})
