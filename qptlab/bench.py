@@ -227,6 +227,7 @@ class Benchmark(NamedTuple):
     Attributes:
       title: of the table.
       cases: its lines.
+      cold_and_warm: what the two words mean here.
       peer: who is beside us.
       engines: what a process of ours does and what one of the peer does; None for whole processes.
     """
@@ -234,6 +235,7 @@ class Benchmark(NamedTuple):
     title: str
     cases: list[Case]
     peer: str
+    cold_and_warm: str
     engines: tuple[Callable[[Case], Iterator[Row]], Callable[[Case], Iterator[Row]]] | None
 
 
@@ -242,13 +244,13 @@ def _forms(basis):
 
 
 def _grid(molecules, repeats, batch=False):
-    """Every molecule in either basis and functional; a batch in the form of integrals that `auto` would choose."""
+    """Every molecule in either basis and functional; a batch unless exact integrals are larger than `auto` takes."""
     for molecule in molecules:
         for basis in ("sto-3g", "def2-svp"):
             for xc in ("pbe", "b3lyp"):
                 auto = template(Molecule.parse(molecule), Method(xc, basis)).eri
                 for eri in _forms(basis):
-                    yield Case(molecule, xc, basis, eri, repeats, batch and eri == auto)
+                    yield Case(molecule, xc, basis, eri, repeats, batch and (eri == "fitted" or auto == "exact"))
 
 
 def benchmark(name: str, molecules: tuple[str, ...] = ()) -> Benchmark:
@@ -265,21 +267,24 @@ def benchmark(name: str, molecules: tuple[str, ...] = ()) -> Benchmark:
         raise InputError(f"benchmark {name!r} is not known; one of {', '.join(NAMES)} would do.")
     chosen = molecules or MOLECULES
     if name == "scf":
-        return Benchmark("A converged SCF", list(_grid(chosen, 3, batch=True)), "PySCF", (_our_scf, _pyscf_scf))
+        return Benchmark("A converged SCF", list(_grid(chosen, 3, batch=True)), "PySCF", _TURNS, (_our_scf, _pyscf_scf))
     if name == "fock":
         cases = list(_grid(chosen, 5))
-        return Benchmark("Energy and Fock matrix of a given density", cases, "PySCF", (_our_fock, _pyscf_fock))
+        return Benchmark("Energy and Fock matrix of a given density", cases, "PySCF", _TURNS, (_our_fock, _pyscf_fock))
     if name == "tensors":
         cases = list(_grid(chosen, 5))
-        return Benchmark("Integrals that the host makes", cases, "libcint", (_our_tensors, _libcint_tensors))
+        return Benchmark("Integrals that the host makes", cases, "libcint", _TURNS, (_our_tensors, _libcint_tensors))
     if name == "growth":
         alkanes = molecules or ["C" * n for n in ALKANES]
         cases = [Case(smiles, "pbe", "def2-svp", "fitted", 2) for smiles in alkanes]
-        return Benchmark("Growth of a converged SCF with an alkane's size", cases, "PySCF", (_our_scf, _pyscf_scf))
+        title = "Growth of a converged SCF with an alkane's size"
+        return Benchmark(title, cases, "PySCF", _TURNS, (_our_scf, _pyscf_scf))
     cases = [case for case in _grid(chosen, 1) if case.basis == "def2-svp"]
-    return Benchmark("From the start of a process to its first energy", cases, "PySCF", None)
+    return Benchmark("From the start of a process to its first energy", cases, "PySCF", _STARTS, None)
 
 
+_TURNS = "Cold: the first geometry of a process, with nothing compiled; warm: the median of those after it."
+_STARTS = "Cold: a process that must compile; warm: the next one, which finds what the first has compiled."
 NAMES = ("scf", "fock", "tensors", "growth", "start")
 
 
@@ -415,8 +420,8 @@ def write(name: str, chosen: Benchmark, rows: list[Row], folder: pathlib.Path, c
         f"# {chosen.title}", "", f"    {command}", "",
         f"{where['date']}, {where['processor']}, {where['cores']} cores, {', '.join(where['devices'])}; "
         + ", ".join(f"{library} {version}" for library, version in where["libraries"].items())
-        + ". Times in seconds. Cold: the first geometry of a process, with nothing compiled; warm: the median of "
-        "those after it. A ratio is the median over turns that both took one after the other.",
+        + f". Times in seconds. {chosen.cold_and_warm} "
+        "A ratio is the median over turns that both took one after the other.",
         "", table(rows, chosen.peer), "",
     ]
     if name == "growth":

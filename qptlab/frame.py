@@ -12,7 +12,6 @@ import functools
 import itertools
 
 import ase.data
-import networkx as nx
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -144,7 +143,9 @@ class ReferenceFrame:
         return positions - self._masses @ positions / self._masses.sum()
 
 
-def _bond_graph(mol: Molecule) -> nx.Graph:
+def _bond_graph(mol):
+    import networkx as nx  # a tenth of a second; an energy does not need it
+
     radii = ase.data.covalent_radii[mol.atomic_numbers] / BOHR_ANGSTROM
     graph = nx.Graph()
     graph.add_nodes_from((i, {"symbol": symbol}) for i, symbol in enumerate(mol.symbols))
@@ -154,8 +155,10 @@ def _bond_graph(mol: Molecule) -> nx.Graph:
     return graph
 
 
-def _isomorphisms(ours: nx.Graph, theirs: nx.Graph, limit: int) -> Int[np.ndarray, "nperm natm"]:
+def _isomorphisms(ours, theirs, limit: int) -> Int[np.ndarray, "nperm natm"]:
     """Up to `limit` orders of their atoms in which their bonds are ours."""
+    import networkx as nx
+
     matcher = nx.isomorphism.GraphMatcher(
         ours, theirs, node_match=lambda a, b: a["symbol"] == b["symbol"]
     )
