@@ -267,10 +267,12 @@ def benchmark(name: str, molecules: tuple[str, ...] = ()) -> Benchmark:
         raise InputError(f"benchmark {name!r} is not known; one of {', '.join(NAMES)} would do.")
     chosen = molecules or MOLECULES
     if name == "scf":
-        return Benchmark("A converged SCF", list(_grid(chosen, 3, batch=True)), "PySCF", _TURNS, (_our_scf, _pyscf_scf))
+        cases = list(_grid(chosen, 3, batch=True))
+        return Benchmark("A converged SCF", cases, "PySCF", _TURNS, (_our_scf, _pyscf_scf))
     if name == "fock":
         cases = list(_grid(chosen, 5))
-        return Benchmark("Energy and Fock matrix of a given density", cases, "PySCF", _TURNS, (_our_fock, _pyscf_fock))
+        title = "Energy and Fock matrix of a given density"
+        return Benchmark(title, cases, "PySCF", _TURNS, (_our_fock, _pyscf_fock))
     if name == "tensors":
         cases = list(_grid(chosen, 5))
         return Benchmark("Integrals that the host makes", cases, "libcint", _TURNS, (_our_tensors, _libcint_tensors))

@@ -357,6 +357,9 @@ def _measure(name, chosen, molecules, out) -> list[dict]:
             for row in bench.measure(chosen):
                 rows.append(row)
                 bar.advance(task)
+                if not _stderr.is_terminal:
+                    done = f"{name} {len(rows)}/{len(chosen.cases)}: {row['molecule']} {row['xc']}/{row['basis']}"
+                    _stderr.print(f"{done} {row['eri']}", soft_wrap=True)
         finally:
             if out is not None and rows:
                 command = ["qptlab", "bench", name, *(["--molecules", ",".join(molecules)] if molecules else [])]

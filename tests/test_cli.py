@@ -42,7 +42,8 @@ def test_energy_prints_the_keys_that_scripts_read(call):
     record = json.loads(out)
     assert (status, err) == (0, "")
     assert set(record) == {
-        "energy_ha", "converged", "cycles", "mo_energy_ha", "dipole_debye", "seconds", "pyscf_energy_ha", "error_mev",
+        "energy_ha", "converged", "cycles", "mo_energy_ha", "dipole_debye", "charges", "gap_ha", "eri", "seconds",
+        "pyscf_energy_ha", "error_mev",
     }
     mf = cases.rks(ql.Molecule.from_name("water"), cases.QUICK_METHOD)
     assert record["energy_ha"] == pytest.approx(mf.kernel(), abs=1e-7)
@@ -59,7 +60,44 @@ def test_energy_reads_files_and_speaks_to_people(call, tmp_path):
     assert (status, err) == (0, "")
     assert "H2O  LDA/sto-3g" in out
     assert "hartree" in out
-    assert "HOMO, LUMO" in out
+    assert "HOMO–LUMO gap" in out
+
+
+def test_energy_of_a_radical_with_fitted_integrals_and_forces(call):
+    options = ["--eri", "fitted", "--guess", "core", "--level-shift", "0.2", "--forces", "--check", "--json"]
+    status, out, _ = call("energy", "[CH3]", *QUICK, *options)
+    record = json.loads(out)
+    assert (status, record["eri"]) == (0, "fitted")
+    assert abs(record["error_same_fit_mev"]) < 1e-3 < abs(record["error_mev"])
+    assert np.shape(record["mo_energy_ha"]) == (2, 8)
+    np.testing.assert_allclose(np.sum(record["forces_ha_per_bohr"], axis=0), 0.0, atol=1e-8)
+    assert sum(record["charges"]) == pytest.approx(0.0, abs=1e-8)
+
+
+def test_a_search_that_does_not_converge_says_so_and_exits_with_1(call):
+    status, out, err = call("energy", "water", *QUICK, "--damping", "0.99", "--json")
+    assert (status, json.loads(out)["converged"]) == (1, False)
+    assert "did not converge in 100 cycles" in err
+
+
+def test_json_has_null_where_there_is_no_gap(call, tmp_path):
+    (tmp_path / "he.xyz").write_text("1\n\nHe 0 0 0\n")
+    status, out, _ = call("energy", tmp_path / "he.xyz", *QUICK, "--json")
+    assert (status, json.loads(out)["gap_ha"]) == (0, None)
+
+
+@pytest.mark.slow
+def test_benchmarks_stand_beside_their_peer_and_are_kept(call, tmp_path):
+    status, out, _ = call("bench", "fock", "--molecules", "hydrogen", "--out", tmp_path, "--json")
+    rows = json.loads(out)["benchmarks"]["fock"]
+    assert status == 0
+    assert len(rows) == 6
+    for row in rows:
+        assert abs(row["difference_mev"]) < 1e-6
+        assert {"cold_s", "warm_s", "gradient_s"} <= set(row["ours"])
+    assert json.loads((tmp_path / "fock.json").read_text())["rows"] == rows
+    assert "qptlab bench fock --molecules hydrogen" in (tmp_path / "fock.md").read_text()
+    assert (tmp_path / "fock.png").stat().st_size > 1000
 
 
 def test_evaluate_prints_the_keys_that_scripts_read(call, trained, frames):
@@ -121,9 +159,16 @@ def test_info_names_versions_and_devices(call):
 
 BAD = [
     (["energy", "C1CC"], "'C1CC'"),
-    (["energy", "[CH3]"], "9 electrons"),
+    (["energy", "[CH3]", "--spin", "2"], "9 electrons"),
     (["energy", "nowhere.xyz"], "nowhere.xyz"),
-    (["energy", "water", "--xc", "b3lyp"], "b3lyp"),
+    (["energy", "water", "--xc", "b3lyp6"], "b3lyp6"),
+    (["energy", "water", "--guess", "huckel"], "huckel"),
+    (["energy", "water", "--solver", "newton"], "newton"),
+    (["energy", "water", "--eri", "exact", "--auxbasis", "def2-svp-jkfit"], "'fitted' would do"),
+    (["energy", "water", "--damping", "1"], "damping 1.0"),
+    (["train", "[CH3]", "--out", "{tmp}/w"], "closed-shell"),
+    (["bench", "speed"], "'speed'"),
+    (["bench", "fock", "--out", "{tmp}/none"], "none does not exist"),
     (["energy", "water", "--basis", "nonsense"], "nonsense"),
     (["energy", "water", "--grid-level", "9"], "grid_level 9"),
     (["energy", "water", "--grid-level", "fine"], "fine"),

@@ -4,10 +4,12 @@ import ase.io.cube
 import cases
 import numpy as np
 import pytest
+from pyscf.dft import numint
+from pyscf.lo.orth import lowdin
 
 import qptlab as ql
 from qptlab.integrals import template
-from qptlab.properties import box, cube_text, orbital_on_box
+from qptlab.properties import box, cube_text, density_on_box, orbital_on_box
 
 METHOD = ql.Method("pbe", "def2-svp", grid_level=0)
 
@@ -48,6 +50,31 @@ def test_orbital_values_are_pyscfs():
     points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
     theirs = cases.rks(mol, METHOD).mol.eval_gto("GTOval_sph", points) @ coefficients
     np.testing.assert_allclose(ours.ravel(), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_densities_on_a_box_are_pyscfs():
+    mol = cases.molecule("water")
+    dm = np.asarray(cases.ints("water", METHOD).dm_guess)
+    where = box(mol, 9)
+    axes = [where.origin[i] + where.spacing[i] * np.arange(9) for i in range(3)]
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    aos = cases.rks(mol, METHOD).mol.eval_gto("GTOval_sph", points)
+    theirs = numint.eval_rho(cases.rks(mol, METHOD).mol, aos, dm)
+    ours = density_on_box(mol, template(mol, METHOD), dm, where)
+    np.testing.assert_allclose(ours.ravel(), theirs, rtol=1e-5, atol=1e-8)
+
+
+def test_lowdin_charges_are_populations_of_orthogonalised_orbitals():
+    """PySCF's own Löwdin orbitals, S^(−½) in columns: D in their basis has the populations on its diagonal."""
+    mol = cases.molecule("formaldehyde")
+    dm, overlap = np.asarray(cases.ints("formaldehyde", METHOD).dm_guess), cases.rks(mol, METHOD).get_ovlp()
+    orbitals = lowdin(overlap)
+    populations = np.diag(orbitals.T @ overlap @ dm @ overlap @ orbitals)
+    atoms = [label[0] for label in cases.rks(mol, METHOD).mol.ao_labels(fmt=False)]
+    theirs = mol.atomic_numbers - np.bincount(atoms, populations)
+    np.testing.assert_allclose(ql.charges(mol, METHOD, dm, "lowdin"), theirs, atol=1e-10)
+    with pytest.raises(ql.InputError, match="'hirshfeld' are not known"):
+        ql.charges(mol, METHOD, dm, "hirshfeld")
 
 
 def test_cube_files_are_read_back_by_ase(tmp_path):

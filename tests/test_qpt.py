@@ -1,5 +1,7 @@
 """QPT: what it is before training, its gradient, and its symmetries."""
 
+import functools
+
 import cases
 import haiku as hk
 import jax
@@ -17,6 +19,7 @@ from qptlab.models.qpt import correction
 from qptlab.training import loss
 
 METHOD = ql.Method("pbe", "sto-3g", grid_level=0)
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def sample(name, iterations, seed=0):
@@ -45,7 +48,7 @@ def test_an_untrained_model_is_plain_dft_iteration(iterations):
         assert float(found.energy) == pytest.approx(expected, abs=tol.ENERGY_OF_DENSITY)
 
 
-@pytest.mark.parametrize(("name", "iterations"), [("water", 0), ("methane", 1), ("methane", 2)])
+@pytest.mark.parametrize(("name", "iterations"), [("water", 0), slow("methane", 1), ("methane", 2)])
 def test_gradient_of_the_loss_equals_finite_differences(name, iterations):
     """Along a random direction of all parameters, in float64; methane has triply degenerate levels."""
     qpt, _ = cases.model(name, METHOD, iterations)
@@ -62,6 +65,32 @@ def test_gradient_of_the_loss_equals_finite_differences(name, iterations):
     difference = cases.slope_by_differences(along, 2e-3)
     assert abs(slope) > 1e-6
     assert slope == pytest.approx(difference, rel=tol.LOSS_FINITE_DIFFERENCE)
+
+
+@pytest.mark.parametrize(
+    ("has_network", "rel"),
+    [(False, tol.LOSS_FINITE_DIFFERENCE), (True, 1e-4)],  # rounding of a float32 network, over the step
+)
+def test_forces_of_a_prediction_are_the_slope_of_its_energy_and_turn_with_the_molecule(has_network, rel):
+    """Of an energy that is far from self-consistent, so that every part of the derivative counts."""
+    qpt, frame = cases.model("water", METHOD, 1)
+    predict = ql.Predictor(qpt, cases.parameters("water", METHOD, 1) if has_network else None, frame)
+    mol = cases.molecule("water", displaced=0.1)
+    direction = np.random.default_rng(6).normal(size=mol.positions.shape)
+
+    def along(step):
+        return predict(mol.with_positions(mol.positions + step * direction)).energy
+
+    forces = predict.forces(mol)
+    assert -np.sum(forces * direction) == pytest.approx(cases.slope_by_differences(along, 0.01), rel=rel)
+    turn = Rotation.random(rng=np.random.default_rng(7))
+    turned = predict.forces(mol.with_positions(turn.apply(mol.positions) + 1.0))
+    np.testing.assert_allclose(turned, turn.apply(forces), atol=1e-6)
+
+
+def test_open_shells_are_refused():
+    with pytest.raises(ql.InputError, match=r"a QPT is closed-shell, and 5 \+ 4 electrons"):
+        ql.QPT(cases.prepared("CH3", METHOD), ql.QPTConfig("micro"))
 
 
 def test_the_energy_of_a_prediction_is_never_below_the_solution():

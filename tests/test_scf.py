@@ -42,7 +42,7 @@ COVERING = [
 
 
 @pytest.mark.parametrize(("name", "xc", "basis", "eri"), COVERING)
-def test_energy_orbitals_dipole_and_charges_are_those_of_pyscf(name, xc, basis, eri):
+def test_energy_fock_matrix_orbitals_dipole_and_charges_are_those_of_pyscf(name, xc, basis, eri):
     method = ql.Method(xc, basis, eri=eri)
     mol = cases.molecule(name)
     found, mf = cases.solved(name, method), cases.converged(name, method)
@@ -50,6 +50,8 @@ def test_energy_orbitals_dipole_and_charges_are_those_of_pyscf(name, xc, basis, 
     assert float(found.energy) == pytest.approx(mf.e_tot, abs=tol.SCF_ENERGY)
     for ours, theirs, nocc in zip(*map(np.atleast_2d, (found.mo_energy, mf.mo_energy)), mol.occupied, strict=True):
         np.testing.assert_allclose(ours[:nocc], theirs[:nocc], atol=tol.MO_ENERGY)
+    theirs = mf.get_fock(dm=np.asarray(found.dm))
+    np.testing.assert_allclose(found.fock, theirs, atol=10 * tol.FOCK_OF_DENSITY)
     dipole = mf.dip_moment(verbose=0)
     np.testing.assert_allclose(ql.dipole_debye(mol, method, found.dm), dipole, atol=tol.DIPOLE)
     _, mulliken = mf.mulliken_pop(verbose=0)
@@ -61,11 +63,14 @@ def test_energy_orbitals_dipole_and_charges_are_those_of_pyscf(name, xc, basis, 
     [
         ("hydrogen", "hf", "cc-pvdz", "exact"),
         ("HF", "b3lyp5", "6-31g*", "exact"),
+        slow("N2", "pw92", "def2-svp", "fitted"),
         ("water", "r2scan", "def2-svp", "fitted"),
-        ("methane", "pbe0", "def2-svp", "exact"),
-        ("formaldehyde", "pbe", "def2-tzvp", "fitted"),
-        ("SO2", "lda", "6-31g*", "exact"),
-        ("O2", "pbe", "def2-svp", "exact"),
+        slow("ammonia", "blyp", "cc-pvdz", "exact"),
+        slow("methane", "pbe0", "def2-svp", "exact"),
+        slow("formaldehyde", "pbe", "def2-tzvp", "fitted"),
+        slow("SO2", "lda", "6-31g*", "exact"),
+        slow("O2", "pbe", "def2-svp", "exact"),
+        slow("OH", "hf", "cc-pvdz", "exact"),
         slow("ethanol", "b3lyp", "sto-3g", "fitted"),
         slow("benzene", "lda", "def2-svp", "exact"),
         slow("uracil", "pbe", "def2-svp", "fitted"),
@@ -81,6 +86,7 @@ def test_forces_are_those_of_pyscf_with_its_grid_response(name, xc, basis, eri):
     np.testing.assert_allclose(found.sum(axis=0), 0.0, atol=tol.ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "xc"), [("water", "b3lyp"), ("CH3", "r2scan")])
 def test_forces_are_the_slope_of_converged_energies(name, xc):
     method = ql.Method(xc, "6-31g*", grid_level=0)
@@ -116,9 +122,7 @@ def test_geometries_in_a_batch_converge_as_they_do_alone(xc, eri):
         assert float(together.energy[index]) == pytest.approx(float(single.energy), abs=tol.SCF_ENERGY)
 
 
-@pytest.mark.parametrize(
-    ("name", "guess"), [*(("water", guess) for guess in GUESSES), ("CH3", "core"), ("CH3", "atomic-potential")]
-)
+@pytest.mark.parametrize(("name", "guess"), [*(("water", guess) for guess in GUESSES), ("CH3", "core")])
 def test_every_guess_leads_to_the_same_ground_state(name, guess):
     """Of open shells not every guess does: O2's Hartree–Fock equations have several solutions."""
     method = ql.Method("pbe", "sto-3g")
@@ -132,15 +136,21 @@ def test_guesses_of_atoms_are_pyscfs():
     method = ql.Method("pbe", "def2-svp")
     mf, prepared = cases.rks(cases.molecule("water"), method), cases.prepared("water", method)
     positions = cases.molecule("water").positions
-    np.testing.assert_allclose(prepared.atomic_density(positions), mf.init_guess_by_atom(), atol=1e-6)
+    # PySCF's atoms converge to six decimals or so, ours to their own.
+    np.testing.assert_allclose(prepared.atomic_density(positions), mf.init_guess_by_atom(), atol=1e-5)
     ints = cases.ints("water", method)
     mf.grids.level = 1
     fock = prepared.atomic_potential(positions)
     np.testing.assert_allclose(ql.density_from_fock(jnp.asarray(fock), ints), mf.init_guess_by_vsap(), atol=1e-8)
 
 
-@pytest.mark.parametrize("options", [{"level_shift": 0.5}, {"damping": 0.5}, {"solver": "minimise"}])
-@pytest.mark.parametrize("name", ["water", "CH3"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("water", {"level_shift": 0.5}), ("water", {"solver": "minimise"}), ("CH3", {"damping": 0.5}),
+        slow("CH3", {"solver": "minimise"}),
+    ],
+)
 def test_other_ways_of_searching_find_the_same_minimum(name, options):
     method = ql.Method("lda", "sto-3g")
     found = ql.scf(cases.molecule(name), method, **options)
@@ -182,6 +192,18 @@ def test_one_electron_has_no_self_interaction_in_hartree_fock():
     found = ql.scf(ql.Molecule(("H",), np.zeros((1, 3))), ql.Method("hf", "def2-tzvp"))
     assert found.converged
     assert -0.5 <= float(found.energy) < -0.4995
+
+
+def test_several_geometries_of_a_molecule_at_once_are_each_as_alone():
+    method = ql.Method("pbe", "sto-3g", grid_level=0)
+    mols = [cases.molecule("water", displaced=d) for d in (0.0, 0.1, 0.2)]
+    together = ql.scf_batch(mols, method)
+    assert together.converged.all()
+    for energy, mol in zip(together.energy, mols, strict=True):
+        assert float(energy) == pytest.approx(float(ql.scf(mol, method).energy), abs=tol.SCF_ENERGY)
+    for wrong, said in (([], "0 different molecules"), ([mols[0], cases.molecule("ammonia")], "2 different")):
+        with pytest.raises(ql.InputError, match=said):
+            ql.scf_batch(wrong, method)
 
 
 def test_what_has_not_converged_says_so():
