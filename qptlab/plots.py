@@ -150,7 +150,7 @@ def convergence_figure(names: Sequence[str]) -> go.Figure:
     for index, name in enumerate(names):
         colour, dash = (BLUE, VERMILLION, GREEN, ORANGE, SKY)[index % 5], DASHES[index % 5]
         figure.add_scatter(name=name, mode="lines+markers", line={"color": colour, "dash": dash}, marker={"size": 5})
-    figure.update_xaxes(title="iteration")
+    figure.update_xaxes(title="iteration", type="log", dtick=1)  # some ways need ten steps, others hundreds
     figure.update_yaxes(title="E − E(ground state), meV", type="log", dtick=2, exponentformat="power")
     figure.update_layout(
         title="Ways to the ground state", height=380, showlegend=True,
@@ -163,13 +163,13 @@ def convergence_traces(energies: Sequence[np.ndarray], lowest: float) -> list[tu
     """X and y of every trace of `convergence_figure`, in its order.
 
     Args:
-      energies: of each curve, iteration by iteration, hartree; those that are NaN are left out.
+      energies: of each curve, hartree, from iteration 0 on, which is not drawn; nor is what is NaN.
       lowest: energy of the ground state, hartree.
     """
     traces = []
     for curve in energies:
         above = (np.asarray(curve) - lowest) * HARTREE_MEV
-        seen = np.flatnonzero(above > 0)  # rounding may take the last ones below: no logarithm
+        seen = 1 + np.flatnonzero(above[1:] > 0)  # rounding may take the last ones below: no logarithm
         traces.append((thin(seen), thin(above[seen])))
     return traces
 
@@ -184,7 +184,7 @@ def heatmaps(matrices: Mapping[str, np.ndarray], labels: Sequence[str], columns:
     """
     rows = -(-len(matrices) // columns)
     figure = make_subplots(
-        rows, columns, subplot_titles=list(matrices), horizontal_spacing=0.24 / columns, vertical_spacing=0.2 / rows
+        rows, columns, subplot_titles=list(matrices), horizontal_spacing=0.44 / columns, vertical_spacing=0.28 / rows
     )
     for index, (name, matrix) in enumerate(matrices.items()):
         row, col = divmod(index, columns)
@@ -200,7 +200,7 @@ def heatmaps(matrices: Mapping[str, np.ndarray], labels: Sequence[str], columns:
         )
     figure.update_yaxes(autorange="reversed", tickfont={"size": 9})
     figure.update_xaxes(tickangle=-90, tickfont={"size": 9})
-    figure.update_layout(height=330 * rows + 60)
+    figure.update_layout(height=340 * rows + 60)
     return _dress(figure)
 
 

@@ -133,6 +133,7 @@ def test_sampled_frames_are_readable_and_repeat_for_a_seed(call, tmp_path):
     assert call("sample", "water", "--out", one)[0] == 2
 
 
+@pytest.mark.slow
 def test_training_from_the_shell_writes_a_run_and_one_json_object(call, tmp_path):
     out = tmp_path / "w"
     arguments = ["train", "water", *QUICK, "--sampler", "perturb", "--batch", "4", "-n", "0", "--out", out, "--json"]

@@ -36,6 +36,7 @@ def test_displacements_have_the_spread_asked_for():
     assert abs(shifts.mean()) < 0.005
 
 
+@pytest.mark.slow
 def test_dynamics_has_the_temperature_asked_for():
     """Distances between atoms held by springs spread as the square root of the temperature."""
     def spread(temperature):

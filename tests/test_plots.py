@@ -6,6 +6,7 @@ import pytest
 
 import qptlab as ql
 from qptlab import plots
+from qptlab.units import HARTREE_MEV
 
 ROWS = [{"seconds": float(i), "energy_ha": -75.0 - 0.01 * i} for i in range(5000)]
 ROWS[10] |= {
@@ -68,3 +69,25 @@ def test_live_figures_hold_what_plain_ones_do():
     plots.fill(live, plots.training_traces(ROWS[:20], -75.0))
     assert isinstance(live, go.FigureWidget)
     assert len(live.data[0].x) == 20
+
+
+def test_convergence_is_drawn_above_the_ground_state_from_the_first_iteration_on():
+    curves = [np.array([-2.0, -0.5, -0.9, -1.0, np.nan]), np.array([0.0])]
+    (x, y), (nothing, _) = plots.convergence_traces(curves, -1.0)
+    assert x.tolist() == [1, 2]
+    np.testing.assert_allclose(y, [0.5 * HARTREE_MEV, 0.1 * HARTREE_MEV])
+    assert len(nothing) == 0
+    figure = plots.convergence_figure(["plain", "DIIS"])
+    plots.fill(figure, [(x, y), (nothing, nothing)])
+    assert figure.data[0].x == (1, 2)
+    assert [trace.line.dash for trace in figure.data] == ["solid", "dash"]  # told apart without colour too
+
+
+def test_heatmaps_show_each_matrix_with_white_at_zero():
+    matrices = {"S": np.eye(2), "h": np.array([[-3.0, 1.0], [1.0, 2.0]]), "zero": np.zeros((2, 2))}
+    figure = plots.heatmaps(matrices, ["0 H 1s", "1 H 1s"])
+    for trace, matrix in zip(figure.data, matrices.values(), strict=True):
+        np.testing.assert_array_equal(trace.z, matrix)
+        assert trace.zmid == 0
+        assert trace.zmax == -trace.zmin == (np.abs(matrix).max() or 1.0)
+    assert [note.text for note in figure.layout.annotations] == list(matrices)

@@ -24,10 +24,10 @@ COVERING = [
     ("water", "r2scan", "def2-svp", "fitted"),
     ("ammonia", "blyp", "cc-pvdz", "exact"),
     ("methane", "pbe0", "def2-svp", "exact"),
-    ("formaldehyde", "pbe", "def2-tzvp", "fitted"),
+    slow("formaldehyde", "pbe", "def2-tzvp", "fitted"),
     ("SO2", "lda", "6-31g*", "exact"),
     ("ethanol", "pbe", "sto-3g", "exact"),
-    ("ethanol", "b3lyp", "sto-3g", "fitted"),
+    slow("ethanol", "b3lyp", "sto-3g", "fitted"),
     slow("ethanol", "pbe", "def2-svp", "exact"),
     slow("benzene", "b3lyp", "6-31g*", "fitted"),
     slow("benzene", "lda", "def2-svp", "exact"),
@@ -35,7 +35,7 @@ COVERING = [
     slow("uracil", "b3lyp", "sto-3g", "exact"),
     ("O2", "pbe", "def2-svp", "exact"),
     ("O2", "b3lyp", "sto-3g", "fitted"),
-    ("CH3", "r2scan", "6-31g*", "exact"),
+    slow("CH3", "r2scan", "6-31g*", "exact"),
     ("CH3", "lda", "def2-svp", "exact"),
     ("OH", "hf", "cc-pvdz", "exact"),
 ]
@@ -62,7 +62,7 @@ def test_energy_fock_matrix_orbitals_dipole_and_charges_are_those_of_pyscf(name,
     ("name", "xc", "basis", "eri"),
     [
         ("hydrogen", "hf", "cc-pvdz", "exact"),
-        ("HF", "b3lyp5", "6-31g*", "exact"),
+        slow("HF", "b3lyp5", "6-31g*", "exact"),
         slow("N2", "pw92", "def2-svp", "fitted"),
         ("water", "r2scan", "def2-svp", "fitted"),
         slow("ammonia", "blyp", "cc-pvdz", "exact"),
@@ -109,7 +109,7 @@ def test_solution_does_not_move_under_another_iteration():
     np.testing.assert_allclose(again, found.dm, atol=tol.SELF_CONSISTENCY)
 
 
-@pytest.mark.parametrize(("xc", "eri"), [("lda", "exact"), ("b3lyp", "fitted")])
+@pytest.mark.parametrize(("xc", "eri"), [("lda", "exact"), slow("b3lyp", "fitted")])
 def test_geometries_in_a_batch_converge_as_they_do_alone(xc, eri):
     method = ql.Method(xc, "sto-3g", eri=eri)
     alone = [cases.ints("water", method, displaced=d) for d in (0.0, 0.1, 0.2)]

@@ -136,6 +136,7 @@ def test_nothing_is_written_for_what_cannot_be_used(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_training_on_a_file_of_ones_own_and_its_loss_in_the_background(tmp_path):
     path = tmp_path / "mine.xyz"
     path.write_text("".join(WATER.with_positions(WATER.positions * (1 + i / 200)).to_xyz() for i in range(10)))
