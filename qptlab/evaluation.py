@@ -38,6 +38,7 @@ class Evaluation:
       errors: of the model.
       no_network: of as many plain DFT iterations from the same guess.
       pyscf_same_fock_builds: of PySCF's DIIS stopped after as many Fock builds.
+      same_fit: of the model against PySCF with the same density fitting; None where its integrals are exact.
       seconds_per_geometry: of the model, integrals included, compiled before.
       pyscf_seconds_per_geometry: of PySCF to convergence, one thread.
       predictions: of the model, in the molecule's frame.
@@ -49,6 +50,7 @@ class Evaluation:
     errors: ErrorSummary
     no_network: ErrorSummary
     pyscf_same_fock_builds: ErrorSummary
+    same_fit: ErrorSummary | None
     seconds_per_geometry: float
     pyscf_seconds_per_geometry: float
     predictions: list[Prediction]
@@ -78,6 +80,7 @@ class Evaluation:
             "n": self.n,
             "n_left_out": self.test_set.left_out,
             **self.errors._asdict(),
+            "same_fit": self.same_fit and self.same_fit._asdict(),
             "seconds_per_geometry": self.seconds_per_geometry,
             "pyscf_seconds_per_geometry": self.pyscf_seconds_per_geometry,
             "baselines": {
@@ -91,9 +94,10 @@ class Evaluation:
         return json.dumps(self.to_dict())
 
     def rows(self) -> list[tuple[str, ErrorSummary]]:
-        """The three lines of the table, the model first."""
+        """The lines of the table, the model first."""
         return [
             ("QPT", self.errors),
+            *([("QPT, against the same fit", self.same_fit)] if self.same_fit else []),
             ("no network, same iterations", self.no_network),
             ("PySCF, same Fock builds", self.pyscf_same_fock_builds),
         ]
@@ -154,14 +158,15 @@ def evaluate(
     seconds = (time.perf_counter() - began) / len(predictions)
     template = predictor.model.template
 
-    def summary(answers):
-        return reference.errors(answers, geometries.converged, template.nocc)
+    def summary(answers, truth=geometries.converged):
+        return reference.errors(answers, truth, template.nocc)
 
     return Evaluation(
         method=template.method.label,
         errors=summary(predictions),
         no_network=summary(geometries.no_network),
         pyscf_same_fock_builds=summary(geometries.stopped),
+        same_fit=summary(predictions, geometries.same_fit) if geometries.same_fit else None,
         seconds_per_geometry=seconds,
         pyscf_seconds_per_geometry=float(np.mean([a.seconds for a in geometries.converged])),
         predictions=predictions,

@@ -65,6 +65,7 @@ class TestSet(NamedTuple):
       converged: PySCF's answers.
       stopped: PySCF's DIIS stopped after as many Fock builds as the model does.
       no_network: plain DFT iteration, as many iterations as the model does.
+      same_fit: PySCF's answers with fitted integrals where the model's are; empty where they are exact.
       left_out: how many geometries were given for which PySCF did not converge.
     """
 
@@ -72,6 +73,7 @@ class TestSet(NamedTuple):
     converged: list[Reference]
     stopped: list[Reference]
     no_network: list[Prediction]
+    same_fit: list[Reference]
     left_out: int
 
 
@@ -132,13 +134,15 @@ def make_test_set(
     """
     template = predictor.model.template
     plain = Predictor(predictor.model, None, predictor.frame)
-    found = TestSet([], [], [], [], 0)
+    found = TestSet([], [], [], [], [], 0)
     for done, place in enumerate(positions, start=1):
         mol = predictor.frame.molecule.with_positions(place)
         answer = converged(mol, template.method)
-        if answer.converged:
+        fitted = [converged(mol, template.method, fitted=True)] if template.eri == "fitted" else []
+        if answer.converged and all(other.converged for other in fitted):
             found.positions.append(place)
             found.converged.append(answer)
+            found.same_fit.extend(fitted)
             found.stopped.append(stopped(mol, template.method, predictor.model.config.iterations + 1))
             found.no_network.append(plain.in_frame(place))
         progress(done, len(positions))

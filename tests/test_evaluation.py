@@ -31,7 +31,8 @@ def found(trained, geometries):
 def test_the_table_has_the_keys_that_others_read(found):
     record = json.loads(found.to_json())
     speeds = {"seconds_per_geometry", "pyscf_seconds_per_geometry"}
-    assert set(record) == {"n", "n_left_out", "baselines"} | speeds | ERRORS
+    assert set(record) == {"n", "n_left_out", "same_fit", "baselines"} | speeds | ERRORS
+    assert record["same_fit"] is None
     assert set(record["baselines"]) == {"no_network", "pyscf_same_fock_builds"}
     assert all(set(baseline) == ERRORS for baseline in record["baselines"].values())
     assert record["n"] == 3
@@ -52,6 +53,19 @@ def test_errors_are_differences_to_a_converged_calculation(found, trained, geome
     assert found.errors.energy_mae_mev == pytest.approx(np.abs(expected).mean(), abs=1e-4)
     assert found.errors.energy_max_mev == pytest.approx(np.abs(expected).max(), abs=1e-4)
     assert (found.energy_errors_mev > 0).all(), "the variational principle"
+
+
+def test_where_integrals_are_fitted_the_error_against_the_same_fit_stands_beside(geometries):
+    """Plain iteration, nearly converged: what is left against exact integrals is the fit's error."""
+    method = ql.Method("lda", "sto-3g", grid_level=0, eri="fitted")
+    qpt, frame = cases.model("water", method, 5)
+    found = ql.evaluate(ql.Predictor(qpt, None, frame), geometries[:1])
+    assert found.same_fit is not None
+    assert found.same_fit.energy_mae_mev < 0.1 * found.errors.energy_mae_mev
+    exact, fitted = found.test_set.converged[0].energy, found.test_set.same_fit[0].energy
+    assert found.errors.energy_mae_mev == pytest.approx(abs(exact - fitted) * 27211.38602, rel=0.1)
+    assert "QPT, against the same fit" in str(found)
+    assert found.to_dict()["same_fit"]["energy_mae_mev"] == found.same_fit.energy_mae_mev
 
 
 def test_the_model_is_better_than_both_baselines(found):
