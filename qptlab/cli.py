@@ -181,7 +181,7 @@ def train(
     if as_json:
         _print_json(record)
     else:
-        _print(f"{record['steps']} steps in {record['seconds']:.0f} s, kept in {out}")
+        _print(f"{record['steps']} steps in {record['seconds']:.0f} s, {record['eri']} integrals, kept in {out}")
         for key in ("validation_mae_mev", "no_network_mae_mev", "pyscf_stopped_mae_mev"):
             if record[key] is not None:
                 _print(f"{key:24} {record[key]:.5g}")
@@ -192,6 +192,7 @@ def _summary(trainer) -> dict:
     judged = next((row for row in reversed(rows) if "validation_mae_mev" in row), {})
     return {
         "out": str(trainer.out),
+        "eri": ql.template(trainer.molecule, trainer.method).eri,
         "steps": trainer.step,
         "seconds": rows[-1]["seconds"] if rows else 0.0,
         "energy_ha": rows[-1]["energy_ha"] if rows else None,

@@ -146,6 +146,11 @@ class Template:
         return (exact if self.naux == 0 else fitted) + min(AO_BYTES, self._ao_bytes)
 
     @property
+    def most_at_once(self) -> int:
+        """How many geometries' integrals fit the host's memory together; one at least."""
+        return max(1, libcint.memory_bytes() // self.nbytes)
+
+    @property
     def _nderiv(self) -> int:
         return {0: 0, 1: 1}.get(xc.functional(self.method.xc).nvar, 4)
 

@@ -163,7 +163,7 @@ def scf_batch(
     def one(mol):
         return jax.block_until_ready(solve(template.complete(host(mol)), method.xc, tolerance=tolerance))
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, template.most_at_once)) as pool:
         if jax.default_backend() == "cpu":
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *pool.map(one, mols))
         hosts = jax.tree.map(lambda *leaves: np.stack(leaves), *pool.map(host, mols))
