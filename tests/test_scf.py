@@ -80,7 +80,7 @@ def test_forces_are_those_of_pyscf_with_its_grid_response(name, xc, basis, eri):
     method = ql.Method(xc, basis, eri=eri)
     mol = cases.molecule(name)
     gradient = cases.converged(name, method).nuc_grad_method()
-    gradient.grid_response = True
+    gradient.grid_response = xc != "hf"  # there is no grid then, and PySCF's code for two spins stumbles
     found = ql.forces(mol, method, cases.solved(name, method).fock)
     np.testing.assert_allclose(found, -gradient.kernel(), atol=tol.FORCE)
     np.testing.assert_allclose(found.sum(axis=0), 0.0, atol=tol.ROUNDING)
