@@ -352,19 +352,17 @@ def _measure(name, chosen, molecules, out) -> list[dict]:
     from qptlab import bench
 
     rows = []
+    command = ["qptlab", "bench", name, *(["--molecules", ",".join(molecules)] if molecules else [])]
     with Progress(console=_stderr) as bar:
         task = bar.add_task(name, total=len(chosen.cases))
-        try:
-            for row in bench.measure(chosen):
-                rows.append(row)
-                bar.advance(task)
-                if not _stderr.is_terminal:
-                    done = f"{name} {len(rows)}/{len(chosen.cases)}: {row['molecule']} {row['xc']}/{row['basis']}"
-                    _stderr.print(f"{done} {row['eri']}", soft_wrap=True)
-        finally:
-            if out is not None and rows:
-                command = ["qptlab", "bench", name, *(["--molecules", ",".join(molecules)] if molecules else [])]
+        for row in bench.measure(chosen):
+            rows.append(row)
+            bar.advance(task)
+            if out is not None:
                 bench.write(name, chosen, rows, out, shlex.join([*command, "--out", str(out)]))
+            if not _stderr.is_terminal:
+                done = f"{name} {len(rows)}/{len(chosen.cases)}: {row['molecule']} {row['xc']}/{row['basis']}"
+                _stderr.print(f"{done} {row['eri']}", soft_wrap=True)
     return rows
 
 
