@@ -22,8 +22,9 @@ from qptlab.method import Method
 from qptlab.molecule import Molecule
 from qptlab.repulsion import Repulsion
 
-AO_BYTES = 2**30
-"""AO values of one geometry are kept up to this size; beyond, they are made anew, chunk by chunk, when needed."""
+AO_SHARE = 4
+"""AO values of one geometry are kept up to a quarter of what integrals may take of the memory; beyond, they are made
+anew, chunk by chunk, when needed."""
 
 CHUNK_ELEMENTS = 2**17
 """AO values per chunk of grid points, so that a chunk's arrays stay in a processor's cache."""
@@ -143,7 +144,7 @@ class Template:
         """Memory that `Integrals` of one geometry take at most, while they are made."""
         exact = libcint.exact_bytes(self.nao, exchange=self._has_exchange)
         fitted = libcint.fitted_bytes(self.nao, self.naux)
-        return (exact if self.naux == 0 else fitted) + min(AO_BYTES, self._ao_bytes)
+        return (exact if self.naux == 0 else fitted) + min(self._ao_limit, self._ao_bytes)
 
     @property
     def most_at_once(self) -> int:
@@ -153,6 +154,10 @@ class Template:
     @property
     def _nderiv(self) -> int:
         return {0: 0, 1: 1}.get(xc.functional(self.method.xc).nvar, 4)
+
+    @property
+    def _ao_limit(self) -> int:
+        return libcint.memory_bytes() // AO_SHARE
 
     @property
     def _ao_bytes(self) -> int:
@@ -213,7 +218,7 @@ class Template:
         chunk, missing = self.layout.chunk, -len(weights) % self.layout.chunk
         coords = jnp.concatenate([coords, coords[:1].repeat(missing, axis=0)])
         weights = jnp.concatenate([weights, jnp.zeros(missing)])
-        if self._nderiv == 0 or self._ao_bytes > AO_BYTES:
+        if self._nderiv == 0 or self._ao_bytes > self._ao_limit:
             return coords, weights, None
 
         @jax.checkpoint  # backwards a chunk is made again, not remembered
