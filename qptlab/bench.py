@@ -227,8 +227,8 @@ class Benchmark(NamedTuple):
     Attributes:
       title: of the table.
       cases: its lines.
-      cold_and_warm: what the two words mean here.
       peer: who is beside us.
+      cold_and_warm: what the two words mean here.
       engines: what a process of ours does and what one of the peer does; None for whole processes.
     """
 
@@ -239,18 +239,18 @@ class Benchmark(NamedTuple):
     engines: tuple[Callable[[Case], Iterator[Row]], Callable[[Case], Iterator[Row]]] | None
 
 
-def _forms(basis):
-    return ("exact", "fitted") if basis == "def2-svp" else ("exact",)
-
-
 def _grid(molecules, repeats, batch=False):
     """Every molecule in either basis and functional; a batch unless exact integrals are larger than `auto` takes."""
     for molecule in molecules:
         for basis in ("sto-3g", "def2-svp"):
             for xc in ("pbe", "b3lyp"):
-                auto = template(Molecule.parse(molecule), Method(xc, basis)).eri
-                for eri in _forms(basis):
-                    yield Case(molecule, xc, basis, eri, repeats, batch and (eri == "fitted" or auto == "exact"))
+                for eri in ("exact", "fitted") if basis == "def2-svp" else ("exact",):
+                    case = Case(molecule, xc, basis, eri, repeats)
+                    yield case._replace(batch=batch and (eri == "fitted" or _is_small(case)))
+
+
+def _is_small(case):
+    return template(Molecule.parse(case.molecule), Method(case.xc, case.basis)).eri == "exact"
 
 
 def benchmark(name: str, molecules: tuple[str, ...] = ()) -> Benchmark:
@@ -347,8 +347,10 @@ def _serve(engine, case, connection):
 
 def _medians(turns):
     keys = dict.fromkeys(key for turn in turns for key in turn)
-    found = {key: statistics.median(turn[key] for turn in turns if key in turn) for key in keys}
-    return {key: max(t[key] for t in turns if key in t) if key == "memory_mib" else found[key] for key in keys}
+    return {
+        key: (max if key == "memory_mib" else statistics.median)([turn[key] for turn in turns if key in turn])
+        for key in keys
+    }
 
 
 def growth_exponent(rows: list[Row], engine: str, smallest: int = 4) -> float | None:

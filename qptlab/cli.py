@@ -125,8 +125,8 @@ def _print_energy(mol, method, record) -> None:
     if record["gap_ha"] is not None:
         _print(f"HOMO–LUMO gap {record['gap_ha']:.6f} hartree")
     _print(f"dipole        {np.linalg.norm(record['dipole_debye']):.4f} debye")
+    pull = record.get("forces_ha_per_bohr")
     for index, symbol in enumerate(mol.symbols):
-        pull = record.get("forces_ha_per_bohr")
         force = "  force " + " ".join(f"{x:12.8f}" for x in pull[index]) + " hartree/bohr" if pull else ""
         _print(f"{index:4} {symbol:2}       Mulliken charge {record['charges'][index]:8.4f}{force}")
     for key, name in (("", "PySCF"), ("fitted_", "PySCF, fitted")):

@@ -23,6 +23,7 @@ BOX_MARGIN_BOHR = 5.0
 
 
 SLICE_POINTS = 4096
+"""Points of a box that are evaluated at a time."""
 
 
 class Box(NamedTuple):
@@ -146,8 +147,7 @@ def orbital_on_box(
       mo_coeff: coefficients, one column of `mo_coeff`.
       where: the points.
     """
-    values = _box_evaluator(template, density=False)(mol.positions, _points(where), jnp.asarray(mo_coeff))
-    return np.asarray(values, dtype=np.float32).reshape(where.shape)
+    return _on_box(mol, template, mo_coeff, where, density=False)
 
 
 def density_on_box(
@@ -161,13 +161,14 @@ def density_on_box(
       dm: density matrix: the total, of one spin, or the difference of two.
       where: the points.
     """
-    values = _box_evaluator(template, density=True)(mol.positions, _points(where), jnp.asarray(dm))
-    return np.asarray(values, dtype=np.float32).reshape(where.shape)
+    return _on_box(mol, template, dm, where, density=True)
 
 
-def _points(where: Box):
+def _on_box(mol, template, coefficients, where, *, density):
     axes = [where.origin[i] + where.spacing[i] * np.arange(where.shape[i]) for i in range(3)]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    values = _box_evaluator(template, density=density)(mol.positions, points, jnp.asarray(coefficients))
+    return np.asarray(values, dtype=np.float32).reshape(where.shape)
 
 
 @functools.lru_cache(maxsize=8)

@@ -104,20 +104,20 @@ def exact(eri: Float[Array, " npack"], nao: int, *, exchange: bool) -> ExactRepu
       nao: number of atomic orbitals.
       exchange: whether exact exchange will be asked for.
     """
-    first, second = np.tril_indices(nao)
-    rows, _ = tiling(len(first))
+    npair = nao * (nao + 1) // 2
+    rows, _ = tiling(npair)
     whole = np.int32 if len(eri) < 2**31 else np.int64  # the narrower is gathered faster
-    first, second = (jnp.asarray(np.pad(index, (0, rows)), whole) for index in (first, second))
+    first, second = (jnp.asarray(np.pad(index, (0, rows)), whole) for index in np.tril_indices(nao))
 
     def tiles(element):
         def one(place):
             p, q = (block * rows + jnp.arange(rows) for block in place)
-            real = (p[:, None] < nao * (nao + 1) // 2) & (q < nao * (nao + 1) // 2)
+            real = (p[:, None] < npair) & (q < npair)
             found = element(*(index.at[p].get(mode="clip")[:, None] for index in (first, second)),
                             *(index.at[q].get(mode="clip") for index in (first, second)))
             return jnp.where(real, found, 0.0)
 
-        return jax.lax.map(one, _tile_places(rows, nao * (nao + 1) // 2))
+        return jax.lax.map(one, _tile_places(rows, npair))
 
     def integral(i, j, k, l):
         return eri.at[_triangle(_triangle(i, j), _triangle(k, l))].get(mode="promise_in_bounds")

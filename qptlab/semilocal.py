@@ -48,17 +48,6 @@ def exchange_correlation(
     return _energy_and_matrix(0.5 * (dm + jnp.swapaxes(dm, 1, 2)), points, functional)
 
 
-def density_on_grid(dm: Float[Array, "nao nao"], ints: Integrals) -> Float[Array, " ngrids"]:
-    """Electron density of a symmetric density matrix on the grid points, electrons per cubic bohr."""
-    chunks = ints.coords.reshape(-1, ints.layout.chunk, 3)
-
-    def of_chunk(coords):
-        return _to_grid(dm[None], grid.eval_aos(ints.positions, coords, ints.layout.shells, derivatives=False), 1)
-
-    rho = jax.lax.map(of_chunk, chunks)
-    return rho.reshape(-1)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _energy_and_matrix(dm, points, functional):
     energy, matrix, _ = _forward(dm, points, functional)

@@ -5,6 +5,7 @@ import time
 
 import jax
 import numpy as np
+import pytest
 from pyscf import dft, gto, lib
 from scipy.spatial.transform import Rotation
 
@@ -13,6 +14,8 @@ from qptlab.integrals import Template, build_integrals, template
 from qptlab.reference import PYSCF_FUNCTIONALS
 
 lib.num_threads(1)
+
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 QUICK_METHOD = ql.Method("lda", "sto-3g", grid_level=0)
 QUICK_MODEL = ql.QPTConfig("micro", 0)

@@ -19,7 +19,7 @@ def hartree(ints):
 LEVELS = [(xc, basis) for xc in ("lda", "pbe") for basis in ("sto-3g", "def2-svp")]
 
 
-@pytest.mark.parametrize("name", ["water", pytest.param("ethanol", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["water", cases.slow("ethanol")])
 @pytest.mark.parametrize(("xc", "basis"), LEVELS)
 def test_energy_and_fock_matrix_of_any_density_are_those_of_pyscf(name, xc, basis):
     method = ql.Method(xc, basis)

@@ -14,6 +14,11 @@ from qptlab.properties import box, cube_text, density_on_box, orbital_on_box
 METHOD = ql.Method("pbe", "def2-svp", grid_level=0)
 
 
+def points_of(where):
+    axes = [where.origin[i] + where.spacing[i] * np.arange(where.shape[i]) for i in range(3)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+
+
 def test_dipole_moment_is_pyscfs():
     mol = cases.molecule("water")
     dm = np.asarray(cases.ints("water", METHOD).dm_guess)
@@ -46,8 +51,7 @@ def test_orbital_values_are_pyscfs():
     coefficients = np.random.default_rng(0).normal(size=cases.prepared("ethanol", METHOD).nao)
     where = box(mol, 7)
     ours = orbital_on_box(mol, template(mol, METHOD), coefficients, where)
-    axes = [where.origin[i] + where.spacing[i] * np.arange(7) for i in range(3)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    points = points_of(where)
     theirs = cases.rks(mol, METHOD).mol.eval_gto("GTOval_sph", points) @ coefficients
     np.testing.assert_allclose(ours.ravel(), theirs, rtol=1e-5, atol=1e-6)
 
@@ -56,8 +60,7 @@ def test_densities_on_a_box_are_pyscfs():
     mol = cases.molecule("water")
     dm = np.asarray(cases.ints("water", METHOD).dm_guess)
     where = box(mol, 9)
-    axes = [where.origin[i] + where.spacing[i] * np.arange(9) for i in range(3)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    points = points_of(where)
     aos = cases.rks(mol, METHOD).mol.eval_gto("GTOval_sph", points)
     theirs = numint.eval_rho(cases.rks(mol, METHOD).mol, aos, dm)
     ours = density_on_box(mol, template(mol, METHOD), dm, where)

@@ -1,7 +1,5 @@
 """QPT: what it is before training, its gradient, and its symmetries."""
 
-import functools
-
 import cases
 import haiku as hk
 import jax
@@ -19,7 +17,6 @@ from qptlab.models.qpt import correction
 from qptlab.training import loss
 
 METHOD = ql.Method("pbe", "sto-3g", grid_level=0)
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
 def sample(name, iterations, seed=0):
@@ -31,7 +28,7 @@ def sample(name, iterations, seed=0):
     return qpt.prepare(qpt.template.host_integrals(place))
 
 
-@pytest.mark.parametrize("iterations", [0, slow(1), 3])
+@pytest.mark.parametrize("iterations", [0, cases.slow(1), 3])
 def test_an_untrained_model_is_plain_dft_iteration(iterations):
     """With n diagonalisations written out one by one, mixed by one half except the last."""
     given = sample("water", iterations)
@@ -48,7 +45,7 @@ def test_an_untrained_model_is_plain_dft_iteration(iterations):
         assert float(found.energy) == pytest.approx(expected, abs=tol.ENERGY_OF_DENSITY)
 
 
-@pytest.mark.parametrize(("name", "iterations"), [slow("water", 0), slow("methane", 1), ("methane", 2)])
+@pytest.mark.parametrize(("name", "iterations"), [cases.slow("water", 0), cases.slow("methane", 1), ("methane", 2)])
 def test_gradient_of_the_loss_equals_finite_differences(name, iterations):
     """Along a random direction of all parameters, in float64; methane has triply degenerate levels."""
     qpt, _ = cases.model(name, METHOD, iterations)
@@ -69,7 +66,7 @@ def test_gradient_of_the_loss_equals_finite_differences(name, iterations):
 
 @pytest.mark.parametrize(
     ("has_network", "rel"),
-    [(False, tol.LOSS_FINITE_DIFFERENCE), slow(True, 1e-4)],  # rounding of a float32 network, over the step
+    [(False, tol.LOSS_FINITE_DIFFERENCE), cases.slow(True, 1e-4)],  # rounding of a float32 network, over the step
 )
 def test_forces_of_a_prediction_are_the_slope_of_its_energy_and_turn_with_the_molecule(has_network, rel):
     """Of an energy that is far from self-consistent, so that every part of the derivative counts."""
@@ -115,7 +112,7 @@ def test_the_correction_is_symmetric_and_can_raise_and_lower_levels():
     assert levels[-1] > 1e-4
 
 
-@pytest.mark.parametrize("name", ["water", "ammonia", slow("ethanol")])
+@pytest.mark.parametrize("name", ["water", "ammonia", cases.slow("ethanol")])
 def test_rotation_translation_and_exchange_of_like_atoms_carry_over_to_the_prediction(name):
     """Energies stay; matrices over AOs turn with the AOs, atoms in any order."""
     rng = np.random.default_rng(4)

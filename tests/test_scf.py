@@ -1,7 +1,5 @@
 """Converged calculations against PySCF: energies, orbitals, dipoles, forces; and what a search does on its way."""
 
-import functools
-
 import cases
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,6 @@ import tolerances as tol
 import qptlab as ql
 from qptlab.scf import GUESSES, minimise, solve
 
-slow = functools.partial(pytest.param, marks=pytest.mark.slow)
-
 # A covering set: every molecule, every functional, every basis and both forms of the integrals, not their product.
 COVERING = [
     ("hydrogen", "hf", "cc-pvdz", "exact"),
@@ -24,18 +20,18 @@ COVERING = [
     ("water", "r2scan", "def2-svp", "fitted"),
     ("ammonia", "blyp", "cc-pvdz", "exact"),
     ("methane", "pbe0", "def2-svp", "exact"),
-    slow("formaldehyde", "pbe", "def2-tzvp", "fitted"),
+    cases.slow("formaldehyde", "pbe", "def2-tzvp", "fitted"),
     ("SO2", "lda", "6-31g*", "exact"),
     ("ethanol", "pbe", "sto-3g", "exact"),
-    slow("ethanol", "b3lyp", "sto-3g", "fitted"),
-    slow("ethanol", "pbe", "def2-svp", "exact"),
-    slow("benzene", "b3lyp", "6-31g*", "fitted"),
-    slow("benzene", "lda", "def2-svp", "exact"),
-    slow("uracil", "pbe", "def2-svp", "fitted"),
-    slow("uracil", "b3lyp", "sto-3g", "exact"),
+    cases.slow("ethanol", "b3lyp", "sto-3g", "fitted"),
+    cases.slow("ethanol", "pbe", "def2-svp", "exact"),
+    cases.slow("benzene", "b3lyp", "6-31g*", "fitted"),
+    cases.slow("benzene", "lda", "def2-svp", "exact"),
+    cases.slow("uracil", "pbe", "def2-svp", "fitted"),
+    cases.slow("uracil", "b3lyp", "sto-3g", "exact"),
     ("O2", "pbe", "def2-svp", "exact"),
     ("O2", "b3lyp", "sto-3g", "fitted"),
-    slow("CH3", "r2scan", "6-31g*", "exact"),
+    cases.slow("CH3", "r2scan", "6-31g*", "exact"),
     ("CH3", "lda", "def2-svp", "exact"),
     ("OH", "hf", "cc-pvdz", "exact"),
 ]
@@ -62,18 +58,18 @@ def test_energy_fock_matrix_orbitals_dipole_and_charges_are_those_of_pyscf(name,
     ("name", "xc", "basis", "eri"),
     [
         ("hydrogen", "hf", "cc-pvdz", "exact"),
-        slow("HF", "b3lyp5", "6-31g*", "exact"),
-        slow("N2", "pw92", "def2-svp", "fitted"),
+        cases.slow("HF", "b3lyp5", "6-31g*", "exact"),
+        cases.slow("N2", "pw92", "def2-svp", "fitted"),
         ("water", "r2scan", "def2-svp", "fitted"),
-        slow("ammonia", "blyp", "cc-pvdz", "exact"),
-        slow("methane", "pbe0", "def2-svp", "exact"),
-        slow("formaldehyde", "pbe", "def2-tzvp", "fitted"),
-        slow("SO2", "lda", "6-31g*", "exact"),
-        slow("O2", "pbe", "def2-svp", "exact"),
-        slow("OH", "hf", "cc-pvdz", "exact"),
-        slow("ethanol", "b3lyp", "sto-3g", "fitted"),
-        slow("benzene", "lda", "def2-svp", "exact"),
-        slow("uracil", "pbe", "def2-svp", "fitted"),
+        cases.slow("ammonia", "blyp", "cc-pvdz", "exact"),
+        cases.slow("methane", "pbe0", "def2-svp", "exact"),
+        cases.slow("formaldehyde", "pbe", "def2-tzvp", "fitted"),
+        cases.slow("SO2", "lda", "6-31g*", "exact"),
+        cases.slow("O2", "pbe", "def2-svp", "exact"),
+        cases.slow("OH", "hf", "cc-pvdz", "exact"),
+        cases.slow("ethanol", "b3lyp", "sto-3g", "fitted"),
+        cases.slow("benzene", "lda", "def2-svp", "exact"),
+        cases.slow("uracil", "pbe", "def2-svp", "fitted"),
     ],
 )
 def test_forces_are_those_of_pyscf_with_its_grid_response(name, xc, basis, eri):
@@ -109,7 +105,7 @@ def test_solution_does_not_move_under_another_iteration():
     np.testing.assert_allclose(again, found.dm, atol=tol.SELF_CONSISTENCY)
 
 
-@pytest.mark.parametrize(("xc", "eri"), [("lda", "exact"), slow("b3lyp", "fitted")])
+@pytest.mark.parametrize(("xc", "eri"), [("lda", "exact"), cases.slow("b3lyp", "fitted")])
 def test_geometries_in_a_batch_converge_as_they_do_alone(xc, eri):
     method = ql.Method(xc, "sto-3g", eri=eri)
     alone = [cases.ints("water", method, displaced=d) for d in (0.0, 0.1, 0.2)]
@@ -148,7 +144,7 @@ def test_guesses_of_atoms_are_pyscfs():
     ("name", "options"),
     [
         ("water", {"level_shift": 0.5}), ("water", {"solver": "minimise"}), ("CH3", {"damping": 0.5}),
-        slow("CH3", {"solver": "minimise"}),
+        cases.slow("CH3", {"solver": "minimise"}),
     ],
 )
 def test_other_ways_of_searching_find_the_same_minimum(name, options):
