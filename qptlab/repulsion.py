@@ -106,26 +106,21 @@ def exact(eri: Float[Array, " npack"], nao: int, *, exchange: bool) -> ExactRepu
     """
     npair = nao * (nao + 1) // 2
     rows, _ = tiling(npair)
-    whole = np.int32 if len(eri) < 2**31 else np.int64  # the narrower is gathered faster
+    # Unsigned and as narrow as will do: each element costs a few index operations, and signs double their number.
+    whole = np.uint32 if len(eri) < 2**31 else np.uint64
     first, second = (jnp.asarray(np.pad(index, (0, rows)), whole) for index in np.tril_indices(nao))
+    row, col = (place.astype(whole)[:, None] * rows + jnp.arange(rows, dtype=whole) for place in _tile_places(npair))
+    p, q = row[:, :, None], col[:, None, :]
+    real = (p < npair) & (q < npair)
+    (i, k), (j, l) = ([_at(index, pair) for index in (first, second)] for pair in (p, q))
 
-    def tiles(element):
-        def one(place):
-            p, q = (block * rows + jnp.arange(rows) for block in place)
-            real = (p[:, None] < npair) & (q < npair)
-            found = element(*(index.at[p].get(mode="clip")[:, None] for index in (first, second)),
-                            *(index.at[q].get(mode="clip") for index in (first, second)))
-            return jnp.where(real, found, 0.0)
+    def integrals(i, j, k, l):
+        return _at(eri, _triangle(_triangle(i, j), _triangle(k, l)))
 
-        return jax.lax.map(one, _tile_places(rows, npair))
-
-    def integral(i, j, k, l):
-        return eri.at[_triangle(_triangle(i, j), _triangle(k, l))].get(mode="promise_in_bounds")
-
-    coul = tiles(integral)
+    coul = jnp.where(real, integrals(i, k, j, l), 0.0)
     if not exchange:
         return ExactRepulsion(coul, None)
-    return ExactRepulsion(coul, tiles(lambda i, k, j, l: 0.5 * (integral(i, j, k, l) + integral(i, l, k, j))))
+    return ExactRepulsion(coul, jnp.where(real, 0.5 * (integrals(i, j, k, l) + integrals(i, l, k, j)), 0.0))
 
 
 def tiling(npair: int) -> tuple[int, int]:
@@ -134,9 +129,14 @@ def tiling(npair: int) -> tuple[int, int]:
     return -(-npair // blocks), blocks * (blocks + 1) // 2
 
 
-def _tile_places(rows, npair):
+def _tile_places(npair):
     """Row and column of each tile, in blocks."""
+    rows, _ = tiling(npair)
     return tuple(jnp.asarray(index) for index in np.tril_indices(-(-npair // rows)))
+
+
+def _at(array, index):
+    return array.at[index].get(mode="promise_in_bounds")
 
 
 def _triangle(i, j):
@@ -155,8 +155,8 @@ def _multiply(tiles, vector):
         total = total.at[row].add(tile @ padded[col])
         return total.at[col].add(jnp.where(row == col, 0.0, 1.0) * (padded[row] @ tile)), None
 
-    places = _tile_places(rows, len(vector))
-    return jax.lax.scan(add, jnp.zeros_like(padded), (tiles, *places))[0].reshape(-1)[: len(vector)]
+    total, _ = jax.lax.scan(add, jnp.zeros_like(padded), (tiles, *_tile_places(len(vector))))
+    return total.reshape(-1)[: len(vector)]
 
 
 def fitted(int3c: Float[Array, "naux npair"], int2c: Float[Array, "naux naux"]) -> FittedRepulsion:
