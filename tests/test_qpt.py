@@ -28,7 +28,7 @@ def sample(name, iterations, seed=0):
     return qpt.prepare(qpt.template.host_integrals(place))
 
 
-@pytest.mark.parametrize("iterations", [0, cases.slow(1), 3])
+@pytest.mark.parametrize("iterations", [cases.slow(0), cases.slow(1), 3])
 def test_an_untrained_model_is_plain_dft_iteration(iterations):
     """With n diagonalisations written out one by one, mixed by one half except the last."""
     given = sample("water", iterations)
@@ -45,7 +45,7 @@ def test_an_untrained_model_is_plain_dft_iteration(iterations):
         assert float(found.energy) == pytest.approx(expected, abs=tol.ENERGY_OF_DENSITY)
 
 
-@pytest.mark.parametrize(("name", "iterations"), [cases.slow("water", 0), cases.slow("methane", 1), ("methane", 2)])
+@pytest.mark.parametrize(("name", "iterations"), [("water", 0), cases.slow("methane", 1), cases.slow("methane", 2)])
 def test_gradient_of_the_loss_equals_finite_differences(name, iterations):
     """Along a random direction of all parameters, in float64; methane has triply degenerate levels."""
     qpt, _ = cases.model(name, METHOD, iterations)
@@ -136,6 +136,7 @@ def test_rotation_translation_and_exchange_of_like_atoms_carry_over_to_the_predi
     np.testing.assert_allclose(two.mo_energy, one.mo_energy, atol=tol.EQUIVARIANCE)
 
 
+@pytest.mark.slow
 def test_atoms_of_other_elements_may_come_first_too():
     predict = cases.predictor("ethanol", METHOD, 1)
     mol = cases.molecule("ethanol", displaced=0.05)

@@ -29,7 +29,7 @@ COVERING = [
     cases.slow("benzene", "lda", "def2-svp", "exact"),
     cases.slow("uracil", "pbe", "def2-svp", "fitted"),
     cases.slow("uracil", "b3lyp", "sto-3g", "exact"),
-    ("O2", "pbe", "def2-svp", "exact"),
+    cases.slow("O2", "pbe", "def2-svp", "exact"),
     ("O2", "b3lyp", "sto-3g", "fitted"),
     cases.slow("CH3", "r2scan", "6-31g*", "exact"),
     ("CH3", "lda", "def2-svp", "exact"),
@@ -60,7 +60,7 @@ def test_energy_fock_matrix_orbitals_dipole_and_charges_are_those_of_pyscf(name,
         ("hydrogen", "hf", "cc-pvdz", "exact"),
         cases.slow("HF", "b3lyp5", "6-31g*", "exact"),
         cases.slow("N2", "pw92", "def2-svp", "fitted"),
-        ("water", "r2scan", "def2-svp", "fitted"),
+        cases.slow("water", "r2scan", "def2-svp", "fitted"),
         cases.slow("ammonia", "blyp", "cc-pvdz", "exact"),
         cases.slow("methane", "pbe0", "def2-svp", "exact"),
         cases.slow("formaldehyde", "pbe", "def2-tzvp", "fitted"),
@@ -118,7 +118,7 @@ def test_geometries_in_a_batch_converge_as_they_do_alone(xc, eri):
         assert float(together.energy[index]) == pytest.approx(float(single.energy), abs=tol.SCF_ENERGY)
 
 
-@pytest.mark.parametrize(("name", "guess"), [*(("water", guess) for guess in GUESSES), ("CH3", "core")])
+@pytest.mark.parametrize(("name", "guess"), [*(("water", guess) for guess in GUESSES), cases.slow("CH3", "core")])
 def test_every_guess_leads_to_the_same_ground_state(name, guess):
     """Of open shells not every guess does: O2's Hartree–Fock equations have several solutions."""
     method = ql.Method("pbe", "sto-3g")
