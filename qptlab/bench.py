@@ -425,7 +425,8 @@ def write(name: str, chosen: Benchmark, rows: list[Row], folder: pathlib.Path, c
         f"{where['date']}, {where['processor']}, {where['cores']} cores, {', '.join(where['devices'])}; "
         + ", ".join(f"{library} {version}" for library, version in where["libraries"].items())
         + f". Times in seconds. {chosen.cold_and_warm} "
-        "A ratio is the median over turns that both took one after the other.",
+        "A ratio is the median over turns that both took one after the other."
+        + (" MiB: how far a process's peak memory rose." if any("memory_mib" in row["ours"] for row in rows) else ""),
         "", table(rows, chosen.peer), "",
     ]
     if name == "growth":
