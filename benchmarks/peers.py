@@ -2,13 +2,13 @@
 
 Each code runs in an environment of its own, in a fresh process, one after the other, on as many threads as it likes:
 
-    python3.11 -m venv mess  && mess/bin/pip install mess-jax pyscf
+    python3.11 -m venv mess  && mess/bin/pip install mess-jax pyscf tabulate
     python3.11 -m venv dftax && dftax/bin/pip install dftax
     .venv/bin/python benchmarks/peers.py --mess mess/bin/python --dftax dftax/bin/python > peers.json
 
-Exact two-electron integrals; ours and PySCF's grid at level 3, which is MESS's; dftax has a Becke grid of its own, so
-its energy differs by the grid. MESS minimises by BFGS to 1e-6, the others converge by DIIS. Cold is the first SCF of
-a process, warm the median of three more at other geometries.
+Exact two-electron integrals; ours and PySCF's grid at level 3, MESS's and dftax's as they have it. MESS minimises by
+BFGS to 1e-6; the others converge by DIIS, dftax to the thresholds that it has by default. Cold is the first SCF of a
+process, warm the median of three more at other geometries.
 """
 
 import argparse
