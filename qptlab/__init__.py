@@ -34,7 +34,8 @@ from qptlab.integrals import Integrals, build_integrals, template  # noqa: E402
 from qptlab.method import Method  # noqa: E402
 from qptlab.models.predictor import Predictor  # noqa: E402
 from qptlab.models.qpt import QPT, Prediction, QPTConfig  # noqa: E402
-from qptlab.molecule import BUILTIN, Molecule, read_xyz  # noqa: E402
+from qptlab.models.system import make_systems  # noqa: E402
+from qptlab.molecule import BUILTIN, Molecule, read_molecules, read_xyz  # noqa: E402
 from qptlab.properties import charges, dipole_debye, forces  # noqa: E402
 from qptlab.run import Run, load  # noqa: E402
 from qptlab.scf import SCFResult, scf, scf_batch  # noqa: E402
@@ -57,6 +58,7 @@ __all__ = [
     "BUILTIN", "QPT", "Evaluation", "InputError", "Integrals", "Method", "Molecule", "Prediction",
     "Predictor", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampling", "TrainConfig",
     "Trainer", "build_integrals", "charges", "density_from_fock", "dipole_debye", "energy", "evaluate", "fock",
-    "forces", "kohn_sham", "load", "orbitals", "read_xyz", "sample", "scf", "scf_batch", "template", "train",
-    "workbench",
+    "forces", "kohn_sham", "load", "make_systems", "orbitals", "read_molecules",
+    "read_xyz", "sample", "scf", "scf_batch", "template",
+    "train", "workbench",
 ]

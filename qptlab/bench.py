@@ -297,7 +297,7 @@ def measure(chosen: Benchmark) -> Iterator[Row]:
         prepared = template(mol, case.method)
         row = {
             "molecule": case.molecule, "formula": mol.formula, "xc": case.xc, "basis": case.basis, "eri": case.eri,
-            "nao": prepared.nao, "naux": prepared.naux, "ngrids": len(prepared.grid_template.volumes),
+            "nao": prepared.nao, "naux": prepared.naux, "ngrids": prepared.ngrids,
         }
         ours, theirs = _start(case) if chosen.engines is None else _in_turns(chosen.engines, case)
         row |= {"ours": _medians(ours), "peer": _medians(theirs)}
@@ -415,6 +415,13 @@ def _written(value, key):
     return f"{value:.0f}" if key == "memory_mib" else f"{value:.3g}"
 
 
+def place(where: Row) -> str:
+    """What `machine` says, in a sentence."""
+    libraries = ", ".join(f"{library} {version}" for library, version in where["libraries"].items())
+    devices = ", ".join(where["devices"])
+    return f"{where['date']}, {where['processor']}, {where['cores']} cores, {devices}; {libraries}."
+
+
 def write(name: str, chosen: Benchmark, rows: list[Row], folder: pathlib.Path, command: str) -> None:
     """Write NAME.json, NAME.md and NAME.png; `command` is what repeats the measurement."""
     record = {"benchmark": name, "title": chosen.title, "command": command, "machine": machine(), "rows": rows}
@@ -422,9 +429,7 @@ def write(name: str, chosen: Benchmark, rows: list[Row], folder: pathlib.Path, c
     where = record["machine"]
     text = [
         f"# {chosen.title}", "", f"    {command}", "",
-        f"{where['date']}, {where['processor']}, {where['cores']} cores, {', '.join(where['devices'])}; "
-        + ", ".join(f"{library} {version}" for library, version in where["libraries"].items())
-        + f". Times in seconds. {chosen.cold_and_warm} "
+        f"{place(where)} Times in seconds. {chosen.cold_and_warm} "
         "A ratio is the median over turns that both took one after the other."
         + (" MiB: how far a process's peak memory rose." if any("memory_mib" in row["ours"] for row in rows) else ""),
         "", table(rows, chosen.peer), "",

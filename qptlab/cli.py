@@ -15,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
+import warnings
 from typing import Annotated, cast
 
 import numpy as np
@@ -27,8 +28,10 @@ from qptlab import reference
 from qptlab.errors import InputError
 from qptlab.geometries import SAMPLERS
 from qptlab.method import ERI_FORMS, FUNCTIONALS
+from qptlab.models.qpt import PRESETS
 from qptlab.run import LIBRARIES
 from qptlab.scf import GUESSES, SOLVERS
+from qptlab.training import LOSSES
 from qptlab.units import HARTREE_MEV
 
 app = typer.Typer(
@@ -54,6 +57,10 @@ Seed = Annotated[int, typer.Option("--seed", help="Of everything that is random.
 Sampler = Annotated[str, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}.")]
 Temperature = Annotated[float, typer.Option("--temperature", help="Of md, kelvin.")]
 Frames = Annotated[str, typer.Option("--frames", help="XYZ file of the user's frames, for --sampler file.")]
+Molecules = Annotated[
+    list[str],
+    typer.Argument(metavar="MOLECULE...", help="As elsewhere; an XYZ file of several, or a .smi file, too."),
+]
 Geometries = Annotated[
     pathlib.Path, typer.Option("--geometries", help="(Multi-frame) XYZ file, ångström.")
 ]
@@ -137,7 +144,7 @@ def _print_energy(mol, method, record) -> None:
 
 @app.command()
 def train(
-    molecule: MoleculeArgument,
+    molecules: Molecules,
     out: Annotated[pathlib.Path, typer.Option("--out", help="The run's folder, new or empty.")],
     xc: XC = "pbe",
     basis: Basis = "def2-svp",
@@ -149,22 +156,34 @@ def train(
     temperature: Temperature = 500.0,
     sigma: Annotated[float, typer.Option("--sigma", help="Of perturb, bohr.")] = 0.05,
     frames: Frames = "",
-    preset: Annotated[str, typer.Option("--preset", help="Network: micro or tiny.")] = "micro",
+    preset: Annotated[str, typer.Option("--preset", help=f"Network, one of {', '.join(PRESETS)}.")] = "micro",
+    precision: Annotated[str, typer.Option("--precision", help="Of the network: float32 or bfloat16.")] = "float32",
     iterations: Annotated[int, typer.Option("-n", "--iterations", help="DFT iterations after the network.")] = 2,
+    train_iterations: Annotated[
+        int, typer.Option("--train-iterations", help="The same while training; -1 for as many as -n.")
+    ] = 0,
+    guess: Annotated[str, typer.Option("--guess", help=f"One of {', '.join(GUESSES)}.")] = "minao",
+    loss: Annotated[str, typer.Option("--loss", help=f"One of {', '.join(LOSSES)}.")] = "energy",
     batch: Annotated[int, typer.Option("--batch", help="Geometries per update.")] = 16,
+    microbatch: Annotated[
+        int | None, typer.Option("--microbatch", help="Geometries at a time, to save memory; default all.")
+    ] = None,
+    reuse: Annotated[int, typer.Option("--reuse", help="How often a geometry is used, on average.")] = 16,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="The highest.")] = 1e-3,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train a QPT on one molecule with the DFT energy as its loss."""
+    """Train a QPT on one molecule or several, without labels."""
     if minutes is None and steps is None:
         minutes = 5.0
     trainer = ql.Trainer(
-        ql.Molecule.parse(molecule),
+        ql.read_molecules(molecules),
         ql.Method(xc, basis, grid_level, eri),
-        ql.QPTConfig(preset, iterations),
+        ql.QPTConfig(preset, iterations, precision, guess),
         ql.TrainConfig(
-            minutes=minutes, steps=steps, seed=seed, batch=batch,
+            minutes=minutes, steps=steps, seed=seed, loss=loss, batch=batch, microbatch=microbatch, reuse=reuse,
+            iterations=None if train_iterations < 0 else train_iterations, learning_rate=learning_rate,
             sampling=ql.Sampling(sampler, temperature, sigma, frames),
         ),
         out=out,
@@ -192,10 +211,11 @@ def _summary(trainer) -> dict:
     judged = next((row for row in reversed(rows) if "validation_mae_mev" in row), {})
     return {
         "out": str(trainer.out),
-        "eri": ql.template(trainer.molecule, trainer.method).eri,
+        "molecules": [mol.formula for mol in trainer.molecules],
+        "eri": trainer.predictor.systems[0].template.eri,
         "steps": trainer.step,
         "seconds": rows[-1]["seconds"] if rows else 0.0,
-        "energy_ha": rows[-1]["energy_ha"] if rows else None,
+        "energy_ha": rows[-1]["energy_ha"] if rows and trainer.train_config.loss != "labels" else None,
         "validation_mae_mev": judged.get("validation_mae_mev"),
         "no_network_mae_mev": judged.get("no_network_mae_mev"),
         "pyscf_stopped_mae_mev": judged.get("pyscf_stopped_mae_mev"),
@@ -260,7 +280,7 @@ def predict(
     frames = ql.read_xyz(geometries)
     predictor = ql.load(run)
     for frame in frames:
-        predictor.frame.pose_molecule(frame)  # a wrong molecule is found before anything is written
+        predictor.place(frame)  # a wrong molecule is found before anything is written
     _refuse_existing(out)
     with Progress(console=_stderr) as bar:
         task = bar.add_task("predicting", total=len(frames))
@@ -269,17 +289,25 @@ def predict(
             predictions.append(predictor(frame))
             bar.advance(task)
     with h5py.File(out, "x") as file:
-        file.attrs["method"] = predictor.model.template.method.label
+        file.attrs["method"] = predictor.method.label
         file.attrs["units"] = "hartree, bohr"
-        file["atomic_numbers"] = np.stack([frame.atomic_numbers for frame in frames])
-        file["positions"] = np.stack([frame.positions for frame in frames])
-        for name in ("energy", "fock", "dm", "mo_energy", "mo_coeff", "residual"):
-            file[name] = np.stack([getattr(prediction, name) for prediction in predictions])
-    energies = [float(prediction.energy) for prediction in predictions]
+        kinds: dict[tuple[str, ...], list[int]] = {}
+        for index, frame in enumerate(frames):
+            kinds.setdefault(frame.symbols, []).append(index)
+        for members in kinds.values():
+            # Arrays of one shape go into one dataset; of several molecules each has a group.
+            group = file if len(kinds) == 1 else file.create_group(f"{frames[members[0]].formula}-{members[0]}")
+            group["frame"] = np.array(members)
+            group["atomic_numbers"] = np.stack([frames[i].atomic_numbers for i in members])
+            group["positions"] = np.stack([frames[i].positions for i in members])
+            for name in ("energy", "fock", "dm", "mo_energy", "mo_coeff", "residual"):
+                group[name] = np.stack([getattr(predictions[i], name) for i in members])
+    energies, residuals = ([float(getattr(p, name)) for p in predictions] for name in ("energy", "residual"))
     if as_json:
-        _print_json({"out": str(out), "n": len(frames), "energy_ha": energies})
+        _print_json({"out": str(out), "n": len(frames), "energy_ha": energies, "residual_ha": residuals})
     else:
-        _print(f"{len(frames)} predictions written to {out}")
+        _print(f"{len(frames)} predictions written to {out}; residuals from {min(residuals):.2e} to "
+               f"{max(residuals):.2e} hartree")
 
 
 @app.command()
@@ -327,17 +355,33 @@ def lab(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Default: all, which takes over an hour.")] = "",
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="Default: all of the engine's, which takes over an hour.")
+    ] = "",
     molecules: Annotated[str, typer.Option("--molecules", help="Names or SMILES with commas, for its own.")] = "",
+    minutes: Annotated[float, typer.Option("--minutes", help="Of each training of a study.")] = 1.0,
+    seeds: Annotated[int, typer.Option("--seeds", help="Of a study.")] = 2,
+    xc: XC = "pbe",
+    basis: Basis = "sto-3g",
     out: Annotated[pathlib.Path | None, typer.Option("--out", help="Folder for tables and plots.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the DFT engine beside PySCF: scf, fock, tensors, growth or start."""
-    from qptlab import bench  # loads what only benchmarks need
+    """Measure the DFT engine beside PySCF: scf, fock, tensors, growth, start; or what training depends on.
+
+    The studies of training, for which --minutes, --seeds, --xc and --basis are: iterations, guess, size, molecules,
+    losses, labels.
+    """
+    from qptlab import bench, studies  # load what only benchmarks need
 
     if out is not None and not out.is_dir():
         raise InputError(f"folder {out} does not exist; an existing folder would do.")
     given = tuple(filter(None, molecules.split(",")))
+    if name in studies.STUDIES:
+        _study(name, given, ql.Method(xc, basis), minutes, seeds, out, as_json)
+        return
+    if name and name not in bench.NAMES:
+        known = ", ".join((*bench.NAMES, *studies.STUDIES))
+        raise InputError(f"benchmark {name!r} is not known; one of {known} would do.")
     chosen = {each: bench.benchmark(each, given) for each in ([name] if name else bench.NAMES)}
     found = {each: _measure(each, chosen[each], given, out) for each in chosen}
     if as_json:
@@ -345,6 +389,32 @@ def bench(
     else:
         tables = (f"{chosen[each].title}\n\n{bench.table(rows, chosen[each].peer)}" for each, rows in found.items())
         _print("\n\n".join(tables))
+
+
+def _study(name, molecules, method, minutes, seeds, out, as_json) -> None:
+    """Train and compare; what is done is kept when it is stopped."""
+    from qptlab import bench, studies
+
+    if seeds < 1:
+        raise InputError(f"{seeds} seeds cannot be used; 2 would do.")
+    chosen, rows = studies.study(name, molecules), []
+    command = ["qptlab", "bench", name, *(["--molecules", ",".join(molecules)] if molecules else []),
+               "--minutes", f"{minutes:g}", "--seeds", str(seeds), "--xc", method.xc, "--basis", method.basis]
+    with Progress(console=_stderr) as bar:
+        task = bar.add_task(name, total=len(chosen.settings) * seeds)
+        found = studies.measure(chosen, method, minutes, seeds, lambda what: bar.update(task, description=what))
+        for row in found:
+            rows.append(row)
+            bar.advance(task)
+            if out is not None:
+                studies.write(name, chosen, rows, method, out, shlex.join([*command, "--out", str(out)]))
+            if not _stderr.is_terminal:
+                said = f"{row['setting']}, seed {row['seed']}: {row['energy_mae_mev']:.4g} meV"
+                _stderr.print(said, soft_wrap=True)
+    if as_json:
+        _print_json({"machine": bench.machine(), "study": name, "rows": rows})
+    else:
+        _print(f"{chosen.title}\n\n{studies.table(rows)}")
 
 
 def _measure(name, chosen, molecules, out) -> list[dict]:
@@ -406,6 +476,7 @@ def _print_json(record: dict) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with the status that the module's docstring names."""
     given = sys.argv[1:] if arguments is None else arguments
+    warnings.showwarning = lambda message, *_, **__: _fail(str(message), 0)
     try:
         status = app(given or ["--help"], standalone_mode=False)
     except InputError as error:

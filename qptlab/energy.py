@@ -5,6 +5,7 @@ shell is 2·C_occ·C_occᵀ. An open shell has one of each spin, C_occ·C_occᵀ
 Fock matrices and orbitals (Pople & Nesbet 1954). Helgaker, Jørgensen & Olsen 2000, ch. 10.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -91,8 +92,31 @@ def kohn_sham(
 
 
 def energy(dm: Float[Array, "*spin nao nao"], ints: Integrals, xc: str) -> Float[Array, ""]:
-    """Total Kohn–Sham energy of a density matrix, hartree; arguments as `kohn_sham`."""
+    """Total Kohn–Sham energy of a density matrix, hartree; arguments as `kohn_sham`.
+
+    Its derivative with respect to the density matrix is the Fock matrix, which was made on the way: it costs nothing.
+    """
+    return _energy(dm, ints, xc)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _energy(dm, ints, xc):
     return kohn_sham(dm, ints, xc).terms.e_tot
+
+
+def _energy_forward(dm, ints, xc):
+    found = kohn_sham(dm, ints, xc)
+    return found.terms.e_tot, (dm, ints, found.fock)
+
+
+def _energy_backward(xc, residuals, bar):
+    dm, ints, fock = residuals
+    # Compiled away where nobody asks for derivatives with respect to the geometry.
+    _, pull_back = jax.vjp(lambda ints: kohn_sham(dm, ints, xc).terms.e_tot, ints)
+    return bar * fock, pull_back(bar)[0]
+
+
+_energy.defvjp(_energy_forward, _energy_backward)
 
 
 def fock(dm: Float[Array, "*spin nao nao"], ints: Integrals, xc: str) -> Float[Array, "*spin nao nao"]:

@@ -11,22 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy.stats
 
 from qptlab import reference
 from qptlab.errors import InputError
 from qptlab.models.predictor import Predictor
 from qptlab.models.qpt import Prediction
 from qptlab.molecule import Molecule, read_xyz
-from qptlab.reference import ErrorSummary, TestSet
-from qptlab.units import HARTREE_MEV, significant
-
-ERROR_COLUMNS = {
-    "energy_mae_mev": "energy MAE, meV",
-    "energy_max_mev": "energy max, meV",
-    "fock_mae_uha": "Fock MAE, µHa",
-    "mo_energy_mae_uha": "occ. orbital energies MAE, µHa",
-    "mo_cosine": "orbital similarity",
-}
+from qptlab.reference import ERROR_COLUMNS, ErrorSummary, TestSet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +31,12 @@ class Evaluation:
       no_network: of as many plain DFT iterations from the same guess.
       pyscf_same_fock_builds: of PySCF's DIIS stopped after as many Fock builds.
       same_fit: of the model against PySCF with the same density fitting; None where its integrals are exact.
+      residual_correlation: rank correlation, over the geometries, of the predictions' residuals with their energy
+        errors: how far the residual can be trusted to say which prediction is bad; None for fewer than three.
       seconds_per_geometry: of the model, integrals included, compiled before.
       pyscf_seconds_per_geometry: of PySCF to convergence, one thread.
       predictions: of the model, in the molecule's frame.
       test_set: the geometries with PySCF's answers.
-      nocc: number of doubly occupied orbitals.
     """
 
     method: str
@@ -51,11 +44,11 @@ class Evaluation:
     no_network: ErrorSummary
     pyscf_same_fock_builds: ErrorSummary
     same_fit: ErrorSummary | None
+    residual_correlation: float | None
     seconds_per_geometry: float
     pyscf_seconds_per_geometry: float
     predictions: list[Prediction]
     test_set: TestSet
-    nocc: int
 
     @property
     def n(self) -> int:
@@ -71,8 +64,7 @@ class Evaluation:
     @property
     def energy_errors_mev(self) -> np.ndarray:
         """Signed error of each geometry's energy, meV."""
-        pairs = zip(self.predictions, self.test_set.converged, strict=True)
-        return np.array([float(p.energy) - r.energy for p, r in pairs]) * HARTREE_MEV
+        return reference.energy_errors_mev(self.predictions, self.test_set.converged)
 
     def to_dict(self) -> dict:
         """The numbers, with the keys of `qptlab evaluate --json`."""
@@ -81,6 +73,7 @@ class Evaluation:
             "n_left_out": self.test_set.left_out,
             **self.errors._asdict(),
             "same_fit": self.same_fit and self.same_fit._asdict(),
+            "residual_correlation": self.residual_correlation,
             "seconds_per_geometry": self.seconds_per_geometry,
             "pyscf_seconds_per_geometry": self.pyscf_seconds_per_geometry,
             "baselines": {
@@ -108,7 +101,9 @@ class Evaluation:
         head = f"{'':28}" + "".join(f"{title:>{width + 2}}" for title in ERROR_COLUMNS.values())
         lines = [self._caption, head]
         for name, summary in self.rows():
-            lines.append(f"{name:28}" + "".join(f"{cell:>{width + 2}}" for cell in _cells(summary)))
+            lines.append(f"{name:28}" + "".join(f"{cell:>{width + 2}}" for cell in summary.cells()))
+        if self.residual_correlation is not None:
+            lines.append(f"rank correlation of the residual with the energy error: {self.residual_correlation:.2f}")
         lines.append(
             f"seconds per geometry: QPT {self.seconds_per_geometry:.3g}, "
             f"PySCF to convergence {self.pyscf_seconds_per_geometry:.3g}"
@@ -118,15 +113,10 @@ class Evaluation:
     def _repr_html_(self) -> str:
         cells = "".join(f"<th>{title}</th>" for title in ERROR_COLUMNS.values())
         body = "".join(
-            f"<tr><th>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in _cells(summary)) + "</tr>"
+            f"<tr><th>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in summary.cells()) + "</tr>"
             for name, summary in self.rows()
         )
         return f"<table><caption>{self._caption}</caption><tr><th></th>{cells}</tr>{body}</table>"
-
-
-def _cells(summary: ErrorSummary) -> list[str]:
-    """Four digits, for cosines six (their distance from 1 counts), and no powers of ten."""
-    return [significant(value, 6 if name == "mo_cosine" else 4) for name, value in summary._asdict().items()]
 
 
 def evaluate(
@@ -149,27 +139,38 @@ def evaluate(
             geometries = read_xyz(geometries)
         if not geometries:
             raise InputError("no geometries were given to evaluate; at least one would do.")
-        # All are brought into the frame first: a wrong molecule is found before any work is done.
-        poses = [predictor.frame.pose_molecule(mol).positions for mol in geometries]
-        geometries = reference.make_test_set(predictor, poses, progress)
-    predictor.in_frame(geometries.positions[0])  # compiles outside the clock
+        # All are brought into their frames first: a wrong molecule is found before any work is done.
+        placed = [predictor.place(mol) for mol in geometries]
+        places = [(system, pose.positions) for system, pose in placed]
+        geometries = reference.make_test_set(predictor, places, progress)
+    places = list(zip(geometries.systems, geometries.positions, strict=True))
+    for system, positions in {id(system): (system, positions) for system, positions in places}.values():
+        predictor.in_frame(system, positions)  # compiles outside the clock
     began = time.perf_counter()
-    predictions = [predictor.in_frame(place) for place in geometries.positions]
+    predictions = [predictor.in_frame(*place) for place in places]
     seconds = (time.perf_counter() - began) / len(predictions)
-    template = predictor.model.template
 
     def summary(answers, truth=geometries.converged):
-        return reference.errors(answers, truth, template.nocc)
+        return reference.errors(answers, truth)
 
+    truth = geometries.same_fit or geometries.converged
+    misses = np.abs(reference.energy_errors_mev(predictions, truth))
+    residuals = [float(p.residual) for p in predictions]
     return Evaluation(
-        method=template.method.label,
+        method=predictor.method.label,
         errors=summary(predictions),
         no_network=summary(geometries.no_network),
         pyscf_same_fock_builds=summary(geometries.stopped),
         same_fit=summary(predictions, geometries.same_fit) if geometries.same_fit else None,
+        residual_correlation=_rank_correlation(residuals, misses),
         seconds_per_geometry=seconds,
         pyscf_seconds_per_geometry=float(np.mean([a.seconds for a in geometries.converged])),
         predictions=predictions,
         test_set=geometries,
-        nocc=template.nocc,
     )
+
+
+def _rank_correlation(one: Sequence[float], two: Sequence[float] | np.ndarray) -> float | None:
+    if len(one) < 3 or min(np.ptp(one), np.ptp(two)) == 0:
+        return None
+    return float(np.corrcoef(scipy.stats.rankdata(one), scipy.stats.rankdata(two))[0, 1])

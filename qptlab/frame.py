@@ -17,11 +17,6 @@ from jaxtyping import Float, Int
 
 from qptlab.errors import InputError
 from qptlab.molecule import Molecule
-from qptlab.units import BOHR_ANGSTROM
-
-BOND_FACTOR = 1.3
-"""Atoms nearer than this times the sum of their covalent radii count as bonded. At 500 K an X–H
-bond stretches by 20 %; the nearest non-bonded pairs lie beyond 1.5."""
 
 SYMMETRY_BREAKING_BOHR = 0.1
 """The reference is displaced by this much. In a symmetric reference two orders of like atoms fit
@@ -43,6 +38,22 @@ class Pose:
     positions: Float[np.ndarray, "natm 3"]
     rotation: Float[np.ndarray, "3 3"]
     order: Int[np.ndarray, " natm"]
+
+
+def standard_orientation(mol: Molecule) -> Molecule:
+    """A molecule turned so that its principal axes of inertia are x, y and z, the longest first.
+
+    So that different molecules lie alike. The sense of each axis is that in which the cubes of the coordinates,
+    weighted with the masses, sum to a positive number; where axes or senses are equivalent, any may be taken.
+    """
+    masses = ase.data.atomic_masses[mol.atomic_numbers]
+    centred = mol.positions - masses @ mol.positions / masses.sum()
+    _, axes = np.linalg.eigh(centred.T @ (masses[:, None] * centred))
+    along = centred @ axes[:, ::-1]
+    along = along * np.where(masses @ along**3 < 0, -1.0, 1.0)
+    if np.linalg.det(np.linalg.lstsq(centred, along, rcond=None)[0]) < 0:  # no mirror image
+        along[:, 2] *= -1
+    return mol.with_positions(along)
 
 
 class ReferenceFrame:
@@ -146,12 +157,9 @@ class ReferenceFrame:
 def _bond_graph(mol):
     import networkx as nx  # a tenth of a second; an energy does not need it
 
-    radii = ase.data.covalent_radii[mol.atomic_numbers] / BOHR_ANGSTROM
     graph = nx.Graph()
     graph.add_nodes_from((i, {"symbol": symbol}) for i, symbol in enumerate(mol.symbols))
-    distance = np.linalg.norm(mol.positions[:, None] - mol.positions, axis=-1)
-    bonded = np.triu(distance < BOND_FACTOR * (radii[:, None] + radii), k=1)
-    graph.add_edges_from((int(i), int(j)) for i, j in np.argwhere(bonded))
+    graph.add_edges_from(sorted(mol.bonds))
     return graph
 
 

@@ -17,6 +17,10 @@ MAX_L = 3
 """Highest angular momentum of a shell: f."""
 
 
+Numbers = Array | np.ndarray
+"""On the device, or before they go there."""
+
+
 class GridTemplate(NamedTuple):
     """Atomic point clouds before the partition; what `becke_grid` moves with the atoms.
 
@@ -27,35 +31,55 @@ class GridTemplate(NamedTuple):
       size_adjustment: a_ij of Treutler & Ahlrichs (their eq. 11 and below), antisymmetric.
     """
 
-    offsets: Float[np.ndarray, "ngrids 3"]
-    volumes: Float[np.ndarray, " ngrids"]
-    owner: Int[np.ndarray, " ngrids"]
-    size_adjustment: Float[np.ndarray, "natm natm"]
+    offsets: Float[Numbers, "ngrids 3"]
+    volumes: Float[Numbers, " ngrids"]
+    owner: Int[Numbers, " ngrids"]
+    size_adjustment: Float[Numbers, "natm natm"]
 
 
 class ShellGroup(NamedTuple):
     """Shells of one angular momentum and one number of primitives: one array axis on the device.
 
     Attributes:
-      l: angular momentum.
       atom: the atom of each shell.
       exponents: 1/bohr².
-      coefficients: of normalised primitives.
+      coefficients: of normalised primitives; zero for a shell that only fills up.
       ao: where each shell's functions stand in PySCF's order.
     """
 
-    l: int
-    atom: Int[np.ndarray, " nshell"]
-    exponents: Float[np.ndarray, "nshell nprim"]
-    coefficients: Float[np.ndarray, "nshell nprim"]
-    ao: Int[np.ndarray, "nshell nm"]
+    atom: Int[Numbers, " nshell"]
+    exponents: Float[Numbers, "nshell nprim"]
+    coefficients: Float[Numbers, "nshell nprim"]
+    ao: Int[Numbers, "nshell nm"]
+
+    @property
+    def angular(self) -> int:
+        """Angular momentum."""
+        return self.ao.shape[1] // 2
+
+
+class Basis(NamedTuple):
+    """The atomic orbitals of a molecule; a pytree, so that molecules of one shape share what is compiled.
+
+    Attributes:
+      groups: the shells.
+      order: where each AO, in PySCF's order, stands when groups, components and shells are gone through in turn.
+    """
+
+    groups: tuple[ShellGroup, ...]
+    order: Int[Numbers, " nao"]
+
+
+def basis_of(groups: tuple[ShellGroup, ...]) -> Basis:
+    """A basis from its shells."""
+    return Basis(groups, np.argsort(np.concatenate([group.ao.T.ravel() for group in groups])))
 
 
 def becke_grid(
     positions: Float[Array, "natm 3"], grid: GridTemplate
 ) -> tuple[Float[Array, "ngrids 3"], Float[Array, " ngrids"]]:
     """Points (bohr) and weights (cubic bohr) of the molecular grid."""
-    coords = jnp.asarray(grid.offsets) + positions[grid.owner]
+    coords = jnp.asarray(grid.offsets) + positions[jnp.asarray(grid.owner)]
     same = jnp.eye(len(positions), dtype=bool)
     away = coords.T[:, None, :] - positions.T[:, :, None]
     distance = jnp.sqrt(jnp.sum(away**2, axis=0))  # [natm, ngrids]
@@ -110,7 +134,7 @@ def _components(x, y, z, l):
 def eval_aos(
     positions: Float[Array, "natm 3"],
     coords: Float[Array, "ngrids 3"],
-    shells: tuple[ShellGroup, ...],
+    basis: Basis,
     *,
     derivatives: bool,
 ) -> Float[Array, "nderiv nao ngrids"]:
@@ -121,20 +145,19 @@ def eval_aos(
     Args:
       positions: nuclei, bohr.
       coords: points, bohr.
-      shells: the basis.
+      basis: the orbitals.
       derivatives: whether the gradient is wanted.
 
     Returns:
       Values, shape (1, nao, ngrids); with `derivatives`, (4, nao, ngrids): value, ∂x, ∂y, ∂z.
     """
-    blocks = [_eval_group(positions, coords, group, derivatives) for group in shells]
-    order = np.argsort(np.concatenate([group.ao.T.ravel() for group in shells]))
-    return jnp.concatenate(blocks, axis=1)[:, order]
+    blocks = [_eval_group(positions, coords, group, derivatives) for group in basis.groups]
+    return jnp.concatenate(blocks, axis=1)[:, basis.order]
 
 
 def _eval_group(positions, coords, group, derivatives):
     """[nderiv, components · shells, ngrids]."""
-    r = coords.T[:, None, :] - positions[group.atom].T[:, :, None]  # [3, nshell, ngrids]
+    r = coords.T[:, None, :] - positions[jnp.asarray(group.atom)].T[:, :, None]  # [3, nshell, ngrids]
     r2 = jnp.sum(r * r, axis=0)
     exponents, coefficients = jnp.asarray(group.exponents), jnp.asarray(group.coefficients)
     terms = [c[:, None] * jnp.exp(-a[:, None] * r2) for a, c in zip(exponents.T, coefficients.T, strict=True)]
@@ -142,11 +165,11 @@ def _eval_group(positions, coords, group, derivatives):
     slope = sum(-2 * a[:, None] * term for a, term in zip(exponents.T, terms, strict=True))
     # Without the barrier XLA evaluates the exponentials anew for every component.
     radial, slope = jax.lax.optimization_barrier((radial, slope))
-    angular = _components(r[0], r[1], r[2], group.l)
+    angular = _components(r[0], r[1], r[2], group.angular)
     rows = [radial * component for component in angular]
     if derivatives:
         for axis in range(3):
-            slopes = _component_slopes(r, group.l, axis)
+            slopes = _component_slopes(r, group.angular, axis)
             rows += [slope * r[axis] * y + radial * dy for y, dy in zip(angular, slopes, strict=True)]
     return jnp.stack(rows).reshape(4 if derivatives else 1, -1, len(coords))
 
@@ -159,19 +182,17 @@ def _component_slopes(r, l, axis):
     return jax.jvp(moved, (r[axis],), (jnp.ones_like(r[axis]),))[1]
 
 
-def ao_rotation(
-    rotation: Float[Array, "3 3"], shells: tuple[ShellGroup, ...]
-) -> Float[Array, "nao nao"]:
+def ao_rotation(rotation: Float[Array, "3 3"], basis: Basis) -> Float[Array, "nao nao"]:
     """How a rotation of the molecule mixes its atomic orbitals.
 
     With positions rotated as x → R·x, an orbital's coefficients go to `ao_rotation(R) @ c`, and a
     matrix over AOs (density or Fock) to U·M·Uᵀ. Found by evaluating the solid harmonics
     on rotated points, so it shares their conventions by construction.
     """
-    nao = sum(group.ao.size for group in shells)
+    nao = len(basis.order)
     matrix = jnp.zeros((nao, nao))
-    for group in shells:
-        block = _harmonic_rotation(rotation, group.l)
+    for group in basis.groups:
+        block = _harmonic_rotation(rotation, group.angular)
         rows = group.ao[:, :, None]
         matrix = matrix.at[rows, group.ao[:, None, :]].set(block)
     return matrix

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import threadpoolctl
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from qptlab import grid, libcint, repulsion, xc
+from qptlab import grid, libcint, padding, repulsion, xc
 from qptlab.errors import InputError
+from qptlab.grid import Numbers
 from qptlab.libcint import HostIntegrals
 from qptlab.method import Method
 from qptlab.molecule import Molecule
@@ -31,26 +32,55 @@ CHUNK_ELEMENTS = 2**17
 
 
 @jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Layout:
-    """What is fixed before anything is compiled; geometries of one molecule and method share it.
+    """What is fixed before anything is compiled; molecules whose layouts and shapes are equal share what is compiled.
 
     Attributes:
-      shells: the atomic orbitals.
-      nocc: filled orbitals, of each spin for an open shell; no more are ever filled.
+      nocc: most orbitals that are ever filled, of each spin for an open shell.
       chunk: grid points that are dealt with at a time.
+      nderiv: rows of AO values that the functional reads: 0, 1 or 4.
+      keeps_aos: whether AO values are kept with a geometry, or made anew when needed.
+      fitted: whether two-electron integrals are.
+      exchange: whether exact exchange is asked for.
     """
 
-    shells: tuple[grid.ShellGroup, ...]
     nocc: tuple[int, ...]
     chunk: int
+    nderiv: int
+    keeps_aos: bool
+    fitted: bool
+    exchange: bool
+
+
+class Constants(NamedTuple):
+    """What all geometries of one molecule share, as arrays; a pytree.
+
+    Attributes:
+      charges: of the nuclei.
+      grid: the grid before it is laid on a geometry.
+      basis: the atomic orbitals.
+      minao_occupation: electrons of each atomic orbital of the `minao` guess.
+      nocc: filled orbitals; of each spin for an open shell.
+      ao_atom: the atom of each AO.
+      ao_mask: which AOs are real, and not there to fill up.
+    """
+
+    charges: Float[Numbers, " natm"]
+    grid: grid.GridTemplate
+    basis: grid.Basis
+    minao_occupation: Float[Numbers, " nminao"]
+    nocc: Int[Numbers, "*spin"]
+    ao_atom: Int[Numbers, " nao"]
+    ao_mask: Bool[Numbers, " nao"]
 
 
 class Integrals(NamedTuple):
     """All that an energy needs to know of one geometry; a pytree, batched by a leading axis.
 
     Attributes:
-      layout: what all geometries of the molecule share.
+      layout: what is fixed before anything is compiled.
+      basis: the atomic orbitals.
       positions: nuclei, bohr.
       overlap: of atomic orbitals.
       hcore: kinetic energy and nuclear attraction, hartree.
@@ -66,6 +96,7 @@ class Integrals(NamedTuple):
     """
 
     layout: Layout
+    basis: grid.Basis
     positions: Float[Array, "natm 3"]
     overlap: Float[Array, "nao nao"]
     hcore: Float[Array, "nao nao"]
@@ -95,27 +126,31 @@ class Template:
       charge: elementary charges.
       occupied: filled orbitals, of each spin for an open shell.
       method: the method.
-      shells: the basis as the device sees it.
-      grid_template: the grid before it is laid on a geometry; of no points for Hartree–Fock.
-      ao_atom: the atom of each AO.
       ao_labels: PySCF's labels, such as "0 O 2px".
+      layout: the static part of `Integrals`.
+      constants: the rest, on the device.
+      shape: sizes of all arrays; larger than the molecule's own where it is `padded`.
     """
 
     symbols: tuple[str, ...]
     charge: int
     occupied: tuple[int, ...]
     method: Method
-    shells: tuple[grid.ShellGroup, ...]
-    grid_template: grid.GridTemplate
-    ao_atom: Int[np.ndarray, " nao"]
     ao_labels: tuple[str, ...]
+    layout: Layout
+    constants: Constants
+    shape: padding.Shape
     _moles: libcint.Moles
-    _minao_occupation: Float[np.ndarray, " nminao"]
 
     @property
     def nao(self) -> int:
         """Number of atomic orbitals."""
-        return len(self.ao_atom)
+        return len(self.ao_labels)
+
+    @property
+    def ngrids(self) -> int:
+        """Number of grid points, before the last chunk is filled up."""
+        return self.shape.ngrids
 
     @property
     def nocc(self) -> int:
@@ -123,49 +158,37 @@ class Template:
         return self.occupied[-1]
 
     @property
+    def basis(self) -> grid.Basis:
+        """The atomic orbitals as the device sees them."""
+        return self.constants.basis
+
+    @property
+    def ao_atom(self) -> Int[np.ndarray, " nao"]:
+        """The atom of each AO."""
+        return np.asarray(self.constants.ao_atom)[: self.nao]
+
+    @property
     def eri(self) -> str:
         """How two-electron integrals are held: "exact" or "fitted"; what `auto` has chosen."""
-        return "exact" if self._moles.aux is None else "fitted"
+        return "fitted" if self.layout.fitted else "exact"
 
     @property
     def naux(self) -> int:
         """Auxiliary orbitals of fitted integrals; 0 for exact ones."""
         return 0 if self._moles.aux is None else self._moles.aux.nao
 
-    @functools.cached_property
-    def layout(self) -> Layout:
-        """The static part of `Integrals`."""
-        npoints = len(self.grid_template.volumes)
-        chunk = max(128, CHUNK_ELEMENTS // self.nao // 128 * 128)
-        return Layout(self.shells, self.occupied, min(chunk, max(1, npoints)))
-
     @property
     def nbytes(self) -> int:
         """Memory that `Integrals` of one geometry take at most, while they are made."""
-        exact = libcint.exact_bytes(self.nao, exchange=self._has_exchange)
+        exact = libcint.exact_bytes(self.nao, exchange=self.layout.exchange)
         fitted = libcint.fitted_bytes(self.nao, self.naux)
-        return (exact if self.naux == 0 else fitted) + min(self._ao_limit, self._ao_bytes)
+        aos = _ao_bytes(self.layout.nderiv, self.nao, self.ngrids) if self.layout.keeps_aos else 0
+        return (fitted if self.layout.fitted else exact) + aos
 
     @property
     def most_at_once(self) -> int:
         """How many geometries' integrals fit the host's memory together; one at least."""
         return max(1, libcint.memory_bytes() // self.nbytes)
-
-    @property
-    def _nderiv(self) -> int:
-        return {0: 0, 1: 1}.get(xc.functional(self.method.xc).nvar, 4)
-
-    @property
-    def _ao_limit(self) -> int:
-        return libcint.memory_bytes() // AO_SHARE
-
-    @property
-    def _ao_bytes(self) -> int:
-        return 8 * self._nderiv * self.nao * len(self.grid_template.volumes)
-
-    @property
-    def _has_exchange(self) -> bool:
-        return xc.functional(self.method.xc).exact_exchange > 0
 
     def host_integrals(self, positions: Float[np.ndarray, "natm 3"], threads: int | None = 1) -> HostIntegrals:
         """The libcint part for one geometry (bohr).
@@ -183,55 +206,34 @@ class Template:
                 f"positions of shape {positions.shape} were given for {len(self.symbols)} atoms; "
                 f"({len(self.symbols)}, 3) would do."
             )
-        return libcint.host_integrals(self._moles.at(positions), threads)
+        return padding.pad_host(libcint.host_integrals(self._moles.at(positions), threads), self.shape)
 
-    @functools.cached_property
-    def complete(self):
-        """A compiled function HostIntegrals → Integrals; a leading batch axis needs `jax.vmap`."""
-        return jax.jit(self._complete)
+    def padded(self, shape: padding.Shape, nocc: int) -> "Template":
+        """The same molecule in arrays of a larger shape; its real atoms and orbitals come first.
 
-    def _complete(self, host: HostIntegrals) -> Integrals:
-        positions, overlap, hcore, eri, minao_overlap = jax.tree.map(jnp.asarray, host)
-        chol = jnp.linalg.cholesky(overlap)
-        projection = jax.scipy.linalg.cho_solve((chol, True), minao_overlap)
-        coords, weights, aos = self._points(positions)
-        return Integrals(
-            layout=self.layout,
-            positions=positions,
-            overlap=overlap,
-            hcore=hcore,
-            repulsion=(
-                repulsion.fitted(eri[0], eri[1]) if self.naux
-                else repulsion.exact(eri[0], self.nao, exchange=self._has_exchange)
-            ),
-            e_nuc=self._nuclear_repulsion(positions),
-            orthogonaliser=jax.scipy.linalg.solve_triangular(chol, jnp.eye(self.nao), lower=True).T,
-            dm_guess=(projection * self._minao_occupation) @ projection.T,
-            coords=coords,
-            weights=weights,
-            aos=aos,
-            nocc=jnp.squeeze(jnp.asarray(self.occupied)),
+        Args:
+          shape: at least as large as the molecule's in every respect.
+          nocc: most doubly occupied orbitals of any molecule that is to share what is compiled.
+        """
+        own = jax.tree.map(np.asarray, self.constants)
+        more = shape.nao - self.nao
+        constants = Constants(
+            charges=np.pad(own.charges, (0, shape.natm - len(own.charges))),
+            grid=padding.pad_grid(own.grid, shape),
+            basis=padding.pad_basis(own.basis, shape),
+            minao_occupation=np.pad(own.minao_occupation, (0, shape.nminao - len(own.minao_occupation))),
+            nocc=own.nocc,
+            ao_atom=np.pad(own.ao_atom, (0, more)),
+            ao_mask=np.pad(own.ao_mask, (0, more)),
+        )
+        layout = _layout((nocc,), shape.nao, shape.ngrids, self.method, fitted=self.layout.fitted)
+        return dataclasses.replace(
+            self, layout=layout, constants=jax.tree.map(jnp.asarray, constants), shape=shape
         )
 
-    def _points(self, positions):
-        coords, weights = grid.becke_grid(positions, self.grid_template)
-        chunk, missing = self.layout.chunk, -len(weights) % self.layout.chunk
-        coords = jnp.concatenate([coords, coords[:1].repeat(missing, axis=0)])
-        weights = jnp.concatenate([weights, jnp.zeros(missing)])
-        if self._nderiv == 0 or self._ao_bytes > self._ao_limit:
-            return coords, weights, None
-
-        @jax.checkpoint  # backwards a chunk is made again, not remembered
-        def values(points):
-            return grid.eval_aos(positions, points, self.shells, derivatives=self._nderiv > 1)
-
-        return coords, weights, jax.lax.map(values, coords.reshape(-1, chunk, 3))
-
-    def _nuclear_repulsion(self, positions):
-        charges = jnp.asarray(libcint.nuclear_charges(self._moles), positions.dtype)
-        rows, cols = np.triu_indices(len(charges), k=1)
-        distance = jnp.sqrt(jnp.sum((positions[rows] - positions[cols]) ** 2, axis=-1))
-        return jnp.sum(charges[rows] * charges[cols] / distance)
+    def complete(self, host: HostIntegrals) -> Integrals:
+        """What the device makes of `host_integrals`; compiled once for all molecules of one shape."""
+        return complete(self.constants, host, self.layout)
 
     def build(self, positions: Float[np.ndarray, "natm 3"]) -> Integrals:
         """`Integrals` of one geometry (bohr), on the device."""
@@ -242,7 +244,7 @@ class Template:
 
         libcint runs on the host when the compiled function does (`jax.pure_callback`).
         """
-        return self._complete(self._host(positions))
+        return complete(self.constants, self._host(positions), self.layout)
 
     @functools.cached_property
     def _host(self):
@@ -277,11 +279,67 @@ class Template:
 
     def atomic_density(self, positions: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "nao nao"]:
         """Superposition of the densities of free atoms, electrons per AO pair."""
-        return libcint.atomic_density(self._moles.at(positions).basis)
+        own = libcint.atomic_density(self._moles.at(positions[: len(self.symbols)]).basis)
+        return np.pad(own, (0, self.shape.nao - self.nao))
 
     def atomic_potential(self, positions: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "nao nao"]:
         """Fock matrix of a superposition of atomic potentials, hartree."""
-        return libcint.atomic_potential(self._moles.at(positions).basis)
+        own = libcint.atomic_potential(self._moles.at(positions[: len(self.symbols)]).basis)
+        return padding.pad_levels(own, self.shape, padding.ENERGY_HARTREE)
+
+
+@functools.partial(jax.jit, static_argnames=("layout",))
+def complete(constants: Constants, host: HostIntegrals, layout: Layout) -> Integrals:
+    """`Integrals` from what libcint has made; compiled, and differentiable with respect to `host`."""
+    positions, overlap, hcore, eri, minao_overlap = jax.tree.map(jnp.asarray, host)
+    nao = len(overlap)
+    chol = jnp.linalg.cholesky(overlap)
+    projection = jax.scipy.linalg.cho_solve((chol, True), minao_overlap)
+    coords, weights, aos = _points(positions, constants, layout)
+    return Integrals(
+        layout=layout,
+        basis=jax.tree.map(jnp.asarray, constants.basis),
+        positions=positions,
+        overlap=overlap,
+        hcore=hcore,
+        repulsion=(
+            repulsion.fitted(eri[0], eri[1]) if layout.fitted
+            else repulsion.exact(eri[0], nao, exchange=layout.exchange)
+        ),
+        e_nuc=_nuclear_repulsion(positions, constants.charges),
+        orthogonaliser=jax.scipy.linalg.solve_triangular(chol, jnp.eye(nao), lower=True).T,
+        dm_guess=(projection * constants.minao_occupation) @ projection.T,
+        coords=coords,
+        weights=weights,
+        aos=aos,
+        nocc=jnp.asarray(constants.nocc),
+    )
+
+
+def _points(positions, constants, layout):
+    coords, weights = grid.becke_grid(positions, constants.grid)
+    chunk, missing = layout.chunk, -len(weights) % layout.chunk
+    coords = jnp.concatenate([coords, coords[:1].repeat(missing, axis=0)])
+    weights = jnp.concatenate([weights, jnp.zeros(missing)])
+    if not layout.keeps_aos:
+        return coords, weights, None
+
+    @jax.checkpoint  # backwards a chunk is made again, not remembered
+    def values(points):
+        return grid.eval_aos(positions, points, constants.basis, derivatives=layout.nderiv > 1)
+
+    return coords, weights, jax.lax.map(values, coords.reshape(-1, chunk, 3))
+
+
+def _nuclear_repulsion(positions, charges):
+    charges = jnp.asarray(charges)
+    rows, cols = np.triu_indices(len(charges), k=1)
+    distance = jnp.sqrt(jnp.sum((positions[rows] - positions[cols]) ** 2, axis=-1))
+    return jnp.sum(charges[rows] * charges[cols] / distance)
+
+
+def _ao_bytes(nderiv, nao, ngrids):
+    return 8 * nderiv * nao * ngrids
 
 
 def build_integrals(mol: Molecule, method: Method) -> Integrals:
@@ -332,15 +390,39 @@ def _cached_template(symbols, charge, spin, method):
             f"basis {method.basis!r} has {len(labels)} orbitals for {mol.formula}, whose electrons fill "
             f"{max(mol.occupied)}; def2-svp would do."
         )
+    constants = Constants(
+        charges=libcint.nuclear_charges(moles),
+        grid=libcint.grid_template(moles.basis, level),
+        basis=libcint.atomic_orbitals(moles.basis),
+        minao_occupation=libcint.minao_occupation(moles.basis),
+        nocc=np.squeeze(np.array(mol.occupied)),
+        ao_atom=np.array([label[0] for label in labels]),
+        ao_mask=np.ones(len(labels), bool),
+    )
     return Template(
         symbols=symbols,
         charge=charge,
         occupied=mol.occupied,
         method=method,
-        shells=libcint.shell_groups(moles.basis),
-        grid_template=libcint.grid_template(moles.basis, level),
-        ao_atom=np.array([label[0] for label in labels]),
         ao_labels=tuple(label.strip() for label in moles.basis.ao_labels()),
+        layout=_layout(mol.occupied, len(labels), len(constants.grid.volumes), method, fitted=moles.aux is not None),
+        constants=jax.tree.map(jnp.asarray, constants),
+        shape=padding.shape_of(
+            constants.basis, constants.grid, len(constants.minao_occupation), moles.aux.nao if moles.aux else 0
+        ),
         _moles=moles,
-        _minao_occupation=libcint.minao_occupation(moles.basis),
+    )
+
+
+def _layout(occupied, nao, ngrids, method, *, fitted):
+    functional = xc.functional(method.xc)
+    nderiv = {0: 0, 1: 1}.get(functional.nvar, 4)
+    chunk = max(128, CHUNK_ELEMENTS // nao // 128 * 128)
+    return Layout(
+        nocc=tuple(occupied),
+        chunk=min(chunk, max(1, ngrids)),
+        nderiv=nderiv,
+        keeps_aos=nderiv > 0 and _ao_bytes(nderiv, nao, ngrids) <= libcint.memory_bytes() // AO_SHARE,
+        fitted=fitted,
+        exchange=functional.exact_exchange > 0,
     )

@@ -338,7 +338,7 @@ def atomic_potential(mol: gto.Mole) -> Float[np.ndarray, "nao nao"]:
         return mol.intor_symmetric("int1e_kin") + np.asarray(mf.get_vsap()[0])
 
 
-def shell_groups(mol: gto.Mole) -> tuple[grid.ShellGroup, ...]:
+def atomic_orbitals(mol: gto.Mole) -> grid.Basis:
     """The basis as the device sees it, grouped for few and large array operations."""
     groups: dict[tuple[int, int], list] = {}
     starts = mol.ao_loc_nr()
@@ -351,15 +351,15 @@ def shell_groups(mol: gto.Mole) -> tuple[grid.ShellGroup, ...]:
             ao = starts[ib] + ic * (2 * l + 1) + np.arange(2 * l + 1)
             entry = (mol.bas_atom(ib), exponents[used], coefficients[used, ic], ao)
             groups.setdefault((l, int(used.sum())), []).append(entry)
-    return tuple(
-        grid.ShellGroup(l, *(np.array(column) for column in zip(*entries, strict=True)))
-        for (l, _), entries in sorted(groups.items())
-    )
+    return grid.basis_of(tuple(
+        grid.ShellGroup(*(np.array(column) for column in zip(*entries, strict=True)))
+        for _, entries in sorted(groups.items())
+    ))
 
 
-def nuclear_charges(given: Moles) -> Int[np.ndarray, " natm"]:
+def nuclear_charges(given: Moles) -> Float[np.ndarray, " natm"]:
     """Atomic numbers."""
-    return given.basis.atom_charges()
+    return given.basis.atom_charges().astype(np.float64)
 
 
 def grid_template(mol: gto.Mole, level: int | None) -> grid.GridTemplate:

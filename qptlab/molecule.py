@@ -31,6 +31,10 @@ MAX_XYZ_BYTES = 50_000_000
 
 MAX_SMILES_CHARACTERS = 500
 
+BOND_FACTOR = 1.3
+"""Atoms nearer than this times the sum of their covalent radii count as bonded. At 500 K an X–H
+bond stretches by 20 %; the nearest non-bonded pairs lie beyond 1.5."""
+
 
 class _NoSmiles(InputError):
     """A text that is no SMILES at all, as against one of a molecule that cannot be used."""
@@ -101,6 +105,18 @@ class Molecule:
     def positions_angstrom(self) -> Float[np.ndarray, "natm 3"]:
         """Nuclear positions, ångström."""
         return self.positions * BOHR_ANGSTROM
+
+    @property
+    def bonds(self) -> frozenset[tuple[int, int]]:
+        """Pairs of atoms that are bonded, by their distance."""
+        radii = ase.data.covalent_radii[self.atomic_numbers]
+        distance = np.linalg.norm(self.positions_angstrom[:, None] - self.positions_angstrom, axis=-1)
+        near = np.triu(distance < BOND_FACTOR * (radii[:, None] + radii), k=1)
+        return frozenset((int(i), int(j)) for i, j in np.argwhere(near))
+
+    def is_same_molecule(self, other: "Molecule") -> bool:
+        """Whether the other is a geometry of this molecule, atoms in the same order: elements, charge, bonds."""
+        return (self.symbols, self.charge, self.bonds) == (other.symbols, other.charge, other.bonds)
 
     def with_positions(self, positions: Float[np.ndarray, "natm 3"]) -> "Molecule":
         """The same molecule at other positions, bohr."""
@@ -221,6 +237,44 @@ class Molecule:
                 f"{stripped[:60]!r} cannot be read as a molecule; a SMILES such as CCO would do, an .xyz file, "
                 f"or one of {', '.join(_builtin())}."
             ) from None
+
+
+def read_molecules(texts: Sequence[str]) -> list[Molecule]:
+    """Different molecules, from all that was named.
+
+    Args:
+      texts: each as for `Molecule.parse`; an XYZ file may hold several molecules, of each of which the first
+        frame is taken, and a `.smi` file has a SMILES at the beginning of each line.
+
+    Raises:
+      InputError: if one cannot be read.
+
+    >>> [mol.formula for mol in read_molecules(["water", "CO", "OC"])]
+    ['H2O', 'CH4O', 'CH4O']
+    """
+    found: list[Molecule] = []
+    for text in texts:
+        for mol in _read_several(text):
+            if not any(mol.is_same_molecule(other) for other in found):
+                found.append(mol)
+    return found
+
+
+def _read_several(text: str) -> list[Molecule]:
+    suffix = pathlib.Path(text).suffix.lower() if len(text) < MAX_SMILES_CHARACTERS else ""
+    if suffix == ".xyz":
+        return read_xyz(text)
+    if suffix != ".smi":
+        return [Molecule.parse(text)]
+    try:
+        lines = _read_limited(pathlib.Path(text)).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", "no text")
+        raise InputError(f"{text} cannot be read ({why}); a file with a SMILES per line would do.") from None
+    smiles = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
+    if not smiles:
+        raise InputError(f"{text} holds no SMILES; one per line would do.")
+    return [Molecule.from_smiles(each) for each in smiles]
 
 
 def read_xyz(source: str | pathlib.Path) -> list[Molecule]:

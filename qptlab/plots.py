@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from qptlab.evaluation import Evaluation
+from qptlab.reference import energy_errors_mev
 from qptlab.units import CHEMICAL_ACCURACY_MEV, HARTREE_EV, HARTREE_MEV
 
 BLUE, ORANGE, GREEN, VERMILLION, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
@@ -95,10 +96,10 @@ def training_traces(rows: Sequence[dict], zero: float) -> list[tuple[np.ndarray,
 
 
 def parity_figure() -> go.Figure:
-    """An empty figure for `parity_traces`: energies on the left, orbital energies on the right."""
+    """An empty figure for `parity_traces`: energies, orbital energies, and how errors go with residuals."""
     figure = make_subplots(
-        cols=2, horizontal_spacing=0.12,
-        subplot_titles=("Total energy", "Valence orbitals and LUMO"),
+        cols=3, horizontal_spacing=0.1,
+        subplot_titles=("Total energy", "Valence orbitals and LUMO", "Error and residual"),
     )
     for col in (1, 2):
         figure.add_scatter(
@@ -112,8 +113,16 @@ def parity_figure() -> go.Figure:
         figure.add_scatter(
             mode="markers", marker={"color": BLUE, "size": 6}, name="QPT", row=1, col=col, showlegend=col == 1
         )
-    figure.update_xaxes(title="PySCF, eV")
-    figure.update_yaxes(title="predicted, eV")
+    for name, colour, mark in (("no network", ORANGE, "x-thin-open"), ("QPT", BLUE, "circle")):
+        figure.add_scatter(
+            mode="markers", marker={"color": colour, "symbol": mark, "size": 7}, name=name, row=1, col=3,
+            showlegend=False,
+        )
+    for col in (1, 2):
+        figure.update_xaxes(title="PySCF, eV", row=1, col=col)
+        figure.update_yaxes(title="predicted, eV", row=1, col=col)
+    figure.update_xaxes(title="residual, hartree", type="log", dtick=1, exponentformat="power", row=1, col=3)
+    figure.update_yaxes(title="energy error, meV", type="log", dtick=1, exponentformat="power", row=1, col=3)
     figure.update_layout(height=340, legend={"orientation": "h", "y": -0.32, "x": 0.5, "xanchor": "center"})
     return _dress(figure)
 
@@ -126,7 +135,8 @@ def lowest_energy(found: Evaluation) -> float:
 def parity_traces(found: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
     """X and y of every trace of `parity_figure`, in its order; energies above `lowest_energy`."""
     zero = lowest_energy(found)
-    levels = np.arange(found.nocc + 1)[found.test_set.converged[0].mo_energy[: found.nocc + 1] > CORE_HARTREE]
+    first = found.test_set.converged[0]
+    levels = np.arange(first.nocc + 1)[first.mo_energy[: first.nocc + 1] > CORE_HARTREE]
     traces = []
     for pick in (
         lambda answer: np.array([float(answer.energy) - zero]),
@@ -138,6 +148,10 @@ def parity_traces(found: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
         )
         ends = np.array([truth.min(), truth.max()])
         traces += [(ends, ends), (thin(truth), thin(plain)), (thin(truth), thin(model))]
+    answers = found.test_set.same_fit or found.test_set.converged
+    for predictions in (found.test_set.no_network, found.predictions):
+        misses = np.abs(energy_errors_mev(predictions, answers))
+        traces.append((thin(np.array([float(p.residual) for p in predictions])), thin(misses)))
     return traces
 
 
@@ -172,6 +186,48 @@ def convergence_traces(energies: Sequence[np.ndarray], lowest: float) -> list[tu
         seen = 1 + np.flatnonzero(above[1:] > 0)  # rounding may take the last ones below: no logarithm
         traces.append((thin(seen), thin(above[seen])))
     return traces
+
+
+def iterations_figure(
+    numbers: Sequence[int], with_network: Sequence[float], without: Sequence[float]
+) -> go.Figure:
+    """Energy error against the number of DFT iterations, meV, with and without a network before them."""
+    figure = go.Figure()
+    for name, values, colour, mark in (
+        ("network, then iterations", with_network, BLUE, "circle"), ("iterations alone", without, ORANGE, "x"),
+    ):
+        figure.add_scatter(
+            x=list(numbers), y=list(values), name=name, mode="lines+markers", line={"color": colour},
+            marker={"symbol": mark, "size": 8},
+        )
+    figure.update_xaxes(title="DFT iterations n", dtick=1)
+    figure.update_yaxes(title="energy MAE, meV", type="log", dtick=1, exponentformat="power")
+    figure.update_layout(
+        title="What iterations add to a prediction", height=380, showlegend=True,
+        legend={"orientation": "h", "y": -0.25, "x": 0.5, "xanchor": "center"},
+    )
+    return _dress(figure)
+
+
+def study_figure(rows: Sequence[dict]) -> go.Figure:
+    """Energy error against training time, for every setting and seed of a study (`studies.measure`)."""
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    figure = go.Figure()
+    for row in rows:
+        index = settings.index(row["setting"])
+        seconds, errors = zip(*row["curve"], strict=True)
+        figure.add_scatter(
+            x=list(seconds), y=list(errors), name=row["setting"], legendgroup=row["setting"], mode="lines+markers",
+            line={"color": (BLUE, VERMILLION, GREEN, ORANGE, SKY)[index % 5], "dash": DASHES[index % 5]},
+            showlegend=row["seed"] == 0,
+        )
+    figure.update_xaxes(title="seconds, compilation, geometries and labels included", type="log", dtick=1)
+    figure.update_yaxes(title="energy MAE, meV", type="log", dtick=1, exponentformat="power")
+    figure.update_layout(
+        title="Error on unseen geometries", height=400, showlegend=True,
+        legend={"orientation": "h", "y": -0.25, "x": 0.5, "xanchor": "center"},
+    )
+    return _dress(figure)
 
 
 def heatmaps(matrices: Mapping[str, np.ndarray], labels: Sequence[str], columns: int = 2) -> go.Figure:

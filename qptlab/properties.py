@@ -176,7 +176,7 @@ def _box_evaluator(template: Template, *, density: bool):
     """Compiled once per basis, so that the next orbital costs milliseconds."""
 
     def of_slice(positions, coords, coefficients):
-        aos = grid.eval_aos(positions, coords, template.shells, derivatives=False)[0]
+        aos = grid.eval_aos(positions, coords, template.basis, derivatives=False)[0]
         return jnp.sum(aos * (coefficients @ aos), axis=0) if density else coefficients @ aos
 
     @jax.jit

@@ -5,22 +5,26 @@ SchNOrb, PhiSNet and QHNet (mean absolute error over AO pairs; over occupied orb
 |cosine| between occupied coefficient vectors).
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from pyscf import dft, lib
 from pyscf.scf import hf
 
-from qptlab import libcint
+from qptlab import libcint, padding
 from qptlab.errors import InputError
+from qptlab.libcint import HostIntegrals
 from qptlab.method import Method
 from qptlab.models.predictor import Predictor
 from qptlab.models.qpt import Prediction
+from qptlab.models.system import Sample, System
 from qptlab.molecule import Molecule
-from qptlab.units import HARTREE_MEV
+from qptlab.units import HARTREE_MEV, significant
 
 PYSCF_FUNCTIONALS = {
     "hf": "hf", "lda": "lda,vwn", "pw92": "lda,pw", "pbe": "pbe,pbe", "blyp": "b88,lyp",
@@ -28,6 +32,18 @@ PYSCF_FUNCTIONALS = {
 }
 """Our names in PySCF's words; its `vwn` is VWN5, and its `b3lypg` is `b3lyp` whatever its settings."""
 
+
+ERROR_COLUMNS = {
+    "energy_mae_mev": "energy MAE, meV",
+    "energy_max_mev": "energy max, meV",
+    "fock_mae_uha": "Fock MAE, µHa",
+    "mo_energy_mae_uha": "occ. orbital energies MAE, µHa",
+    "mo_cosine": "orbital similarity",
+}
+"""Titles of tables of errors."""
+
+KEPT = 512
+"""Answers that are kept: the same geometries are asked for again and again."""
 
 MAX_CYCLES = 100
 """After which PySCF counts as not converged (its own default is 50)."""
@@ -45,6 +61,7 @@ class Reference(NamedTuple):
       converged: whether PySCF says so.
       cycles: diagonalisations done before the last density.
       seconds: wall time of the SCF, integrals included.
+      nocc: number of occupied orbitals; of one spin for an open shell.
     """
 
     energy: float
@@ -55,13 +72,15 @@ class Reference(NamedTuple):
     converged: bool
     cycles: int
     seconds: float
+    nocc: int
 
 
 class TestSet(NamedTuple):
     """Geometries with PySCF's answers and both baselines; made by `make_test_set`.
 
     Attributes:
-      positions: in the molecule's frame, bohr.
+      systems: the molecule of each geometry.
+      positions: in its frame, bohr.
       converged: PySCF's answers.
       stopped: PySCF's DIIS stopped after as many Fock builds as the model does.
       no_network: plain DFT iteration, as many iterations as the model does.
@@ -69,12 +88,37 @@ class TestSet(NamedTuple):
       left_out: how many geometries were given for which PySCF did not converge.
     """
 
+    systems: list[System]
     positions: list[Float[np.ndarray, "natm 3"]]
     converged: list[Reference]
     stopped: list[Reference]
     no_network: list[Prediction]
     same_fit: list[Reference]
     left_out: int
+
+
+class Labelled(System):
+    """A molecule whose samples bring PySCF's converged Fock matrix: for the rival that learns from labels."""
+
+    @classmethod
+    def of(cls, system: System) -> "Labelled":
+        """The same molecule with labels."""
+        return cls(system.frame, system.template, system.kinds, system.guess)
+
+    def sample(self, host: HostIntegrals) -> Sample:
+        """As of any molecule, with an SCF of PySCF's for the label."""
+        template = self.template
+        positions = np.asarray(host.positions)[: len(template.symbols)]
+        # Made anew, not looked up: what labels cost is the point.
+        answer = _run(self.molecule.with_positions(positions), template.method, max_cycles=MAX_CYCLES)
+        label = padding.pad_levels(answer.fock, template.shape, 0.0)
+        return super().sample(host)._replace(label=jnp.asarray(label))
+
+    @property
+    def shapes(self) -> Sample:
+        """Shapes and types of a sample."""
+        plain = super().shapes
+        return plain._replace(label=plain.ints.hcore)
 
 
 class ErrorSummary(NamedTuple):
@@ -94,6 +138,10 @@ class ErrorSummary(NamedTuple):
     mo_energy_mae_uha: float
     mo_cosine: float
 
+    def cells(self) -> list[str]:
+        """In words: four digits, for cosines six (their distance from 1 counts), and no powers of ten."""
+        return [significant(value, 6 if name == "mo_cosine" else 4) for name, value in self._asdict().items()]
+
 
 def converged(mol: Molecule, method: Method, *, fitted: bool = False) -> Reference:
     """PySCF's converged answer with the same functional, basis and grid.
@@ -103,7 +151,7 @@ def converged(mol: Molecule, method: Method, *, fitted: bool = False) -> Referen
       method: the level of theory.
       fitted: whether two-electron integrals are density-fitted, as ours are where they are, or exact.
     """
-    return _run(mol, method, max_cycles=MAX_CYCLES, fitted=fitted)
+    return _kept(mol.symbols, mol.positions.tobytes(), mol.charge, mol.spin, method, MAX_CYCLES, fitted)
 
 
 def stopped(mol: Molecule, method: Method, cycles: int) -> Reference:
@@ -112,46 +160,53 @@ def stopped(mol: Molecule, method: Method, cycles: int) -> Reference:
     A QPT with n iterations diagonalises n + 1 times and builds n + 2 Fock matrices, the last for
     the energy; so does PySCF stopped after n + 1 cycles.
     """
-    return _run(mol, method, max_cycles=cycles)
+    return _kept(mol.symbols, mol.positions.tobytes(), mol.charge, mol.spin, method, cycles, False)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _kept(symbols, positions, charge, spin, method, max_cycles, fitted):
+    mol = Molecule(symbols, np.frombuffer(positions).reshape(-1, 3), charge, spin=spin)
+    return _run(mol, method, max_cycles=max_cycles, fitted=fitted)
 
 
 def make_test_set(
     predictor: Predictor,
-    positions: Sequence[Float[np.ndarray, "natm 3"]],
+    places: Sequence[tuple[System, Float[np.ndarray, "natm 3"]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TestSet:
-    """Run PySCF and both baselines on geometries that lie in the molecule's frame (bohr).
+    """Run PySCF and both baselines on geometries that lie in their molecules' frames (bohr).
 
     There is nothing to compare with where PySCF does not converge: such geometries are counted.
 
     Args:
-      predictor: a model of the molecule; only its settings are read.
-      positions: the geometries.
+      predictor: a model; only its settings are read.
+      places: molecules and geometries.
       progress: told how many geometries are done, of how many; what it raises ends the work.
 
     Raises:
       InputError: if there are none, or PySCF converges for none of them.
     """
-    template = predictor.model.template
-    plain = Predictor(predictor.model, None, predictor.frame)
-    found = TestSet([], [], [], [], [], 0)
-    for done, place in enumerate(positions, start=1):
-        mol = predictor.frame.molecule.with_positions(place)
-        answer = converged(mol, template.method)
-        fitted = [converged(mol, template.method, fitted=True)] if template.eri == "fitted" else []
+    method, plain = predictor.method, predictor.without_network()
+    found = TestSet([], [], [], [], [], [], 0)
+    for done, (system, positions) in enumerate(places, start=1):
+        mol = system.molecule.with_positions(positions)
+        answer = converged(mol, method)
+        fitted = [converged(mol, method, fitted=True)] if system.template.eri == "fitted" else []
         if answer.converged and all(other.converged for other in fitted):
-            found.positions.append(place)
+            found.systems.append(system)
+            found.positions.append(positions)
             found.converged.append(answer)
             found.same_fit.extend(fitted)
-            found.stopped.append(stopped(mol, template.method, predictor.model.config.iterations + 1))
-            found.no_network.append(plain.in_frame(place))
-        progress(done, len(positions))
+            found.stopped.append(stopped(mol, method, predictor.model.config.iterations + 1))
+            found.no_network.append(plain.in_frame(system, positions))
+        progress(done, len(places))
     if not found.positions:
+        formulas = ", ".join(sorted({system.molecule.formula for system, _ in places}))
         raise InputError(
-            f"PySCF converged for none of the {len(positions)} geometries of "
-            f"{predictor.frame.molecule.formula}; geometries nearer to its minimum would do."
+            f"PySCF converged for none of the {len(places)} geometries of {formulas}; geometries nearer to the "
+            "minimum would do."
         )
-    return found._replace(left_out=len(positions) - len(found.positions))
+    return found._replace(left_out=len(places) - len(found.positions))
 
 
 def calculation(mol: Molecule, method: Method, *, fitted: bool) -> hf.SCF:
@@ -179,12 +234,24 @@ def _run(mol, method, max_cycles, fitted=False):
         energy = float(mf.energy_tot(dm=dm))
         mo_energy, mo_coeff = mf.eig(fock, mf.get_ovlp())
     return Reference(
-        energy, fock, dm, mo_energy, mo_coeff, bool(mf.converged), int(mf.cycles), seconds
+        energy, fock, dm, mo_energy, mo_coeff, bool(mf.converged), int(mf.cycles), seconds, max(mol.occupied)
     )
 
 
+def taught(systems: Sequence[System], loss: str) -> list[System]:
+    """The molecules as a loss wants them: with labels only where it learns from them."""
+    return [Labelled.of(system) for system in systems] if loss == "labels" else list(systems)
+
+
+def energy_errors_mev(
+    predictions: Sequence[Prediction | Reference], references: Sequence[Reference]
+) -> Float[np.ndarray, " n"]:
+    """Signed errors of total energies, meV."""
+    return np.array([float(p.energy) - r.energy for p, r in zip(predictions, references, strict=True)]) * HARTREE_MEV
+
+
 def errors(
-    predictions: Sequence[Prediction | Reference], references: Sequence[Reference], nocc: int
+    predictions: Sequence[Prediction | Reference], references: Sequence[Reference]
 ) -> ErrorSummary:
     """Errors of predictions against converged references of the same geometries and AO order.
 
@@ -197,19 +264,19 @@ def errors(
             "one reference for each prediction, and at least one, would do."
         )
     pairs = list(zip(predictions, references, strict=True))
-    energy = np.array([float(p.energy) - r.energy for p, r in pairs]) * HARTREE_MEV
-    occupied = [np.abs(p.mo_energy[:nocc] - r.mo_energy[:nocc]).mean() for p, r in pairs]
+    energy = energy_errors_mev(predictions, references)
+    occupied = [np.abs(p.mo_energy[: r.nocc] - r.mo_energy[: r.nocc]).mean() for p, r in pairs]
     return ErrorSummary(
         energy_mae_mev=float(np.abs(energy).mean()),
         energy_max_mev=float(np.abs(energy).max()),
         fock_mae_uha=float(np.mean([np.abs(p.fock - r.fock).mean() for p, r in pairs]) * 1e6),
         mo_energy_mae_uha=float(np.mean(occupied) * 1e6),
-        mo_cosine=float(np.mean([_cosine(p, r, nocc) for p, r in pairs])),
+        mo_cosine=float(np.mean([_cosine(p, r) for p, r in pairs])),
     )
 
 
-def _cosine(prediction, reference, nocc):
+def _cosine(prediction, reference):
     """Mean |cosine| of the angle between corresponding occupied coefficient vectors."""
-    ours, theirs = prediction.mo_coeff[:, :nocc], reference.mo_coeff[:, :nocc]
+    ours, theirs = prediction.mo_coeff[:, : reference.nocc], reference.mo_coeff[:, : reference.nocc]
     dot = np.abs(np.sum(ours * theirs, axis=0))
     return np.mean(dot / np.linalg.norm(ours, axis=0) / np.linalg.norm(theirs, axis=0))

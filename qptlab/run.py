@@ -1,9 +1,11 @@
 """A run on disk: a folder that says what was trained, how it went, and where to go on.
 
-    config.json      molecule, method, model, training, seed, versions
+    config.json      molecules, method, model, training, seed, versions
     metrics.csv      a row per update, appended
     checkpoints/     Orbax, written atomically, the last two kept
     validation.xyz   the geometries on which errors were measured
+    model-card.md    what was trained, how well it does, and where it ends; for people
+    not-finite.xyz   geometries at which training gave up, if it did
 
 Nothing in it is a pickle.
 """
@@ -18,22 +20,23 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import jax
 import numpy as np
 
-from qptlab import integrals
 from qptlab.errors import InputError
-from qptlab.frame import ReferenceFrame
 from qptlab.geometries import Sampling
 from qptlab.method import Method
 from qptlab.models.predictor import Predictor
 from qptlab.models.qpt import QPT, QPTConfig
+from qptlab.models.system import System, make_systems
 from qptlab.molecule import Molecule
+from qptlab.reference import ERROR_COLUMNS, ErrorSummary
 from qptlab.training import TrainConfig, TrainState, initial_state
 
 COLUMNS = (
-    "step", "seconds", "energy_ha", "grad_norm", "learning_rate", "skipped", "data_wait_s",
+    "step", "seconds", "energy_ha", "loss", "grad_norm", "learning_rate", "skipped", "data_wait_s",
     "compile_s", "geometries", "validation_mae_mev", "validation_max_mev",
     "no_network_mae_mev", "pyscf_stopped_mae_mev",
 )
@@ -47,7 +50,7 @@ class Run:
 
     Attributes:
       path: the folder.
-      molecule: the molecule trained on, at its reference geometry.
+      molecules: those trained on, at their reference geometries.
       method: the level of theory.
       model_config: the network.
       train_config: the training.
@@ -56,7 +59,7 @@ class Run:
     def __init__(self, path: pathlib.Path, config: dict):
         self.path = path
         try:
-            self.molecule = _molecule_from(config["molecule"])
+            self.molecules = tuple(map(_molecule_from, config["molecules"]))
             self.method = Method(**config["method"])
             self.model_config = QPTConfig(**config["model"])
             train = dict(config["train"])
@@ -71,7 +74,7 @@ class Run:
     def create(
         cls,
         path: str | pathlib.Path,
-        mol: Molecule,
+        mols: Sequence[Molecule],
         method: Method,
         model: QPTConfig,
         train: TrainConfig,
@@ -89,10 +92,13 @@ class Run:
                 "with the run in it."
             )
         config = {
-            "molecule": {
-                "symbols": list(mol.symbols), "positions_bohr": mol.positions.tolist(),
-                "charge": mol.charge, "name": mol.name,
-            },
+            "molecules": [
+                {
+                    "symbols": list(mol.symbols), "positions_bohr": mol.positions.tolist(),
+                    "charge": mol.charge, "name": mol.name,
+                }
+                for mol in mols
+            ],
             "method": dataclasses.asdict(method),
             "model": dataclasses.asdict(model),
             "train": dataclasses.asdict(train),
@@ -159,9 +165,46 @@ class Run:
             if state.step not in manager.all_steps():
                 manager.save(state.step, args=_orbax().args.StandardSave(state._asdict()))
 
+    def write_card(self, state: TrainState, table: Sequence[tuple[str, ErrorSummary]], n: int) -> None:
+        """Say in `model-card.md` what was trained on what, its errors beside the baselines', and its limits.
+
+        Args:
+          state: the training as it stands.
+          table: names and errors, the model's first.
+          n: number of validation geometries.
+        """
+        train, model = self.train_config, self.model_config
+        formulas = sorted({f"{mol.name or mol.formula} ({mol.formula})" for mol in self.molecules})
+        elements = sorted({symbol for mol in self.molecules for symbol in mol.symbols})
+        size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        source = {"md": f"GFN2-xTB dynamics at {train.sampling.temperature:g} K", "file": train.sampling.path}
+        titles = ["", *ERROR_COLUMNS.values()]
+        lines = [
+            f"# QPT for {', '.join(formulas[:5])}{f' and {len(formulas) - 5} more' if len(formulas) > 5 else ''}",
+            "",
+            f"- Method: {self.method.label}, grid level {self.method.grid_level}.",
+            f"- Network: {model.preset}, {size / 1e6:.3g} M parameters, {model.precision}; {model.iterations} DFT "
+            "iterations after it.",
+            f"- Training: loss {train.loss}, {state.step} updates of {train.batch} geometries in {state.seconds:.0f}"
+            f" s, seed {train.seed}; geometries from {source.get(train.sampling.sampler, train.sampling.sampler)}.",
+            "",
+            f"Errors on {n} geometries that were not trained on, against converged PySCF:",
+            "",
+            f"| {' | '.join(titles)} |",
+            f"|{'---|' * len(titles)}",
+            *(f"| {name} | {' | '.join(summary.cells())} |" for name, summary in table),
+            "",
+            "Limits: closed shells; geometries like those trained on; "
+            + (f"molecules of {', '.join(elements)} like those trained on; others are predicted with a warning."
+               if len(self.molecules) > 1 else "no other molecule."),
+            "Look at a prediction's residual (hartree; zero at self-consistency) before you use it.",
+            "",
+        ]
+        _write_atomically(self.path / "model-card.md", "\n".join(lines))
+
     def restore(self) -> TrainState | None:
         """The last checkpoint, or None where there is none."""
-        model, _ = self.model()
+        model = self.model()[0]
         blank = initial_state(model, self.train_config)
         with self._checkpoints() as manager:
             step = manager.latest_step()
@@ -178,10 +221,10 @@ class Run:
         self._rewrite(row for row in self.metrics() if row["step"] <= last)
         return state
 
-    def model(self) -> tuple[QPT, ReferenceFrame]:
-        """The model of this run, without parameters, and the molecule's frame."""
-        template = integrals.template(self.molecule, self.method)
-        return QPT(template, self.model_config), ReferenceFrame(self.molecule)
+    def model(self) -> tuple[QPT, list[System]]:
+        """The model of this run, without parameters, and its molecules made ready."""
+        systems, kinds = make_systems(self.molecules, self.method, self.model_config.guess)
+        return QPT(self.model_config, self.method.xc, kinds), systems
 
     def _rewrite(self, rows: Iterable[dict]) -> None:
         table = io.StringIO(newline="")
@@ -207,8 +250,8 @@ def load(path: str | pathlib.Path) -> Predictor:
     state = run.restore()
     if state is None:
         raise InputError(f"{path} has no checkpoint yet; a run that trained for some seconds would do.")
-    model, frame = run.model()
-    return Predictor(model, state.params, frame)
+    model, systems = run.model()
+    return Predictor(model, state.average, systems)
 
 
 def _orbax():

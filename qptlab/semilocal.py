@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qptlab import grid, xc
-from qptlab.integrals import Integrals, Layout
+from qptlab.grid import Basis
+from qptlab.integrals import Integrals
 
 
 class _Points(NamedTuple):
     """The grid, chunk by chunk, and what its AO values follow from."""
 
-    layout: Layout
+    basis: Basis
     positions: Array
     coords: Array  # [nchunk, chunk, 3]
     weights: Array  # [nchunk, chunk]
@@ -43,7 +44,7 @@ def exchange_correlation(
         return jnp.zeros(()), jnp.zeros_like(dm)
     chunk = ints.layout.chunk
     points = _Points(
-        ints.layout, ints.positions, ints.coords.reshape(-1, chunk, 3), ints.weights.reshape(-1, chunk), ints.aos
+        ints.basis, ints.positions, ints.coords.reshape(-1, chunk, 3), ints.weights.reshape(-1, chunk), ints.aos
     )
     return _energy_and_matrix(0.5 * (dm + jnp.swapaxes(dm, 1, 2)), points, functional)
 
@@ -86,7 +87,7 @@ def _backward(functional, residuals, bars):
         return energy_bar * energy + slope
 
     # Compiled away where nobody asks for derivatives with respect to positions.
-    points_bar = jax.grad(along)(points)
+    points_bar = jax.grad(along, allow_int=True)(points)
     return dm_bar, points_bar
 
 
@@ -130,7 +131,7 @@ def _chunks(points):
 def _aos(points, chunk, nvar):
     if chunk.aos is not None:
         return chunk.aos
-    return grid.eval_aos(points.positions, chunk.coords, points.layout.shells, derivatives=nvar > 1)
+    return grid.eval_aos(points.positions, chunk.coords, points.basis, derivatives=nvar > 1)
 
 
 def _to_grid(dm, aos, nvar):

@@ -197,7 +197,7 @@ class Session(traitlets.HasTraits):
         trainer = self.trainer
         if trainer is None or trainer.step == 0 or trainer.validation is None:
             return []
-        nocc = trainer.molecule.nelectron // 2
+        nocc = trainer.molecules[0].nelectron // 2
         names = {nocc - 1: "HOMO", nocc: "LUMO"}
         energies = trainer.validation.converged[0].mo_energy * HARTREE_EV
         return [
@@ -221,9 +221,10 @@ class Session(traitlets.HasTraits):
         if not 0 <= index < len(truth.mo_energy):
             raise InputError(f"orbital {index} does not exist; 0 to {len(truth.mo_energy) - 1} would do.")
         positions = validation.positions[geometry]
-        step, model = trainer.step, trainer.predictor.in_frame(positions)
-        mol = trainer.molecule.with_positions(positions)
-        where, basis = properties.box(mol, points), template(trainer.molecule, trainer.method)
+        system = validation.systems[geometry]
+        step, model = trainer.step, trainer.predictor.in_frame(system, positions)
+        mol = system.molecule.with_positions(positions)
+        where, basis = properties.box(mol, points), template(mol, trainer.method)
         predicted = properties.orbital_on_box(mol, basis, model.mo_coeff[:, index], where)
         pyscf = properties.orbital_on_box(mol, basis, truth.mo_coeff[:, index], where)
         # The sign of an orbital means nothing; turned alike, the two can be compared by eye.

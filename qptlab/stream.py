@@ -1,124 +1,228 @@
-"""From geometries to samples on the device: integrals made ahead in threads, and a replay buffer.
+"""From geometries to samples on the device: made ahead in threads, and kept in a replay buffer.
 
-The order of everything is fixed by the seed, not by the timing of threads.
+What comes when is fixed by the seed and the number of the step, not by the timing of threads; so a stream that is
+entered at a later step goes on as it would have done. (Where the model draws the geometries, it does not: walks then
+begin anew.)
 """
 
 import collections
 import concurrent.futures
 import itertools
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
-from qptlab.frame import ReferenceFrame
-from qptlab.integrals import HostIntegrals
-from qptlab.models.qpt import QPT, Sample
+from qptlab import geometries
+from qptlab.geometries import Sampling
+from qptlab.models.qpt import QPT, Params
+from qptlab.models.system import Sample, System
 
 LOOK_AHEAD = 16
-"""Geometries whose integrals are made ahead of the one being trained on."""
+"""Samples that are made ahead of the one being trained on; fewer where they are large."""
 
 REPLAY_BYTES = 2 * 2**30
-"""Memory that the replay buffer may take."""
+"""Memory that the replay buffers may take."""
 
 REPLAY_MAX = 1024
+
+
+class Drawn(NamedTuple):
+    """A sample, and the molecule that it is of."""
+
+    system: System
+    sample: Sample
 
 
 class Stream:
     """Batches of samples for training, endless; a context manager that owns its threads.
 
-    Every batch brings `batch / reuse` new geometries and fills up with earlier ones, drawn at
-    random from the newest that fit the memory, so that each is used `reuse` times on average.
+    Every batch brings `batch / reuse` new geometries and fills up with earlier ones, drawn at random from the newest
+    that fit the memory, so that each is used `reuse` times on average. All samples of a batch have one shape;
+    molecules of another shape have their turn as often as there are of them.
 
     Args:
-      model: prepares the samples.
-      frame: brings geometries into the molecule's frame.
-      geometries: positions, bohr.
+      systems: the molecules.
+      sampling: where geometries come from.
+      model: draws geometries itself, if they come from the model.
       batch: geometries a batch.
       reuse: how often a geometry is used, on average.
-      seed: of the draws from the replay buffer.
+      seed: of everything that is random.
+      step: batches that have been taken before, by a stream that ended.
 
     Attributes:
-      waited: seconds spent in `next` so far, waiting for geometries and integrals.
+      waited: seconds spent in `next` so far, waiting for samples.
       drawn: new geometries taken so far.
+      params: the model's, to be set before each batch where it draws geometries itself.
     """
 
     def __init__(
         self,
-        model: QPT,
-        frame: ReferenceFrame,
-        geometries: Iterator[Float[np.ndarray, "natm 3"]],
+        systems: Sequence[System],
+        sampling: Sampling,
+        model: QPT | None = None,
         *,
         batch: int,
         reuse: int,
-        seed: int | list[int],
+        seed: int,
+        step: int = 0,
     ):
         self.waited = 0.0
-        self.drawn = 0
-        self._model = model
-        self._frame = frame
-        self._geometries = geometries
+        self.params: Params | None = None
         self._batch = batch
-        self._reuse = reuse
-        self._rng = np.random.default_rng(seed)
-        self._replay: collections.deque[Sample] = collections.deque()
-        self._capacity = REPLAY_MAX
-        # Dynamics is a chain and has a thread of its own; integrals of its frames go in parallel.
-        self._sampler = concurrent.futures.ThreadPoolExecutor(1, "qptlab-geometries")
-        self._workers = concurrent.futures.ThreadPoolExecutor(
-            max(1, (os.cpu_count() or 2) - 1), "qptlab-integrals"
-        )
+        grouped: dict[tuple, list[int]] = {}
+        for index, system in enumerate(systems):
+            grouped.setdefault((system.template.shape, system.template.layout), []).append(index)
+        turns = _turns([len(members) for members in grouped.values()], batch, reuse, seed)
+        past = list(itertools.islice(turns, step))
+        drawn = [sum(fresh for bucket, fresh, _ in past if bucket == i) for i in range(len(grouped))]
+        self.drawn = sum(drawn)
+        self._buckets = [
+            _Bucket(systems, members, sampling, model, seed, REPLAY_BYTES // len(grouped), batch, before)
+            for members, before in zip(grouped.values(), drawn, strict=True)
+        ]
+        self._turns, ahead = itertools.tee(turns)  # samples are asked for some turns before they are used
+        self._turn = next(self._turns)
+        self._wanted = self._order(ahead)
+        cores = os.cpu_count() or 2
+        # Dynamics are chains, and their frames' integrals go in parallel with them.
+        self._samplers = concurrent.futures.ThreadPoolExecutor(cores, "qptlab-geometries")
+        self._workers = concurrent.futures.ThreadPoolExecutor(max(1, cores - 1), "qptlab-integrals")
         self._ahead: collections.deque[concurrent.futures.Future] = collections.deque()
 
     def __enter__(self):
-        """Start making integrals."""
-        for _ in range(LOOK_AHEAD):
+        """Start making samples."""
+        for _ in range(min(bucket.look_ahead for bucket in self._buckets)):
             self._submit()
         return self
 
     def __exit__(self, *_):
         """Stop the threads, leaving no work behind."""
-        for pool in (self._sampler, self._workers):
+        for pool in (self._samplers, self._workers):
             pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def shapes(self) -> Sample:
+        """Shapes and types of the samples of the next batch, known before it is."""
+        return self._buckets[self._turn[0]].shapes
 
     def __iter__(self):
         """The stream is its own iterator."""
         return self
 
-    def __next__(self) -> tuple[Sample, ...]:
+    def __next__(self) -> tuple[Drawn, ...]:
         """The next batch, newest geometry first.
 
         Raises:
           InputError: what the source of geometries raised.
         """
-        fresh = self._batch if not self._replay else max(1, self._batch // self._reuse)
+        for bucket in self._buckets:  # a stream entered later has to find its earlier samples again
+            while bucket.missing:
+                bucket.keep(self._take())
+        index, fresh, rng = self._turn
+        self._turn, bucket = next(self._turns), self._buckets[index]
         for _ in range(fresh):
-            self._replay.append(self._take())
-        while len(self._replay) > self._capacity:
-            self._replay.popleft()
-        newest = list(itertools.islice(reversed(self._replay), min(fresh, self._batch)))
-        older = len(self._replay) - len(newest)
-        rest = self._rng.choice(older, self._batch - len(newest), replace=False)
-        return (*newest, *(self._replay[i] for i in rest))
+            bucket.keep(self._take())
+        self.drawn += fresh
+        newest = list(itertools.islice(reversed(bucket.replay), fresh))
+        older = len(bucket.replay) - len(newest)
+        rest = rng.choice(older, self._batch - len(newest), replace=False)
+        return (*newest, *(bucket.replay[i] for i in rest))
 
-    def _take(self) -> Sample:
+    def _order(self, turns) -> "Iterator[_Bucket]":
+        """Whose geometry is needed next, and next."""
+        for bucket in self._buckets:
+            yield from itertools.repeat(bucket, bucket.missing)
+        for index, fresh, _ in turns:
+            yield from itertools.repeat(self._buckets[index], fresh)
+
+    def _take(self) -> Drawn:
         began = time.perf_counter()
         self._submit()
-        host = self._ahead.popleft().result()
+        drawn = self._ahead.popleft().result()
         self.waited += time.perf_counter() - began
-        sample = self._model.prepare(host)
-        if self.drawn == 0:
-            size = sum(leaf.nbytes for leaf in jax.tree.leaves(sample))
-            self._capacity = int(np.clip(REPLAY_BYTES // size, 2 * self._batch, REPLAY_MAX))
-        self.drawn += 1
-        return sample
+        return drawn
 
     def _submit(self) -> None:
-        geometry = self._sampler.submit(next, self._geometries)
-        self._ahead.append(self._workers.submit(self._integrals, geometry))
+        bucket = next(self._wanted)
+        system, geometry = bucket.draw(self._samplers, self.params)
+        self._ahead.append(self._workers.submit(bucket.make, system, geometry))
 
-    def _integrals(self, geometry: concurrent.futures.Future) -> HostIntegrals:
-        return self._model.template.host_integrals(self._frame.pose(geometry.result()).positions)
+
+def _turns(numbers, batch, reuse, seed) -> Iterator[tuple[int, int, np.random.Generator]]:
+    """For each step: the bucket whose turn it is, how many new geometries it needs, and the step's random numbers."""
+    turns = [0] * len(numbers)
+    for step in itertools.count():
+        rng = np.random.default_rng([2, seed, step])  # 0 and 1 begin the seeds of geometries
+        bucket = int(rng.choice(len(numbers), p=np.array(numbers) / sum(numbers)))
+        done = turns[bucket]
+        # A whole batch first, then batch / reuse on average: none in some steps where that is below one.
+        yield bucket, batch * (done + 1) // reuse - batch * done // reuse if done else batch, rng
+        turns[bucket] += 1
+
+
+class _Bucket:
+    """Molecules of one shape: where their geometries come from, and the newest samples."""
+
+    def __init__(self, systems, members, sampling, model, seed, memory, batch, drawn):
+        self._systems = [systems[index] for index in members]
+        self._compiles = threading.Lock()
+        self._is_compiled = False
+        system = self._systems[0]
+        self.shapes = system.shapes
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.shapes))
+        self.capacity = int(np.clip(memory // size, 2 * batch, REPLAY_MAX))
+        self.look_ahead = int(np.clip(memory // (4 * size), 2, LOOK_AHEAD))
+        self.replay: collections.deque[Drawn] = collections.deque(maxlen=self.capacity)
+        self.missing = min(drawn, self.capacity)
+        # Geometries are numbered: molecule by molecule, then chain by chain.
+        self._number = drawn - self.missing
+        ways = [(member, chain) for chain in range(sampling.chains) for member in range(len(members))]
+        self._sources = [
+            _source(
+                self._systems[member], sampling, model, [seed, members[member], chain],
+                max(0, -((way - self._number) // len(ways))),
+            )
+            for way, (member, chain) in enumerate(ways)
+        ]
+        self._latest: list[concurrent.futures.Future | None] = [None] * len(ways)
+
+    def draw(self, pool, params) -> tuple[System, concurrent.futures.Future]:
+        """The next geometry, as a future; those of one chain come one after another."""
+        way = self._number % len(self._sources)
+        system = self._systems[self._number % len(self._systems)]
+        self._number += 1
+        self._latest[way] = pool.submit(_after, self._latest[way], self._sources[way], params)
+        return system, self._latest[way]
+
+    def make(self, system: System, geometry: concurrent.futures.Future) -> Drawn:
+        """A sample of a geometry, on the device."""
+        host = system.host_integrals(system.frame.pose(geometry.result()).positions)
+        if self._is_compiled:
+            return Drawn(system, jax.block_until_ready(system.sample(host)))
+        with self._compiles:  # once, not in each thread
+            sample = jax.block_until_ready(system.sample(host))
+            self._is_compiled = True
+            return Drawn(system, sample)
+
+    def keep(self, drawn: Drawn) -> None:
+        """Add a sample to the newest, in place of the oldest."""
+        self.replay.append(drawn)
+        self.missing = max(0, self.missing - 1)
+
+
+def _source(system, sampling, model, seed, start) -> Callable[[Params], np.ndarray]:
+    if sampling.sampler == "model" and model is not None:
+        return geometries.Walk(model, system, sampling, seed).move
+    stream = geometries.sample(system.molecule, sampling, seed, start=start)
+    return lambda params: next(stream)
+
+
+def _after(before, source, params) -> np.ndarray:
+    if before is not None:
+        before.result()
+    return source(params)

@@ -12,17 +12,19 @@ import pathlib
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from qptlab import geometries, integrals
+from qptlab import geometries
 from qptlab.errors import InputError
 from qptlab.method import Method
 from qptlab.models.predictor import Predictor
 from qptlab.models.qpt import QPT, QPTConfig
+from qptlab.models.system import make_systems
 from qptlab.molecule import Molecule
-from qptlab.reference import ErrorSummary, TestSet, errors, make_test_set
+from qptlab.reference import ErrorSummary, TestSet, errors, make_test_set, taught
 from qptlab.run import Run
-from qptlab.training import TrainConfig, TrainState, initial_state, train
+from qptlab.training import NotFiniteError, TrainConfig, TrainState, check_memory, initial_state, train
 from qptlab.units import significant
 
 VALIDATION_STRIDE = 8
@@ -49,10 +51,10 @@ class Event(NamedTuple):
 
 
 class Trainer:
-    """Trains a QPT on one molecule, with validation, metrics and checkpoints in a run folder.
+    """Trains a QPT on one molecule or several, with validation, metrics and checkpoints in a run folder.
 
     Args:
-      mol: the molecule; its geometry is the reference of the frame.
+      mol: the molecule, or several; its geometry is the reference of its frame.
       method: the level of theory.
       model: the network and DFT iterations.
       train: the training.
@@ -71,7 +73,7 @@ class Trainer:
 
     def __init__(
         self,
-        mol: Molecule,
+        mol: Molecule | Sequence[Molecule],
         method: Method | None = None,
         model: QPTConfig | None = None,
         train: TrainConfig | None = None,
@@ -79,7 +81,7 @@ class Trainer:
         *,
         resume: bool = False,
     ):
-        self.molecule = mol
+        self.molecules = (mol,) if isinstance(mol, Molecule) else tuple(mol)
         self.method = method or Method()
         self.model_config = model or QPTConfig()
         self.train_config = train or TrainConfig()
@@ -95,21 +97,23 @@ class Trainer:
         self.validation: TestSet | None = None
         self._baselines: tuple[ErrorSummary, ErrorSummary] | None = None
         # Everything a user can get wrong is found here, before a thread or a folder exists.
-        QPT(integrals.template(mol, self.method), self.model_config)
-        if self.train_config.sampling.sampler == "file":
-            next(geometries.sample(mol, self.train_config.sampling, 0))
-        out = pathlib.Path(out) if out else _default_folder(mol)
+        _, kinds = make_systems(self.molecules, self.method)
+        check_memory(QPT(self.model_config, self.method.xc, kinds))
+        if self.train_config.sampling.sampler in ("file", "torsions"):
+            for each in self.molecules:
+                next(geometries.sample(each, self.train_config.sampling, 0))
+        out = pathlib.Path(out) if out else _default_folder(self.molecules)
         self.run_folder, self._state = self._open(out, resume)
-        self._model, self._frame = self.run_folder.model()
+        self._model, self._systems = self.run_folder.model()
         self._validated_at = self._validation_cost = 0.0
 
     def _open(self, out, resume) -> tuple[Run, TrainState | None]:
         if not (resume and (out / "config.json").exists()):
-            run = Run.create(out, self.molecule, self.method, self.model_config, self.train_config)
+            run = Run.create(out, self.molecules, self.method, self.model_config, self.train_config)
             return run, None
         run = Run.open(out)
         for what, old, new in (
-            ("molecule", run.molecule.symbols, self.molecule.symbols),
+            ("molecules", *(", ".join(mol.formula for mol in each.molecules) for each in (run, self))),
             ("method", run.method, self.method),
             ("model", run.model_config, self.model_config),
             ("seed", run.train_config.seed, self.train_config.seed),
@@ -121,7 +125,7 @@ class Trainer:
                 )
         state = run.resume()
         run.extend(self.train_config)
-        self.molecule = run.molecule  # its geometry defines the frame
+        self.molecules = run.molecules  # their geometries define the frames
         self._rows = run.metrics()
         return run, state
 
@@ -198,7 +202,7 @@ class Trainer:
     def predictor(self) -> Predictor:
         """The model as trained so far; before the first step, with the network switched off."""
         state = self._state
-        return Predictor(self._model, state.params if state else None, self._frame)
+        return Predictor(self._model, state.average if state else None, self._systems)
 
     @property
     def step(self) -> int:
@@ -220,6 +224,10 @@ class Trainer:
         except Exception as error:  # noqa: BLE001  a thread's last words, shown by whoever watches
             self.error = error
             self._save()
+            if isinstance(error, NotFiniteError):
+                frames = "".join(mol.to_xyz() for mol in error.geometries)
+                (self.out / "not-finite.xyz").write_text(frames)
+                self._emit("note", f"the geometries at fault are kept in {self.out / 'not-finite.xyz'}")
             self._emit("error", str(error))
             self._set_status("failed")
 
@@ -227,7 +235,7 @@ class Trainer:
         start = self._state or initial_state(self._model, self.train_config)
         saved = time.perf_counter()
         for state, metrics in train(
-            self._model, self._frame, self.train_config, start,
+            self._model, taught(self._systems, self.train_config.loss), self.train_config, start,
             lambda what: self._emit("compiling", f"compiling the {what}"),
         ):
             if self.status == "compiling":
@@ -273,16 +281,19 @@ class Trainer:
         """Errors of the present parameters and of both baselines, as columns of the table."""
         if not references.done():
             self._emit("note", "waiting for PySCF's answers on the validation geometries")
-        self.validation = found = references.result()
-        nocc, predictor = self._model.template.nocc, self.predictor
+        found = references.result()
+        predictor, places = self.predictor, list(zip(found.systems, found.positions, strict=True))
         if self._baselines is None:
-            self._baselines = (
-                errors(found.no_network, found.converged, nocc), errors(found.stopped, found.converged, nocc)
-            )
-            predictor.in_frame(found.positions[0])  # compiles, once, and is no part of the cost
+            self._baselines = errors(found.no_network, found.converged), errors(found.stopped, found.converged)
+            for place in {id(place[0]): place for place in places}.values():
+                predictor.in_frame(*place)  # compiles, once, and is no part of the cost
         began = time.perf_counter()
-        predictions = [predictor.in_frame(positions) for positions in found.positions]
-        summary = errors(predictions, found.converged, nocc)
+        predictions = [predictor.in_frame(*place) for place in places]
+        summary = errors(predictions, found.converged)
+        names = ("QPT", "no network, same iterations", "PySCF, same Fock builds")
+        if self._state is not None:
+            table = list(zip(names, (summary, *self._baselines), strict=True))
+            self.run_folder.write_card(self._state, table, len(predictions))
         self._validated_at = time.perf_counter()
         self._validation_cost = self._validated_at - began
         row = {
@@ -297,21 +308,24 @@ class Trainer:
 
     def _make_validation(self) -> TestSet:
         """PySCF's answers, in a thread beside the training; the same for the same seed."""
-        config = self.train_config
-        stream = geometries.sample(self._frame.molecule, config.sampling, config.seed, validation=True)
-        frames = itertools.islice(stream, 0, config.validation * VALIDATION_STRIDE, VALIDATION_STRIDE)
-        positions = [self._frame.pose(frame).positions for frame in frames]
-        self._write_validation(positions)
-        return make_test_set(Predictor(self._model, None, self._frame), positions, self._check_wanted)
+        config, systems = self.train_config, self._systems
+        count = config.validation
+        chosen = systems[:: max(1, len(systems) // count)][:count]  # of many molecules some
+        places = []
+        for index, system in enumerate(chosen):
+            stream = geometries.sample(system.molecule, config.sampling, [config.seed, index], validation=True)
+            share = len(range(index, count, len(chosen)))
+            frames = itertools.islice(stream, 0, share * VALIDATION_STRIDE, VALIDATION_STRIDE)
+            places += [(system, system.frame.pose(frame).positions) for frame in frames]
+        frames = (system.molecule.with_positions(positions).to_xyz() for system, positions in places)
+        (self.out / "validation.xyz").write_text("".join(frames))
+        self.validation = make_test_set(Predictor(self._model, None, systems), places, self._check_wanted)
+        return self.validation
 
     def _check_wanted(self, done: int, total: int) -> None:
         if self._enough.is_set() or self._stopping.is_set():
             raise concurrent.futures.CancelledError
         self._emit("note", f"PySCF's answers for validation: {done} of {total}")
-
-    def _write_validation(self, positions) -> None:
-        frames = (self._frame.molecule.with_positions(place).to_xyz() for place in positions)
-        (self.out / "validation.xyz").write_text("".join(frames))
 
     def _set_status(self, status: str) -> None:
         self.status = status
@@ -327,7 +341,8 @@ def _stop_at_exit(trainer: weakref.ref) -> None:
         alive.stop(timeout=60)
 
 
-def _default_folder(mol: Molecule) -> pathlib.Path:
+def _default_folder(mols: Sequence[Molecule]) -> pathlib.Path:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = (mol.name or mol.formula).replace(" ", "-").replace("/", "-")[:40]
+    name = f"{len(mols)}-molecules" if len(mols) > 1 else mols[0].name or mols[0].formula
+    name = name.replace(" ", "-").replace("/", "-")[:40]
     return pathlib.Path("runs") / f"{name}-{stamp}"

@@ -4,23 +4,32 @@
 same three lines over it, and pausing is not asking for the next step.
 """
 
+import concurrent.futures
 import dataclasses
+import functools
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from qptlab import geometries
+from qptlab.energy import energy as total_energy
+from qptlab.energy import kohn_sham
 from qptlab.errors import InputError
-from qptlab.frame import ReferenceFrame
 from qptlab.geometries import Sampling
-from qptlab.models.qpt import QPT, Params, Sample
+from qptlab.libcint import memory_bytes
+from qptlab.models.qpt import QPT, Params, check_iterations
+from qptlab.models.system import Sample, System
+from qptlab.molecule import Molecule
 from qptlab.stream import Stream
+
+LOSSES = ("energy", "self-consistency", "labels")
 
 MAX_SKIPPED = 10
 """Non-finite updates in a row after which training gives up."""
@@ -35,12 +44,20 @@ class TrainConfig:
       steps: number of updates; with both, whichever is reached first. One of the two is needed.
       sampling: where geometries come from.
       seed: of parameters, geometries and draws from the replay buffer.
+      loss: `energy` of the predicted density (arXiv:2402.04030), or `self-consistency`: the squared difference
+        between the Fock matrix that was diagonalised and that of the density it led to (arXiv:2403.09560); or, for
+        comparison, `labels`: L1 + L2 distance from PySCF's converged Fock matrix, an SCF for each geometry.
+      iterations: DFT iterations after the network while it is trained; None for as many as the model predicts with
+        (the paper's way). Without any a step is cheapest, and the network has to find the solution by itself; what
+        iterations do to a prediction comes on top.
       batch: geometries per update.
+      microbatch: geometries whose gradient is worked out at a time, to save memory; None for all.
       reuse: how often a geometry is used, on average (16 in the paper).
       learning_rate: the highest, after the warm-up; a cosine takes it to a hundredth of that.
       warmup_steps: updates over which it rises.
       clip_norm: largest norm of a gradient.
       weight_decay: AdamW's.
+      averaging: decay, update by update, of the mean of parameters that predicts; 0 for the last parameters.
       validation: geometries of an independent trajectory on which errors are measured.
     """
 
@@ -48,28 +65,43 @@ class TrainConfig:
     steps: int | None = None
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     seed: int = 0
+    loss: str = "energy"
+    iterations: int | None = 0
     batch: int = 16
+    microbatch: int | None = None
     reuse: int = 16
     learning_rate: float = 1e-3
     warmup_steps: int = 50
     clip_norm: float = 1.0
     weight_decay: float = 1e-4
+    averaging: float = 0.98
     validation: int = 16
 
     def __post_init__(self):
         """Check what a user can get wrong."""
+        self._check_budget()
+        if self.loss not in LOSSES:
+            raise InputError(f"loss {self.loss!r} is not known; one of {', '.join(LOSSES)} would do.")
+        if self.iterations is not None:
+            check_iterations(self.iterations)
+        for field in ("steps", "batch", "microbatch", "reuse", "validation"):
+            value = getattr(self, field)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"{field} {value!r} cannot be used; a whole number from 1 would do.")
+        if self.microbatch is not None and self.batch % self.microbatch:
+            raise InputError(f"a batch of {self.batch} has no parts of {self.microbatch}; a divisor of it would do.")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise InputError(f"seed {self.seed!r} cannot be used; a whole number from 0 would do.")
+        for field, below in (("learning_rate", 1e-3), ("averaging", 0.98)):
+            if not 0 <= getattr(self, field) < 1:
+                name = field.replace("_", " ")
+                raise InputError(f"{name} {getattr(self, field)} cannot be used; {below} would do.")
+
+    def _check_budget(self):
         if self.minutes is None and self.steps is None:
             raise InputError("neither minutes nor steps were given; --minutes 1 would do.")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise InputError(f"{self.minutes} minutes of training cannot be done; 1 would do.")
-        for field in ("steps", "batch", "reuse", "validation"):
-            value = getattr(self, field)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise InputError(f"{field} {value!r} cannot be used; a whole number from 1 would do.")
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise InputError(f"seed {self.seed!r} cannot be used; a whole number from 0 would do.")
-        if not 0 < self.learning_rate < 1:
-            raise InputError(f"learning rate {self.learning_rate} cannot be used; 0.001 would do.")
 
     def progress(self, step: int, seconds: float) -> float:
         """The share of the budget that is spent, 0 to 1.
@@ -87,12 +119,14 @@ class TrainState(NamedTuple):
 
     Attributes:
       params: Haiku's.
+      average: their mean over the last updates, which is what predicts.
       opt_state: optax's.
       step: updates done, skipped ones included.
       seconds: training time so far.
     """
 
     params: Params
+    average: Params
     opt_state: optax.OptState
     step: int
     seconds: float
@@ -104,24 +138,54 @@ class Metrics(NamedTuple):
     Attributes:
       step: the update, from 1.
       seconds: training time at its end.
-      energy_ha: mean energy of the batch before the update, hartree: the loss.
+      energy_ha: mean predicted energy of the batch before the update, hartree.
+      loss: mean of the loss over the batch; the same where the energy is the loss.
       grad_norm: before clipping.
       learning_rate: of this update.
       skipped: whether the update was not finite and was left out.
       data_wait_s: seconds this step waited for geometries and integrals.
       compile_s: seconds this step spent compiling.
-      geometries: new geometries drawn since training was started or resumed.
+      geometries: new geometries drawn since training began.
     """
 
     step: int
     seconds: float
     energy_ha: float
+    loss: float
     grad_norm: float
     learning_rate: float
     skipped: bool
     data_wait_s: float
     compile_s: float
     geometries: int
+
+
+class NotFiniteError(FloatingPointError):
+    """Training gave up, because updates were not finite.
+
+    Attributes:
+      geometries: those of the last batch that had no finite loss or derivative, in their frames.
+    """
+
+    def __init__(self, message: str, geometries: list[Molecule]):
+        super().__init__(message)
+        self.geometries = geometries
+
+
+def check_memory(model: QPT) -> None:
+    """Refuse a network that cannot be trained here.
+
+    Raises:
+      InputError: if parameters, their mean, two moments and a gradient do not fit the device's memory.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") or memory_bytes()
+    if 5 * size > limit:
+        raise InputError(
+            f"to train the network {model.config.preset!r} takes {5 * size / 2**30:.1f} GiB, and {limit / 2**30:.1f} "
+            f"may be taken on {jax.local_devices()[0].device_kind}; a smaller one, such as 'micro', would do."
+        )
 
 
 def optimiser(config: TrainConfig) -> optax.GradientTransformation:
@@ -139,46 +203,68 @@ def optimiser(config: TrainConfig) -> optax.GradientTransformation:
 def initial_state(model: QPT, config: TrainConfig) -> TrainState:
     """Fresh parameters from the seed: plain DFT iteration."""
     params = model.init(jax.random.key(config.seed))
-    return TrainState(params, optimiser(config).init(params), 0, 0.0)
+    return TrainState(params, params, optimiser(config).init(params), 0, 0.0)
 
 
-def loss(params: Params, samples: tuple[Sample, ...], model: QPT) -> Float[Array, ""]:
-    """Mean predicted energy of a batch, hartree; no label enters."""
-    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), *samples)
-    return jnp.mean(jax.vmap(lambda sample: model.energy(params, sample))(batch))
+def loss(
+    delta: Float[Array, "nao nao"], sample: Sample, model: QPT, kind: str
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The loss of a correction to the guess's Fock matrix, and the energy that was found on the way.
+
+    Args:
+      delta: the correction, hartree.
+      sample: the geometry.
+      model: makes a density of it.
+      kind: `energy`, hartree; `self-consistency`, hartree² per orbital in an orthonormal basis; `labels`, mean of
+        the absolute and of the squared differences, hartree and hartree², without an energy (NaN).
+    """
+    if kind == "labels":
+        if sample.label is None:
+            raise ValueError("a sample without a label was given to learn from labels; one of `Labelled` would do.")
+        both = sample.features.mask[:, None] & sample.features.mask
+        miss = jnp.where(both, sample.features.fock_guess + delta - sample.label, 0.0)
+        return jnp.sum(jnp.abs(miss) + miss**2) / jnp.sum(both), jnp.array(jnp.nan)
+    fock, dm = model.refine(delta, sample)
+    if kind == "energy":
+        energy = total_energy(dm, sample.ints, model.xc)
+        return energy, energy
+    found, x = kohn_sham(dm, sample.ints, model.xc), sample.ints.orthogonaliser
+    return jnp.sum((x.T @ (found.fock - fock) @ x) ** 2) / sample.ints.nao, found.terms.e_tot
 
 
 def train(
     model: QPT,
-    frame: ReferenceFrame,
+    systems: Sequence[System],
     config: TrainConfig,
     state: TrainState | None = None,
     on_compile: Callable[[str], None] = lambda what: None,
 ) -> Iterator[tuple[TrainState, Metrics]]:
     """Train, yielding after every update.
 
-    A resumed run draws geometries from a stream of its own, so that none is seen twice by accident.
+    A training that goes on from a state does what it would have done without an interruption, unless the model draws
+    the geometries.
 
     Args:
       model: the model.
-      frame: the molecule's frame.
+      systems: the molecules to train on.
       config: how to train.
       state: where to go on from; by default a fresh start.
       on_compile: told what is being compiled, because it takes seconds.
 
     Raises:
-      FloatingPointError: after `MAX_SKIPPED` updates in a row that are not finite.
+      NotFiniteError: after `MAX_SKIPPED` updates in a row that are not finite.
       InputError: what the source of geometries raised.
     """
     state = state or initial_state(model, config)
-    seeds = [config.seed, state.step]
-    source = geometries.sample(frame.molecule, config.sampling, seeds)
+    if config.iterations is not None:
+        model = model.with_iterations(config.iterations)
     began = time.perf_counter()
-    with Stream(
-        model, frame, source, batch=config.batch, reuse=config.reuse, seed=seeds
-    ) as stream:
-        step_once = _Stepper(model, config, stream, on_compile)
-        step_once.compile(frame.home, state)
+    stream = Stream(
+        systems, config.sampling, model, batch=config.batch, reuse=config.reuse, seed=config.seed, step=state.step
+    )
+    stream.params = state.params
+    with stream, concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "qptlab-gradients") as cores:
+        step_once = _Stepper(model, config, stream, cores, on_compile)
         while config.progress(state.step, state.seconds) < 1:
             state, metrics = step_once(state, began)
             yield state, metrics
@@ -186,55 +272,139 @@ def train(
 
 
 class _Stepper:
-    """One update with its bookkeeping; holds the compiled function and the stream."""
+    """One update with its bookkeeping; holds the compiled functions and the stream."""
 
-    def __init__(self, model, config, stream, on_compile):
-        self._model, self._config, self._stream = model, config, stream
+    def __init__(self, model, config, stream, cores, on_compile):
+        self._model, self._config, self._stream, self._cores = model, config, stream, cores
         self._on_compile = on_compile
         self._optimiser = optimiser(config)
-        self._compile_s = 0.0
+        self._is_batched = jax.default_backend() != "cpu"
+        self._compiled = {}
         self._failures = 0
-
-    def compile(self, home, state):
-        """Compile both functions of the loop before its clock shows a first step."""
-        began = time.perf_counter()
-        self._on_compile("integrals and features")
-        sample = self._model.prepare(self._model.template.host_integrals(home))
-        self._on_compile("training step")
-        samples = (sample,) * self._config.batch
-        lowered = jax.jit(self._update).lower(state.params, state.opt_state, samples, 0.0)
-        self._compiled = lowered.compile()
-        self._compile_s = time.perf_counter() - began
-
-    def _update(self, params, opt_state, samples, learning_rate):
-        energy, gradient = jax.value_and_grad(loss)(params, samples, self._model)
-        updates, opt_state = self._optimiser.update(gradient, opt_state, params)
-        params = jax.tree.map(lambda p, u: p - learning_rate.astype(p.dtype) * u, params, updates)
-        return params, opt_state, energy, optax.tree.norm(gradient)
 
     def __call__(self, state, began):
         config, step = self._config, state.step + 1
-        waited = self._stream.waited
-        samples = next(self._stream)
+        compiling = time.perf_counter()
+        functions, is_new = self._functions(state.params, self._stream.shapes)  # samples are made meanwhile
+        compile_s = time.perf_counter() - compiling if is_new else 0.0
+        waited, self._stream.params = self._stream.waited, state.params
+        drawn = next(self._stream)
+        waited = self._stream.waited - waited
+        judged, gradient = self._gradient(functions, state.params, [each.sample for each in drawn])
+        loss, energy = float(jnp.mean(judged.loss)), float(jnp.mean(judged.energy))
         rate = _learning_rate(config, step, config.progress(state.step, state.seconds))
-        params, opt_state, energy, norm = self._compiled(
-            state.params, state.opt_state, samples, jnp.asarray(rate)
+        params, average, opt_state, norm = self._update(
+            (state.params, state.average, state.opt_state), gradient, loss, rate, _decay(config, step)
         )
-        energy = float(energy)  # waits for the device, so that the clock tells the truth
-        self._failures = int(opt_state.notfinite_count)
+        self._failures = int(opt_state.notfinite_count)  # waits for the device, so that the clock tells the truth
         if self._failures >= MAX_SKIPPED:
-            raise FloatingPointError(
-                f"{MAX_SKIPPED} updates in a row were not finite, the last at step {step}: the gap "
-                "between occupied and virtual orbitals may have closed, or the learning rate "
-                f"({config.learning_rate}) is too high."
-            )
+            raise self._given_up(step, drawn, judged)
         seconds = state.seconds + time.perf_counter() - began
         metrics = Metrics(
-            step, seconds, energy, float(norm), rate, self._failures > 0,
-            self._stream.waited - waited, self._compile_s, self._stream.drawn,
+            step, seconds, energy, loss, float(norm), rate, self._failures > 0, waited, compile_s, self._stream.drawn
         )
-        self._compile_s = 0.0
-        return TrainState(params, opt_state, step, seconds), metrics
+        return TrainState(params, average, opt_state, step, seconds), metrics
+
+    def _functions(self, params, sample):
+        """What has to be compiled for samples of one shape, and whether it was just now."""
+        key = jax.tree.structure(sample), tuple(leaf.shape for leaf in jax.tree.leaves(sample))
+        if key in self._compiled:
+            return self._compiled[key], False
+        self._on_compile("training step")
+        part = (sample,) * (self._config.microbatch or self._config.batch)
+        seen = tuple(each.features for each in part)
+        deltas = jax.eval_shape(self._correct, params, seen)
+        lowered = _Functions(
+            jax.jit(self._correct).lower(params, seen),
+            jax.jit(self._judge).lower(*((deltas, part) if self._is_batched else (deltas[0], sample))),
+            jax.jit(self._pull).lower(params, seen, jax.eval_shape(lambda *each: jnp.stack(each), *deltas)),
+        )
+        # Tracing is Python's, one after another; compiling is not, and goes side by side.
+        self._compiled[key] = _Functions(*self._cores.map(lambda each: each.compile(), lowered))
+        return self._compiled[key], True
+
+    def _gradient(self, functions, params, samples) -> "tuple[_Judged, Params]":
+        """Mean over a batch; part by part, so that no more than a part's memory is needed."""
+        size = self._config.microbatch or self._config.batch
+        parts = [tuple(samples[start : start + size]) for start in range(0, len(samples), size)]
+        judged, gradients = [], []
+        for part in parts:
+            seen = tuple(sample.features for sample in part)
+            deltas = functions.correct(params, seen)
+            if self._is_batched:
+                judged.append(functions.judge(deltas, part))
+            else:
+                # A geometry a core: lanes of one program would share one core's caches.
+                each = self._cores.map(lambda *given: jax.block_until_ready(functions.judge(*given)), deltas, part)
+                judged.append(jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
+            gradients.append(functions.pull(params, seen, judged[-1].slope))
+        return (
+            jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *judged),
+            functools.reduce(lambda one, two: jax.tree.map(jnp.add, one, two), gradients),
+        )
+
+    def _correct(self, params, seen):
+        return tuple(jax.vmap(self._model.correction, (None, 0))(params, _stacked(seen)))
+
+    def _judge(self, deltas, samples):
+        def one(delta, sample):
+            value = jax.value_and_grad(loss, has_aux=True)(delta, sample, self._model, self._config.loss)
+            return _Judged(loss=value[0][0], energy=value[0][1], slope=value[1])
+
+        return jax.vmap(one)(jnp.stack(deltas), _stacked(samples)) if self._is_batched else one(deltas, samples)
+
+    def _pull(self, params, seen, slopes):
+        _, pull_back = jax.vjp(lambda params: jnp.stack(self._correct(params, seen)), params)
+        return pull_back(slopes / self._config.batch)[0]
+
+    @functools.cached_property
+    def _update(self):
+        def update(current, gradient, loss, rate, decay):
+            params, average, opt_state = current
+            gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), gradient)
+            updates, opt_state = self._optimiser.update(gradient, opt_state, params)
+            params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
+            average = optax.incremental_update(params, average, 1 - decay.astype(jnp.float32))
+            return params, average, opt_state, optax.tree.norm(gradient)
+
+        compiled = jax.jit(update)
+        return lambda current, gradient, *numbers: compiled(current, gradient, *map(jnp.asarray, numbers))
+
+    def _given_up(self, step, drawn, judged):
+        finite = np.isfinite(judged.loss) & np.isfinite(judged.slope).all(axis=(1, 2))
+        positions = [np.asarray(each.sample.ints.positions) for each in drawn]
+        return NotFiniteError(
+            f"{MAX_SKIPPED} updates in a row were not finite, the last at step {step}: the gap between occupied and "
+            f"virtual orbitals may have closed, or the learning rate ({self._config.learning_rate}) is too high.",
+            [
+                each.system.molecule.with_positions(place[: len(each.system.molecule.symbols)])
+                for each, place, is_good in zip(drawn, positions, finite, strict=True) if not is_good
+            ],
+        )
+
+
+class _Judged(NamedTuple):
+    """Loss and energy of geometries, and the derivative of the loss with respect to the correction."""
+
+    loss: Array
+    energy: Array
+    slope: Array
+
+
+class _Functions(NamedTuple):
+    """What is compiled for samples of one shape; before, what is to be."""
+
+    correct: Any
+    judge: Any
+    pull: Any
+
+
+def _stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _decay(config, step):
+    return min(config.averaging, step / (step + 10))  # the first updates are soon forgotten
 
 
 def _learning_rate(config, step, progress):

@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 
 import qptlab as ql
 from qptlab.integrals import Template, build_integrals, template
+from qptlab.models.system import System
 from qptlab.reference import PYSCF_FUNCTIONALS
 
 lib.num_threads(1)
@@ -102,16 +103,20 @@ def relabelled(template: Template, order: list[int]) -> np.ndarray:
 
 
 @functools.cache
-def model(name: str, method: ql.Method, iterations: int) -> tuple[ql.QPT, ql.ReferenceFrame]:
-    """A model and its frame, made once so that what it compiles is compiled once."""
-    mol = ql.Molecule.from_name(name)
-    return ql.QPT(template(mol, method), ql.QPTConfig("micro", iterations)), ql.ReferenceFrame(mol)
+def model(name: str, method: ql.Method, iterations: int) -> tuple[ql.QPT, System]:
+    """A model and its molecule, made once so that what it compiles is compiled once."""
+    (system,), kinds = ql.make_systems([ql.Molecule.from_name(name)], method)
+    return ql.QPT(ql.QPTConfig("micro", iterations), method.xc, kinds), system
 
 
 @functools.cache
 def parameters(name: str, method: ql.Method, iterations: int, scale: float = 0.02):
     """Parameters that do something: the head, which starts at zero, gets random entries."""
-    params = model(name, method, iterations)[0].init(jax.random.key(0))
+    return awake(model(name, method, iterations)[0].init(jax.random.key(0)), scale)
+
+
+def awake(params, scale: float = 0.02):
+    """The same with random entries where a head starts at zero."""
     keys = iter(jax.random.split(jax.random.key(1), 100))
 
     def wake(path, leaf):
@@ -123,8 +128,8 @@ def parameters(name: str, method: ql.Method, iterations: int, scale: float = 0.0
 
 
 def predictor(name: str, method: ql.Method, iterations: int) -> ql.Predictor:
-    qpt, frame = model(name, method, iterations)
-    return ql.Predictor(qpt, parameters(name, method, iterations), frame)
+    qpt, system = model(name, method, iterations)
+    return ql.Predictor(qpt, parameters(name, method, iterations), [system])
 
 
 def quick(steps: int, **changes) -> ql.TrainConfig:

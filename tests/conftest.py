@@ -1,6 +1,7 @@
 """Types and shapes named in signatures are checked at run time; what is compiled once serves all tests."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -20,6 +21,16 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # The same examples each time: what fails in CI fails here too.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_what_was_compiled():
+    """Linux allows a process 65530 mappings, and each compiled function takes some hundred; beyond, XLA crashes."""
+    yield
+    import jax  # not before its settings above
+
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

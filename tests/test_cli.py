@@ -149,6 +149,41 @@ def test_training_from_the_shell_writes_a_run_and_one_json_object(call, tmp_path
     assert json.loads(call(*arguments, "--steps", "6", "--resume")[1])["steps"] == 6
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:CH4 was not among")
+def test_one_model_of_several_molecules_from_files_predicts_each_and_warns_of_others(call, tmp_path):
+    (tmp_path / "list.smi").write_text("# two\nN ammonia\nCO\n")
+    mols = [ql.Molecule.from_name(name) for name in ("water", "ammonia", "methane")]
+    (tmp_path / "three.xyz").write_text("".join(mol.to_xyz() for mol in mols))
+    out = tmp_path / "many"
+    status, printed, err = call(
+        "train", tmp_path / "list.smi", "water", *QUICK, "--sampler", "perturb", "--batch", "4", "-n", "0",
+        "--steps", "4", "--out", out, "--json",
+    )
+    assert status == 0, err
+    assert json.loads(printed)["molecules"] == ["H3N", "CH4O", "H2O"]
+    status, printed, err = call(
+        "predict", out, "--geometries", tmp_path / "three.xyz", "--out", tmp_path / "p.h5", "--json"
+    )
+    assert status == 0, err
+    assert len(json.loads(printed)["residual_ha"]) == 3
+    with h5py.File(tmp_path / "p.h5") as file:
+        assert file["H2O-0/fock"].shape == (1, 7, 7)
+        assert file["H3N-1/fock"].shape == (1, 8, 8)
+        assert list(file["CH4-2/frame"]) == [2]
+    with pytest.warns(UserWarning, match="CH4 was not among the 3 molecules"):
+        ql.load(out)(mols[2])
+    status, _, err = call("predict", out, "--geometries", _xyz(tmp_path, "FF"), "--out", tmp_path / "q.h5")
+    assert status == 2
+    assert "atomic orbitals F 1s" in err
+
+
+def _xyz(folder, smiles):
+    path = folder / "other.xyz"
+    path.write_text(ql.Molecule.from_smiles(smiles).to_xyz())
+    return path
+
+
 def test_info_names_versions_and_devices(call):
     status, out, _ = call("info", "--json")
     record = json.loads(out)
@@ -182,6 +217,11 @@ BAD = [
     (["train", "water", "--preset", "huge", "--out", "{tmp}/w"], "huge"),
     (["train", "water", "--out", "{tmp}"], "holds other files"),
     (["train", "Xx", "--out", "{tmp}/w"], "'Xx'"),
+    (["train", "water", "--sampler", "torsions", "--out", "{tmp}/w"], "no rotatable bond"),
+    (["train", "water", "--loss", "love", "--out", "{tmp}/w"], "loss 'love'"),
+    (["train", "water", "--guess", "huckel", "--out", "{tmp}/w"], "model guess 'huckel'"),
+    (["train", "{tmp}/none.smi", "--out", "{tmp}/w"], "none.smi cannot be read"),
+    (["bench", "labels", "--seeds", "0"], "0 seeds"),
     (["evaluate", "{tmp}", "--geometries", "{tmp}/cut.xyz"], "cut.xyz"),
     (["evaluate", "{tmp}", "--geometries", "{tmp}/good.xyz"], "holds no run"),
     (["sample", "water", "--n", "0", "--out", "{tmp}/s.xyz"], "n 0"),

@@ -31,7 +31,7 @@ def found(trained, geometries):
 def test_the_table_has_the_keys_that_others_read(found):
     record = json.loads(found.to_json())
     speeds = {"seconds_per_geometry", "pyscf_seconds_per_geometry"}
-    assert set(record) == {"n", "n_left_out", "same_fit", "baselines"} | speeds | ERRORS
+    assert set(record) == {"n", "n_left_out", "same_fit", "baselines", "residual_correlation"} | speeds | ERRORS
     assert record["same_fit"] is None
     assert set(record["baselines"]) == {"no_network", "pyscf_same_fock_builds"}
     assert all(set(baseline) == ERRORS for baseline in record["baselines"].values())
@@ -45,7 +45,7 @@ def test_errors_are_differences_to_a_converged_calculation(found, trained, geome
     """Worked out once more, by hand, from PySCF's own objects."""
     expected = []
     for mol in geometries:
-        pose = trained.predictor.frame.pose_molecule(mol)
+        pose = trained.predictor.place(mol)[1]
         mf = cases.rks(mol.with_positions(pose.positions), cases.QUICK_METHOD)
         mf.kernel()
         expected.append((float(trained.predictor(mol).energy) - mf.e_tot) * 27211.38602)
@@ -58,8 +58,8 @@ def test_errors_are_differences_to_a_converged_calculation(found, trained, geome
 def test_where_integrals_are_fitted_the_error_against_the_same_fit_stands_beside(geometries):
     """Plain iteration, nearly converged: what is left against exact integrals is the fit's error."""
     method = ql.Method("lda", "sto-3g", grid_level=0, eri="fitted")
-    qpt, frame = cases.model("water", method, 5)
-    found = ql.evaluate(ql.Predictor(qpt, None, frame), geometries[:1])
+    qpt, system = cases.model("water", method, 5)
+    found = ql.evaluate(ql.Predictor(qpt, None, [system]), geometries[:1])
     assert found.same_fit is not None
     assert found.same_fit.energy_mae_mev < 0.1 * found.errors.energy_mae_mev
     exact, fitted = found.test_set.converged[0].energy, found.test_set.same_fit[0].energy
@@ -113,10 +113,11 @@ def test_geometries_for_which_pyscf_does_not_converge_are_left_out_and_counted(t
 def test_summary_of_known_errors():
     def answer(energy, shift, turn):
         coefficients = np.array([[math.cos(turn), 0], [math.sin(turn), 1]])
-        return Reference(energy, np.full((2, 2), shift), np.eye(2), np.array([shift, 9]), coefficients, True, 1, 0.0)
+        fock, levels = np.full((2, 2), shift), np.array([shift, 9])
+        return Reference(energy, fock, np.eye(2), levels, coefficients, True, 1, 0.0, nocc=1)
 
     predictions = [answer(-1.0, 2e-6, 0.0), answer(-3.0, 0.0, 0.0)]
-    summary = errors(predictions, [answer(-1.001, 0.0, 0.0), answer(-3.0, 0.0, math.pi)], 1)
+    summary = errors(predictions, [answer(-1.001, 0.0, 0.0), answer(-3.0, 0.0, math.pi)])
     assert summary.energy_mae_mev == pytest.approx(13.60569301)
     assert summary.energy_max_mev == pytest.approx(27.21138602)
     assert summary.fock_mae_uha == pytest.approx(1.0)

@@ -2,11 +2,14 @@
 
 import itertools
 
+import cases
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab.geometries import Sampling, sample
+from qptlab.geometries import Sampling, Walk, sample
+from qptlab.models.predictor import energy_and_slope
 from qptlab.units import BOHR_ANGSTROM
 
 WATER = ql.Molecule.from_name("water")
@@ -16,7 +19,14 @@ def first(sampling, count=3, seed=0, mol=WATER, **kind):
     return np.array(list(itertools.islice(sample(mol, sampling, seed, **kind), count)))
 
 
-@pytest.mark.parametrize("sampler", ["md", "perturb"])
+def _dihedral(places):
+    """Of four atoms in a chain, radians."""
+    one, two, three = np.diff(places, axis=0)
+    left, right = np.cross(one, two), np.cross(two, three)
+    return np.arctan2(np.linalg.norm(two) * one @ right, left @ right)
+
+
+@pytest.mark.parametrize("sampler", ["md", "modes", "conformers", "perturb"])
 def test_a_seed_gives_one_stream_and_another_seed_another(sampler):
     sampling = Sampling(sampler)
     np.testing.assert_array_equal(first(sampling), first(sampling))
@@ -57,6 +67,41 @@ def test_dynamics_keeps_the_molecule_whole_and_at_rest():
     assert (bonds < 1.9).all()
 
 
+@pytest.mark.slow
+def test_a_walk_visits_the_boltzmann_distribution_of_the_models_energy():
+    """Equipartition: the mean of displacement times slope is kT for each of the three vibrations of water."""
+    qpt, system = cases.model("water", cases.QUICK_METHOD, 2)
+    evaluate = energy_and_slope(qpt, system)
+    places, slopes = [], []
+    for chain in range(3):
+        walk = Walk(qpt, system, Sampling("model", temperature=1000.0), [0, chain])
+        for step in range(90):
+            place = walk.move(None)
+            if step >= 10:
+                places.append(place)
+                slopes.append(np.asarray(evaluate(None, jnp.asarray(place))[1]))
+    displacement = np.array(places) - np.mean(places, axis=0)
+    found = np.sum(displacement * slopes, axis=(1, 2)).mean() / (3.1668e-6 * 1000.0)
+    assert found == pytest.approx(3.0, rel=0.25)
+
+
+@pytest.mark.parametrize("sampler", ["modes", "torsions", "conformers"])
+def test_other_samplers_keep_the_molecule_and_move_what_they_say(sampler):
+    mol = ql.Molecule.from_name("ethanol")
+    frames = first(Sampling(sampler), 30, mol=mol)
+    assert all(mol.is_same_molecule(mol.with_positions(frame)) for frame in frames)
+    dihedral = [_dihedral(frame[[0, 1, 2, 8]]) for frame in frames]
+    spread = np.hypot(np.mean(np.cos(dihedral)), np.mean(np.sin(dihedral)))
+    assert spread > 0.9 if sampler == "modes" else spread < 0.9, "torsions turn, vibrations do not"
+
+
+@pytest.mark.parametrize("sampler", ["md", "modes", "torsions", "perturb"])
+def test_a_stream_can_be_entered_at_any_place(sampler):
+    mol = ql.Molecule.from_name("ethanol")
+    whole = first(Sampling(sampler), 8, mol=mol)
+    np.testing.assert_array_equal(first(Sampling(sampler), 3, mol=mol, start=5), whole[5:])
+
+
 @pytest.fixture
 def frames_file(tmp_path):
     path = tmp_path / "frames.xyz"
@@ -74,11 +119,14 @@ def test_every_fifth_frame_of_a_file_is_held_out(frames_file):
 
 
 def test_a_file_of_another_molecule_or_too_few_frames_is_refused(frames_file, tmp_path):
-    with pytest.raises(ql.InputError, match=r"frame 0 of .*frames.xyz is H2O"):
+    with pytest.raises(ql.InputError, match=r"frames.xyz holds 0 frames of CH4; at least 5"):
         first(Sampling("file", path=str(frames_file)), mol=ql.Molecule.from_name("methane"))
+    order = ql.Molecule(("H", "H", "O"), WATER.positions[[1, 2, 0]])
+    with pytest.raises(ql.InputError, match=r"frame 0 of .*frames.xyz is H2O in the order O H H; H H O would do"):
+        first(Sampling("file", path=str(frames_file)), mol=order)
     few = tmp_path / "few.xyz"
     few.write_text(WATER.to_xyz() * 4)
-    with pytest.raises(ql.InputError, match=r"few.xyz holds 4 frames; at least 5"):
+    with pytest.raises(ql.InputError, match=r"few.xyz holds 4 frames of H2O; at least 5"):
         first(Sampling("file", path=str(few)))
 
 

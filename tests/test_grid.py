@@ -16,7 +16,7 @@ from qptlab.grid import ao_rotation, becke_grid, eval_aos, solid_harmonics
 def test_points_and_weights_are_pyscfs_level_for_level(level):
     method = ql.Method("pbe", "sto-3g", grid_level=level)
     mol, template = cases.molecule("ethanol"), cases.prepared("ethanol", method)
-    coords, weights = becke_grid(jnp.asarray(mol.positions), template.grid_template)
+    coords, weights = becke_grid(jnp.asarray(mol.positions), template.constants.grid)
     grids = dft.gen_grid.Grids(cases.rks(mol, method).mol)
     grids.level = level
     grids.build(with_non0tab=False, sort_grids=False)
@@ -35,10 +35,10 @@ def test_atomic_orbitals_and_their_gradients_are_pyscfs(basis):
     method = ql.Method("pbe", basis, grid_level=0)
     mol, template = cases.molecule("water"), cases.prepared("water", method)
     points = np.random.default_rng(1).normal(size=(50, 3)) * 2
-    ours = eval_aos(jnp.asarray(mol.positions), jnp.asarray(points), template.shells, derivatives=True)
+    ours = eval_aos(jnp.asarray(mol.positions), jnp.asarray(points), template.basis, derivatives=True)
     theirs = cases.rks(mol, method).mol.eval_gto("GTOval_sph_deriv1", points)
     np.testing.assert_allclose(np.swapaxes(ours, 1, 2), theirs, atol=tol.AO_VALUES)
-    plain = eval_aos(jnp.asarray(mol.positions), jnp.asarray(points), template.shells, derivatives=False)
+    plain = eval_aos(jnp.asarray(mol.positions), jnp.asarray(points), template.basis, derivatives=False)
     np.testing.assert_array_equal(plain[0], ours[0])
 
 
@@ -48,7 +48,7 @@ def test_rotated_molecule_has_rotated_orbitals():
     mol, template = cases.molecule("water"), cases.prepared("water", method)
     rotation = Rotation.random(rng=5).as_matrix()
     turned = mol.with_positions(mol.positions @ rotation.T)
-    u = np.asarray(ao_rotation(jnp.asarray(rotation), template.shells))
+    u = np.asarray(ao_rotation(jnp.asarray(rotation), template.basis))
     np.testing.assert_allclose(u @ u.T, np.eye(template.nao), atol=tol.ROUNDING)
     before, after = (template.host_integrals(m.positions) for m in (mol, turned))
     for name in ("overlap", "hcore"):

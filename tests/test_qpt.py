@@ -1,7 +1,6 @@
 """QPT: what it is before training, its gradient, and its symmetries."""
 
 import cases
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,20 +11,19 @@ from scipy.spatial.transform import Rotation
 import qptlab as ql
 from qptlab.energy import energy
 from qptlab.grid import ao_rotation
-from qptlab.models.features import ao_kinds
-from qptlab.models.qpt import correction
+from qptlab.scf import guess_density
 from qptlab.training import loss
 
 METHOD = ql.Method("pbe", "sto-3g", grid_level=0)
 
 
 def sample(name, iterations, seed=0):
-    qpt, frame = cases.model(name, METHOD, iterations)
+    _, system = cases.model(name, METHOD, iterations)
     rng = np.random.default_rng(seed)
     # Exactly symmetric for methane, so that its degenerate levels are there.
     shake = 0.0 if name == "methane" else 0.05
-    place = frame.home + shake * rng.normal(size=frame.home.shape)
-    return qpt.prepare(qpt.template.host_integrals(place))
+    place = system.frame.home + shake * rng.normal(size=system.frame.home.shape)
+    return system.sample(system.host_integrals(place))
 
 
 @pytest.mark.parametrize("iterations", [cases.slow(0), cases.slow(1), 3])
@@ -45,10 +43,18 @@ def test_an_untrained_model_is_plain_dft_iteration(iterations):
         assert float(found.energy) == pytest.approx(expected, abs=tol.ENERGY_OF_DENSITY)
 
 
-@pytest.mark.parametrize(("name", "iterations"), [("water", 0), cases.slow("methane", 1), cases.slow("methane", 2)])
-def test_gradient_of_the_loss_equals_finite_differences(name, iterations):
+@pytest.mark.parametrize(
+    ("name", "iterations", "kind"),
+    [
+        ("water", 0, "energy"), cases.slow("methane", 1, "energy"), cases.slow("water", 2, "energy"),
+        cases.slow("methane", 3, "energy"), cases.slow("methane", 0, "self-consistency"),
+        cases.slow("water", 1, "self-consistency"),
+    ],
+)
+def test_gradient_of_the_loss_equals_finite_differences(name, iterations, kind):
     """Along a random direction of all parameters, in float64; methane has triply degenerate levels."""
-    qpt, _ = cases.model(name, METHOD, iterations)
+    kinds = cases.model(name, METHOD, iterations)[0].kinds
+    qpt = ql.QPT(ql.QPTConfig("micro", iterations, "float64"), METHOD.xc, kinds)
     batch = (sample(name, iterations), sample(name, iterations, seed=1))
     params = jax.tree.map(lambda p: p.astype(jnp.float64), cases.parameters(name, METHOD, iterations))
     rng = np.random.default_rng(2)
@@ -56,7 +62,8 @@ def test_gradient_of_the_loss_equals_finite_differences(name, iterations):
 
     @jax.jit
     def along(step):
-        return loss(jax.tree.map(lambda p, d: p + step * d, params, direction), batch, qpt)
+        moved = jax.tree.map(lambda p, d: p + step * d, params, direction)
+        return sum(loss(qpt.correction(moved, each.features), each, qpt, kind)[0] for each in batch)
 
     slope = float(jax.jit(jax.grad(along))(0.0))
     difference = cases.slope_by_differences(along, 2e-3)
@@ -70,8 +77,8 @@ def test_gradient_of_the_loss_equals_finite_differences(name, iterations):
 )
 def test_forces_of_a_prediction_are_the_slope_of_its_energy_and_turn_with_the_molecule(has_network, rel):
     """Of an energy that is far from self-consistent, so that every part of the derivative counts."""
-    qpt, frame = cases.model("water", METHOD, 1)
-    predict = ql.Predictor(qpt, cases.parameters("water", METHOD, 1) if has_network else None, frame)
+    qpt, system = cases.model("water", METHOD, 1)
+    predict = ql.Predictor(qpt, cases.parameters("water", METHOD, 1) if has_network else None, [system])
     mol = cases.molecule("water", displaced=0.1)
     direction = np.random.default_rng(6).normal(size=mol.positions.shape)
 
@@ -85,9 +92,23 @@ def test_forces_of_a_prediction_are_the_slope_of_its_energy_and_turn_with_the_mo
     np.testing.assert_allclose(turned, turn.apply(forces), atol=1e-6)
 
 
+@pytest.mark.parametrize("guess", ["core", "random", "atomic-density", cases.slow("atomic-potential")])
+def test_iterations_may_start_from_other_guesses_padded_or_not(guess):
+    mols = [ql.Molecule.from_name("water"), ql.Molecule.from_name("ammonia")]
+    (_, padded), kinds = ql.make_systems(mols[::-1], METHOD, guess)
+    (alone,), _ = ql.make_systems(mols[:1], METHOD, guess)
+    ints = alone.template.build(alone.frame.home)
+    dm = guess_density(guess, alone.template, ints)
+    expected = energy(ql.density_from_fock(ql.fock(dm, ints, "pbe"), ints), ints, "pbe")
+    qpt = ql.QPT(ql.QPTConfig("micro", 0, guess=guess), METHOD.xc, kinds)
+    for system in (alone, padded) if guess != "random" else (alone,):
+        found = ql.Predictor(qpt, None, [system]).in_frame(system, alone.frame.home)
+        assert float(found.energy) == pytest.approx(float(expected), abs=1e-9)
+
+
 def test_open_shells_are_refused():
     with pytest.raises(ql.InputError, match=r"a QPT is closed-shell, and 5 \+ 4 electrons"):
-        ql.QPT(cases.prepared("CH3", METHOD), ql.QPTConfig("micro"))
+        ql.make_systems([cases.molecule("CH3")], METHOD)
 
 
 def test_the_energy_of_a_prediction_is_never_below_the_solution():
@@ -103,9 +124,7 @@ def test_the_energy_of_a_prediction_is_never_below_the_solution():
 
 def test_the_correction_is_symmetric_and_can_raise_and_lower_levels():
     qpt, _ = cases.model("water", METHOD, 0)
-    kinds, nkinds = ao_kinds(qpt.template)
-    network = hk.without_apply_rng(hk.transform(lambda f: correction(f, kinds, nkinds, qpt.config)))
-    delta = np.asarray(network.apply(cases.parameters("water", METHOD, 0), sample("water", 0).features))
+    delta = np.asarray(qpt.correction(cases.parameters("water", METHOD, 0), sample("water", 0).features))
     np.testing.assert_allclose(delta, delta.T, atol=1e-6)
     levels = np.linalg.eigvalsh(delta)
     assert levels[0] < -1e-4
@@ -127,8 +146,8 @@ def test_rotation_translation_and_exchange_of_like_atoms_carry_over_to_the_predi
     one, two = predict(mol), predict(mol.with_positions(moved))
 
     assert float(two.energy) == pytest.approx(float(one.energy), abs=tol.EQUIVARIANCE)
-    template = predict.model.template
-    turn = np.asarray(ao_rotation(jnp.asarray(rotation.as_matrix()), template.shells))
+    template = predict.systems[0].template
+    turn = np.asarray(ao_rotation(jnp.asarray(rotation.as_matrix()), template.basis))
     place = cases.relabelled(template, order.tolist())
     for matrix in ("fock", "dm"):
         expected = (turn @ getattr(one, matrix) @ turn.T)[np.ix_(place, place)]
@@ -172,16 +191,18 @@ def test_two_geometries_that_differ_get_corrections_that_differ():
 
 @pytest.mark.parametrize(
     ("preset", "iterations", "said"),
-    [("huge", 1, "'huge' is not known; one of micro, tiny would do"), ("micro", -1, "0 to 16"), ("micro", 17, "17")],
+    [("huge", 1, "'huge' is not known; one of micro, tiny, small,"), ("micro", -1, "0 to 16"), ("micro", 17, "17")],
 )
 def test_settings_that_cannot_be_used_are_refused(preset, iterations, said):
     with pytest.raises(ql.InputError, match=said):
         ql.QPTConfig(preset, iterations)
 
 
-@pytest.mark.parametrize(("preset", "low", "high"), [("micro", 0.8e6, 1.3e6), ("tiny", 4.5e6, 6e6)])
+@pytest.mark.parametrize(
+    ("preset", "low", "high"), [("micro", 0.8e6, 1.3e6), ("tiny", 4.5e6, 6e6), ("medium", 300e6, 310e6)]
+)
 def test_presets_have_the_size_that_they_claim(preset, low, high):
-    qpt = ql.QPT(cases.prepared("water", METHOD), ql.QPTConfig(preset))
+    qpt = ql.QPT(ql.QPTConfig(preset), "pbe", cases.model("water", METHOD, 0)[0].kinds)
     shapes = jax.eval_shape(qpt.init, jax.random.key(0))
     assert low < sum(leaf.size for leaf in jax.tree.leaves(shapes)) < high
 

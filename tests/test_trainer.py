@@ -48,6 +48,14 @@ def test_the_folder_says_what_was_run_and_with_what(trained):
     assert not list(trained.out.rglob("*.pkl"))
 
 
+def test_the_model_card_has_the_errors_beside_the_baselines(trained):
+    card = (trained.out / "model-card.md").read_text()
+    for said in ("water (H2O)", "LDA/sto-3g", "60 updates of 4 geometries", "| no network, ", "| PySCF, "):
+        assert said in card
+    row = next(line for line in card.splitlines() if line.startswith("| QPT"))
+    assert float(row.split("|")[2]) == pytest.approx(trained.rows[-1]["validation_mae_mev"], rel=1e-3)
+
+
 def test_a_loaded_model_predicts_what_the_trainer_does(trained):
     mol = WATER.with_positions(WATER.positions * 1.02)
     again = ql.load(trained.out)(mol)
@@ -136,6 +144,13 @@ def test_nothing_is_written_for_what_cannot_be_used(tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+def test_a_network_too_large_for_the_machine_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["qptlab.training"], "memory_bytes", lambda: 2**30)
+    with pytest.raises(ql.InputError, match=r"network 'medium' takes 5\.[67] GiB, and 1\.0 may be taken on cpu"):
+        ql.Trainer(WATER, METHOD, ql.QPTConfig("medium"), config(3), out=tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+
+
 @pytest.mark.slow
 def test_training_on_a_file_of_ones_own_and_its_loss_in_the_background(tmp_path):
     path = tmp_path / "mine.xyz"
@@ -155,7 +170,7 @@ def test_what_is_no_run_is_not_loaded(tmp_path, what):
     if what == "a broken configuration":
         (tmp_path / "config.json").write_text('{"molecule": {}}')
     if what == "no checkpoint":
-        Run.create(tmp_path, WATER, METHOD, MODEL, config(3))
+        Run.create(tmp_path, [WATER], METHOD, MODEL, config(3))
     with pytest.raises(ql.InputError, match=tmp_path.name):
         ql.load(tmp_path)
 

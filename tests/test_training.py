@@ -1,5 +1,6 @@
 """The stream of samples and the training loop."""
 
+import collections
 import dataclasses
 import itertools
 import sys
@@ -11,8 +12,9 @@ import pytest
 
 import qptlab as ql
 from qptlab import geometries
+from qptlab.reference import Labelled
 from qptlab.stream import Stream
-from qptlab.training import MAX_SKIPPED, TrainConfig, initial_state, train
+from qptlab.training import MAX_SKIPPED, NotFiniteError, TrainConfig, initial_state, train
 
 METHOD = ql.Method("lda", "sto-3g", grid_level=0)
 QUICK = TrainConfig(
@@ -20,89 +22,168 @@ QUICK = TrainConfig(
 )
 
 
-def stream(seed=0, batch=4, reuse=2):
-    qpt, frame = cases.model("water", METHOD, 0)
-    source = geometries.sample(frame.molecule, geometries.Sampling("perturb"), seed)
-    return Stream(qpt, frame, source, batch=batch, reuse=reuse, seed=seed)
+def stream(names=("water",), *, seed=0, batch=4, reuse=2, step=0, sampler="perturb"):
+    systems, _ = ql.make_systems([ql.Molecule.from_name(name) for name in names], METHOD)
+    return Stream(systems, ql.Sampling(sampler), batch=batch, reuse=reuse, seed=seed, step=step)
+
+
+def same(ours, theirs):
+    for one, two in zip(ours, theirs, strict=True):
+        assert one.system.molecule.formula == two.system.molecule.formula
+        for a, b in zip(jax.tree.leaves(one.sample), jax.tree.leaves(two.sample), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_batches_are_the_same_for_a_seed_whatever_the_threads_do():
     with stream() as one, stream() as two:
         for ours, theirs in itertools.islice(zip(one, two, strict=True), 5):
-            for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-                np.testing.assert_array_equal(a, b)
+            same(ours, theirs)
+
+
+@pytest.mark.parametrize(("names", "sampler"), [(("water", "ethanol"), "perturb"), cases.slow(("water",), "md")])
+def test_a_stream_entered_later_goes_on_as_it_would_have_done(names, sampler):
+    with stream(names, sampler=sampler) as whole, stream(names, sampler=sampler, step=9) as late:
+        taken = list(itertools.islice(whole, 12))
+        for ours, theirs in zip(taken[9:], late, strict=False):
+            same(ours, theirs)
+        assert late.drawn >= whole.drawn
 
 
 def test_every_geometry_is_used_as_often_as_asked_on_average():
     with stream(batch=4, reuse=4) as batches:
+        uses = collections.Counter()
         for _ in range(40):
-            batch = next(batches)
-            energies = [float(sample.ints.e_nuc) for sample in batch]
-            assert len(set(energies)) == 4
-        # 4 to begin with, then one new geometry a batch: each is used four times.
-        assert batches.drawn == 4 + 39
+            energies = [float(drawn.sample.ints.e_nuc) for drawn in next(batches)]
+            assert len(set(energies)) == 4, "no geometry twice in a batch"
+            uses.update(energies)
+        # 4 to begin with, then one new geometry a batch, none lost: each is used four times on average.
+        assert batches.drawn == len(uses) == 4 + 39
         assert batches.waited >= 0
 
 
+def test_a_geometry_may_be_used_more_often_than_a_batch_is_large():
+    with stream(batch=4, reuse=16) as batches:
+        drawn = []
+        for _ in range(17):
+            assert len(next(batches)) == 4
+            drawn.append(batches.drawn)
+    assert drawn[0] == 4
+    assert drawn[-1] == 4 + 4, "one new geometry every fourth step"
+
+
+def test_molecules_have_their_turn_as_often_as_there_are_of_them():
+    """Water and hydrogen fluoride share a shape, ethanol has its own: a batch is of one shape."""
+    with stream(("water", "ammonia", "ethanol"), batch=6, reuse=6) as batches:
+        shapes = collections.Counter()
+        for drawn in itertools.islice(batches, 60):
+            formulas = {each.system.molecule.formula for each in drawn}
+            assert formulas in ({"H2O", "H3N"}, {"C2H6O"})
+            shapes[len(formulas)] += 1
+    assert shapes[2] / 60 == pytest.approx(2 / 3, abs=0.15)
+
+
 def test_a_fault_in_the_source_reaches_the_one_who_asks():
-    qpt, frame = cases.model("water", METHOD, 0)
-
-    def broken():
-        yield frame.molecule.positions
-        raise ql.InputError("the file is gone.")
-
-    with (
-        Stream(qpt, frame, broken(), batch=2, reuse=2, seed=0) as batches,
-        pytest.raises(ql.InputError, match="the file is gone"),
-    ):
+    with stream(sampler="torsions") as batches, pytest.raises(ql.InputError, match="no rotatable bond"):
         next(batches)
 
 
 def test_training_lowers_the_energy_towards_the_solution():
     """The loss is an energy: it falls, and never below the converged mean of what it was shown."""
-    qpt, frame = cases.model("water", METHOD, 0)
+    qpt, system = cases.model("water", METHOD, 0)
     config = TrainConfig(
         minutes=None, steps=40, batch=4, reuse=4, warmup_steps=5, sampling=geometries.Sampling("perturb")
     )
-    test = qpt.prepare(qpt.template.host_integrals(frame.home))
-    floor = float(ql.scf(frame.molecule.with_positions(frame.home), METHOD).energy)
+    home = system.frame.home
+    test = system.sample(system.host_integrals(home))
+    floor = float(ql.scf(system.molecule.with_positions(home), METHOD).energy)
     before = float(qpt.compiled_predict(None, test).energy) - floor
-    *_, (state, _) = train(qpt, frame, config)
+    *_, (state, _) = train(qpt, [system], config)
     after = float(qpt.compiled_predict(state.params, test).energy) - floor
     assert before > 1e-2
     assert -1e-9 < after < 0.02 * before
 
 
-def test_steps_are_counted_and_repeat_for_a_seed():
-    qpt, frame = cases.model("water", METHOD, 0)
-    runs = [[metrics for _, metrics in train(qpt, frame, QUICK)] for _ in range(2)]
-    for one, two in zip(*runs, strict=True):
-        assert one.energy_ha == pytest.approx(two.energy_ha, abs=1e-9)
-    assert [metrics.step for metrics in runs[0]] == [1, 2, 3, 4, 5, 6]
-    assert runs[0][0].compile_s > 0
-    assert all(metrics.compile_s == 0 for metrics in runs[0][1:])
-    assert not any(metrics.skipped for metrics in runs[0])
-    seconds = [metrics.seconds for metrics in runs[0]]
-    assert seconds == sorted(seconds)
+@pytest.mark.slow
+def test_the_self_consistency_loss_leads_to_the_solution_too():
+    qpt, system = cases.model("water", METHOD, 0)
+    config = dataclasses.replace(QUICK, steps=60, loss="self-consistency", reuse=4)
+    rows = [metrics for _, metrics in train(qpt, [system], config)]
+    assert rows[-1].loss < 0.05 * rows[0].loss
+    assert rows[-1].energy_ha < rows[0].energy_ha
+
+
+def test_a_model_may_learn_from_labels_for_comparison():
+    qpt, system = cases.model("water", METHOD, 0)
+    config = dataclasses.replace(QUICK, steps=40, loss="labels", reuse=4)
+    rows = [metrics for _, metrics in train(qpt, [Labelled.of(system)], config)]
+    assert rows[-1].loss < 0.2 * rows[0].loss
+    assert np.isnan(rows[0].energy_ha)
+    assert not rows[-1].skipped
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole():
+    qpt, system = cases.model("water", METHOD, 0)
+    whole, parts = (
+        list(train(qpt, [system], dataclasses.replace(QUICK, microbatch=size))) for size in (None, 2)
+    )
+    for (_, one), (_, two) in zip(whole, parts, strict=True):
+        assert one.energy_ha == pytest.approx(two.energy_ha, abs=1e-7)
+        assert one.grad_norm == pytest.approx(two.grad_norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("names", [("water",), cases.slow(("water", "methane", "ethanol"))])
+def test_a_training_that_goes_on_does_what_it_would_have_done(names):
+    """Step for step, digit for digit; and so does the same seed twice."""
+    systems, kinds = ql.make_systems([ql.Molecule.from_name(name) for name in names], METHOD)
+    qpt = ql.QPT(ql.QPTConfig("micro", 0), METHOD.xc, kinds)
+    whole = list(train(qpt, systems, QUICK))
+    late = list(train(qpt, systems, QUICK, whole[2][0]))
+    again = list(train(qpt, systems, QUICK))
+    for (_, one), (_, two) in [*zip(whole[3:], late, strict=True), *zip(whole, again, strict=True)]:
+        assert one[2:7] == two[2:7]
+        assert (one.step, one.geometries) == (two.step, two.geometries)
+    for one, two in zip(jax.tree.leaves(whole[-1][0].average), jax.tree.leaves(late[-1][0].average), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert [metrics.step for _, metrics in whole] == [1, 2, 3, 4, 5, 6]
+    assert whole[0][1].compile_s > 0
+    assert not any(metrics.skipped for _, metrics in whole)
+
+
+def test_no_label_reaches_the_training_loop(monkeypatch):
+    """Neither PySCF's SCF nor our own is called while a model learns from the energy."""
+    from pyscf.scf import hf
+
+    def forbidden(*_, **__):
+        raise AssertionError("an SCF was run in the training loop")
+
+    monkeypatch.setattr(hf, "kernel", forbidden)
+    monkeypatch.setattr(hf.SCF, "kernel", forbidden)
+    monkeypatch.setattr(sys.modules["qptlab.scf"], "solve", forbidden)
+    with pytest.raises(AssertionError, match="an SCF was run"):
+        ql.scf(ql.Molecule.from_name("water"), METHOD)
+    qpt, system = cases.model("water", METHOD, 0)
+    assert len(list(train(qpt, [system], QUICK))) == 6
 
 
 def test_updates_that_are_not_finite_are_skipped_then_reported(monkeypatch):
     """A closed gap gives a gradient of NaN: parameters stay as they are, and training says why it ends."""
-    qpt, frame = cases.model("water", METHOD, 0)
+    qpt, system = cases.model("water", METHOD, 0)
     # Every gap counts as closed.
     monkeypatch.setattr(sys.modules["qptlab.energy"], "MIN_GAP_HARTREE", 1e6)
     start = initial_state(qpt, QUICK)
     seen = []
 
     def until_it_gives_up():
-        for state, metrics in train(qpt, frame, dataclasses.replace(QUICK, steps=50)):
+        for state, metrics in train(qpt, [system], dataclasses.replace(QUICK, steps=50)):
             seen.append(metrics.skipped)
-            for old, new in zip(jax.tree.leaves(start.params), jax.tree.leaves(state.params), strict=True):
-                np.testing.assert_array_equal(old, new)
+            for trees in ((start.params, state.params), (start.average, state.average)):
+                for old, new in zip(*map(jax.tree.leaves, trees), strict=True):
+                    np.testing.assert_array_equal(old, new)
 
-    with pytest.raises(FloatingPointError, match=f"{MAX_SKIPPED} updates in a row"):
+    with pytest.raises(NotFiniteError, match=f"{MAX_SKIPPED} updates in a row") as caught:
         until_it_gives_up()
     assert seen == [True] * (MAX_SKIPPED - 1)
+    assert [mol.formula for mol in caught.value.geometries] == ["H2O"] * QUICK.batch
 
 
 @pytest.mark.parametrize(
@@ -115,6 +196,10 @@ def test_updates_that_are_not_finite_are_skipped_then_reported(monkeypatch):
         ({"batch": 0}, "batch 0"),
         ({"seed": -1}, "seed -1"),
         ({"learning_rate": 3.0}, "learning rate 3.0"),
+        ({"averaging": 1.0}, "averaging 1.0"),
+        ({"loss": "truth"}, "loss 'truth' is not known; one of energy, self-consistency"),
+        ({"iterations": 17}, "17 DFT iterations"),
+        ({"microbatch": 5}, "a batch of 16 has no parts of 5"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(choice, said):

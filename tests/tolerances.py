@@ -1,7 +1,7 @@
 """Bounds of the tests, about ten times the noise measured (given behind each) on an x86-64 machine."""
 
 ENERGY_OF_DENSITY = 1e-11  # hartree; 1.3e-12 for ethanol/def2-SVP
-FOCK_OF_DENSITY = 1e-12  # hartree; 1.0e-13
+FOCK_OF_DENSITY = 1e-11  # hartree; 1.4e-12 for ethanol/def2-SVP: PySCF sums in blocks that its free memory decides
 SCF_ENERGY = 1e-9  # hartree; 1.6e-12, and quadratic in how far PySCF itself is converged
 FORCE = 1e-6  # hartree per bohr; 2.4e-7, linear in how far the SCF is converged
 DIPOLE = 1e-5  # debye; 2e-6, linear in that

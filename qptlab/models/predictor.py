@@ -1,13 +1,22 @@
-"""A trained model, ready to use on any pose of its molecule."""
+"""A trained model, ready to use on any pose of its molecules, and with a warning on others."""
+
+import concurrent.futures
+import functools
+import os
+import warnings
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
-from qptlab import grid
-from qptlab.frame import Pose, ReferenceFrame
+from qptlab import grid, integrals
+from qptlab.errors import InputError
+from qptlab.frame import Pose
+from qptlab.method import Method
 from qptlab.models.qpt import QPT, Params, Prediction
+from qptlab.models.system import System, make_system
 from qptlab.molecule import Molecule
 
 
@@ -17,26 +26,51 @@ class Predictor:
     Args:
       model: the model.
       params: its parameters, or None for the network switched off.
-      frame: the molecule's frame, that of training.
+      systems: the molecules it was trained on.
 
     >>> import qptlab as ql
     >>> predictor = ql.load("runs/water")  # doctest: +SKIP
     >>> predictor(ql.Molecule.from_name("water")).energy  # doctest: +SKIP
     """
 
-    def __init__(self, model: QPT, params: Params | None, frame: ReferenceFrame):
+    def __init__(self, model: QPT, params: Params | None, systems: Sequence[System]):
         self.model = model
         self.params = params
-        self.frame = frame
+        self.systems = list(systems)
+
+    @property
+    def method(self) -> Method:
+        """The level of theory."""
+        return self.systems[0].template.method
+
+    def without_network(self) -> "Predictor":
+        """The same with the network switched off: plain DFT iteration."""
+        return Predictor(self.model, None, self.systems)
 
     def __call__(self, mol: Molecule) -> Prediction:
         """Predict a geometry; matrices are over the AOs of `mol` as given, in PySCF's order.
 
+        Warns:
+          UserWarning: of a molecule that was not among those trained on.
+
         Raises:
-          InputError: if it is not the molecule that the model was trained on.
+          InputError: if the model was trained on one molecule and this is another, or has orbitals that no
+            molecule trained on has.
         """
-        pose = self.frame.pose_molecule(mol)
-        return self.turn_back(self.in_frame(pose.positions), pose)
+        system, pose = self.place(mol)
+        return turn_back(self.in_frame(system, pose.positions), system, pose)
+
+    def map(self, mols: Sequence[Molecule]) -> list[Prediction]:
+        """Predict many geometries, as many at once as there are cores; as calling one by one."""
+        placed = [self.place(mol) for mol in mols]  # what cannot be predicted is found before any work is done
+        for system in {id(system): system for system, _ in placed}.values():
+            self.in_frame(system, system.frame.home)  # compiles once, not in each thread
+
+        def one(place):
+            return turn_back(self.in_frame(place[0], place[1].positions), *place)
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            return list(pool.map(one, placed))
 
     def forces(self, mol: Molecule) -> Float[np.ndarray, "natm 3"]:
         """Minus the derivative of the predicted energy with respect to positions, hartree per bohr.
@@ -45,38 +79,74 @@ class Predictor:
         differences of predicted energies whether or not the prediction is self-consistent.
 
         Raises:
-          InputError: if it is not the molecule that the model was trained on.
+          InputError: as calling the predictor.
         """
-        pose = self.frame.pose_molecule(mol)
-        slope = np.asarray(self.model.compiled_slope(self.params, jnp.asarray(pose.positions)))
-        return -self.frame.pull_back(pose, slope)
+        system, pose = self.place(mol)
+        _, slope = energy_and_slope(self.model, system)(self.params, jnp.asarray(pose.positions))
+        return -system.frame.pull_back(pose, np.asarray(slope))
 
-    def in_frame(self, positions: np.ndarray) -> Prediction:
-        """Predict a geometry (bohr) that already lies in the molecule's frame, and leave it there."""
-        sample = self.model.prepare(self.model.template.host_integrals(positions))
-        return jax.tree.map(np.asarray, self.model.compiled_predict(self.params, sample))
+    def place(self, mol: Molecule) -> tuple[System, Pose]:
+        """A molecule's system, and how the geometry lies in its frame; raises and warns as calling the predictor."""
+        for system in self.systems:
+            try:
+                return system, system.frame.pose_molecule(mol)
+            except InputError:
+                if len(self.systems) == 1:
+                    raise
+        system = make_system(mol, self.method, self.model.kinds).with_guess(self.model.config.guess)
+        warnings.warn(
+            f"{mol.formula} was not among the {len(self.systems)} molecules that the model was trained on: look at "
+            "the prediction's residual before you use it.", stacklevel=3,
+        )
+        self.systems.append(system)
+        return system, system.frame.pose_molecule(mol)
 
-    def turn_back(self, prediction: Prediction, pose: Pose) -> Prediction:
-        """Express a prediction made in the frame over the AOs of the geometry the pose came from."""
-        turn = np.asarray(grid.ao_rotation(jnp.asarray(pose.rotation), self.model.template.shells))
-        place = self._given_ao(pose.order)
-        inverse = np.argsort(place)
-
-        def matrix(m):
-            return (turn.T @ m @ turn)[np.ix_(inverse, inverse)]
-
-        return prediction._replace(
-            fock=matrix(prediction.fock),
-            dm=matrix(prediction.dm),
-            mo_coeff=(turn.T @ prediction.mo_coeff)[inverse],
+    def in_frame(self, system: System, positions: Float[np.ndarray, "natm 3"]) -> Prediction:
+        """Predict a geometry (bohr) that already lies in its molecule's frame, and leave it there."""
+        sample = system.sample(system.host_integrals(positions))
+        found = jax.tree.map(np.asarray, self.model.compiled_predict(self.params, sample))
+        nao = system.template.nao  # what fills up a padded molecule comes last and lies highest
+        return found._replace(
+            fock=found.fock[:nao, :nao], dm=found.dm[:nao, :nao],
+            mo_energy=found.mo_energy[:nao], mo_coeff=found.mo_coeff[:nao, :nao],
         )
 
-    def _given_ao(self, order: np.ndarray) -> np.ndarray:
-        """Where each AO of the frame stands in the given geometry."""
-        counts = np.bincount(self.model.template.ao_atom)  # per atom of the frame
-        given_counts = np.empty_like(counts)
-        given_counts[order] = counts
-        starts = np.concatenate([[0], np.cumsum(given_counts)[:-1]])
-        return np.concatenate(
-            [starts[atom] + np.arange(count) for atom, count in zip(order, counts, strict=True)]
-        )
+
+@functools.lru_cache(maxsize=8)
+def energy_and_slope(
+    model: QPT, system: System
+) -> Callable[[Params | None, Float[Array, "natm 3"]], tuple[Float[Array, ""], Float[Array, "natm 3"]]]:
+    """Predicted energy (hartree) of parameters and positions in the frame (bohr), and its slope; compiled once."""
+    own = system.unpadded()
+
+    def energy_at(positions, params):
+        return model.energy(params, own.sample_inside(positions))
+
+    return jax.jit(lambda params, positions: jax.value_and_grad(energy_at)(positions, params))
+
+
+def turn_back(prediction: Prediction, system: System, pose: Pose) -> Prediction:
+    """Express a prediction made in the frame over the AOs of the geometry the pose came from."""
+    template = integrals.template(system.molecule, system.template.method)
+    turn = np.asarray(grid.ao_rotation(jnp.asarray(pose.rotation), template.basis))
+    inverse = np.argsort(_given_ao(pose.order, template.ao_atom))
+
+    def matrix(m):
+        return (turn.T @ m @ turn)[np.ix_(inverse, inverse)]
+
+    return prediction._replace(
+        fock=matrix(prediction.fock),
+        dm=matrix(prediction.dm),
+        mo_coeff=(turn.T @ prediction.mo_coeff)[inverse],
+    )
+
+
+def _given_ao(order, ao_atom):
+    """Where each AO of the frame stands in the given geometry."""
+    counts = np.bincount(ao_atom)  # per atom of the frame
+    given_counts = np.empty_like(counts)
+    given_counts[order] = counts
+    starts = np.concatenate([[0], np.cumsum(given_counts)[:-1]])
+    return np.concatenate(
+        [starts[atom] + np.arange(count) for atom, count in zip(order, counts, strict=True)]
+    )

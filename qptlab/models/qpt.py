@@ -20,20 +20,29 @@ from qptlab.energy import commutator, density_from_fock, kohn_sham, orbitals
 from qptlab.energy import energy as total_energy
 from qptlab.energy import fock as fock_matrix
 from qptlab.errors import InputError
-from qptlab.integrals import HostIntegrals, Integrals, Template
-from qptlab.models.features import BIASES, Features, ao_kinds, features
+from qptlab.models.features import BIASES, Features
+from qptlab.models.system import Sample
+from qptlab.scf import GUESSES
 
 PRESETS = {
     "micro": {"width": 128, "layers": 5, "heads": 4},
     "tiny": {"width": 192, "layers": 12, "heads": 6},
+    "small": {"width": 384, "layers": 12, "heads": 6},
+    "base": {"width": 768, "layers": 12, "heads": 12},
+    "medium": {"width": 1024, "layers": 24, "heads": 16},
+    "large": {"width": 1280, "layers": 36, "heads": 20},
+    "xlarge": {"width": 1600, "layers": 48, "heads": 25},
 }
-"""Shapes by name: about 1 M parameters for CPUs, and the paper's smallest, 5 M."""
+"""Shapes by name: about 1 M parameters for CPUs, and the paper's, from 5 M to 1.5 G."""
 
-KEPT_AO_BYTES = 64 * 2**20
-"""AO values on the grid up to this size are kept with a geometry while it is trained on."""
+PRECISIONS = ("float32", "bfloat16", "float64")
+
+MAX_ITERATIONS = 16
 
 WAVELENGTHS_BOHR = tuple(2.0**k for k in range(6, -2, -1))
 """Of the Fourier features of positions: from beyond any molecule here to a thermal displacement."""
+
+MASKED_LOGIT = -1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +52,30 @@ class QPTConfig:
     Attributes:
       preset: network shape, one of `PRESETS`.
       iterations: n, DFT iterations after the network; n + 1 diagonalisations in all.
+      guess: density that the first Fock matrix is built of, one of `scf.GUESSES`.
+      precision: in which the network multiplies matrices, one of `PRECISIONS`; DFT is always in float64.
     """
 
     preset: str = "micro"
     iterations: int = 2
+    precision: str = "float32"
+    guess: str = "minao"
 
     def __post_init__(self):
         """Check what a user can get wrong."""
-        if self.preset not in PRESETS:
-            raise InputError(
-                f"model preset {self.preset!r} is not known; one of {', '.join(PRESETS)} would do."
-            )
-        if not isinstance(self.iterations, int) or not 0 <= self.iterations <= 16:
-            raise InputError(
-                f"{self.iterations!r} DFT iterations were asked for; a whole number from 0 to 16 would do."
-            )
+        for field, allowed in (("preset", tuple(PRESETS)), ("precision", PRECISIONS), ("guess", GUESSES)):
+            value = getattr(self, field)
+            if value not in allowed:
+                raise InputError(f"model {field} {value!r} is not known; one of {', '.join(allowed)} would do.")
+        check_iterations(self.iterations)
+
+
+def check_iterations(given: int) -> None:
+    """Raise an `InputError` for a number of DFT iterations that cannot be used."""
+    if not isinstance(given, int) or not 0 <= given <= MAX_ITERATIONS:
+        raise InputError(
+            f"{given!r} DFT iterations were asked for; a whole number from 0 to {MAX_ITERATIONS} would do."
+        )
 
 
 class Prediction(NamedTuple):
@@ -83,162 +101,153 @@ class Prediction(NamedTuple):
     nocc: Int[Array, ""]
 
 
-class Sample(NamedTuple):
-    """One geometry made ready for a model: its integrals and what the network sees."""
-
-    ints: Integrals
-    features: Features
-
-
 Params = hk.MutableParams | dict
 """Haiku's nested dictionary of arrays."""
 
 
 class QPT:
-    """A QPT for one molecule and method: pure functions of parameters and samples.
+    """A QPT: pure functions of parameters and samples.
 
     Geometries are in the molecule's frame (`frame.ReferenceFrame`). Wherever parameters are asked
     for, `None` stands for the network switched off: plain DFT iteration, the baseline.
 
     Args:
-      template: the molecule and method.
       config: network and iterations.
-
-    Raises:
-      InputError: for a molecule with unpaired electrons.
+      xc: functional.
+      kinds: the vocabulary of atomic orbitals, from `features.vocabulary`.
     """
 
-    def __init__(self, template: Template, config: QPTConfig):
-        if len(template.occupied) > 1:
-            raise InputError(
-                f"a QPT is closed-shell, and {template.occupied[0]} + {template.occupied[1]} electrons of "
-                "either spin were given; a molecule without unpaired electrons would do."
-            )
-        self.template = template
+    def __init__(self, config: QPTConfig, xc: str, kinds: tuple[str, ...]):
         self.config = config
-        self._xc = template.method.xc
-        kinds, nkinds = ao_kinds(template)
-        self._network = hk.without_apply_rng(
-            hk.transform(lambda feats: correction(feats, kinds, nkinds, config))
-        )
+        self.xc = xc
+        self.kinds = kinds
+        self._network = hk.without_apply_rng(hk.transform(lambda feats: correction(feats, len(kinds), config)))
 
-    @functools.cached_property
-    def prepare(self):
-        """Compiled: what libcint made of a geometry → `Sample`, on the device."""
-        return jax.jit(self._prepare)
-
-    def _prepare(self, host: HostIntegrals) -> Sample:
-        ints = self.template.complete(host)
-        if ints.aos is not None and ints.aos.size * 8 > KEPT_AO_BYTES:
-            ints = ints._replace(aos=None)  # made anew when needed: a replay buffer holds many geometries
-        return self._sample(ints)
-
-    def _sample(self, ints: Integrals) -> Sample:
-        return Sample(ints, features(ints, self.template.ao_atom, self._xc))
+    def with_iterations(self, iterations: int) -> "QPT":
+        """The same network with another number of DFT iterations after it; parameters fit both."""
+        return QPT(dataclasses.replace(self.config, iterations=iterations), self.xc, self.kinds)
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters; with them the model equals plain DFT iteration."""
-        nao = self.template.nao
         empty = Features(
-            jnp.zeros((nao, nao)), jnp.zeros((len(BIASES), nao, nao)), jnp.zeros((nao, 3))
+            jnp.zeros((1, 1)), jnp.zeros((len(BIASES), 1, 1), jnp.float32), jnp.zeros((1, 3)),
+            jnp.zeros(1, int), jnp.ones(1, bool),
         )
         return jax.jit(self._network.init)(key, empty)
 
-    def density(self, params: Params | None, sample: Sample) -> Float[Array, "nao nao"]:
-        """Predicted density matrix, electrons per AO pair; differentiable in the parameters."""
-        ints, feats = sample
-        fock = feats.fock_guess
-        if params is not None:
-            fock = fock + self._network.apply(params, feats)
+    def correction(self, params: Params | None, feats: Features) -> Float[Array, "nao nao"]:
+        """What the network adds to the guess's Fock matrix, hartree."""
+        if params is None:
+            return jnp.zeros_like(feats.fock_guess)
+        return self._network.apply(params, feats)
+
+    def refine(
+        self, delta: Float[Array, "nao nao"], sample: Sample
+    ) -> tuple[Float[Array, "nao nao"], Float[Array, "nao nao"]]:
+        """Iterate from a correction of the guess's Fock matrix; differentiable in the correction.
+
+        Returns:
+          The last Fock matrix that was diagonalised, hartree, and its density matrix, electrons per AO pair.
+        """
+        ints, feats = sample.ints, sample.features
+        fock = feats.fock_guess + delta
         dm = density_from_fock(fock, ints)
         for left in reversed(range(self.config.iterations)):
-            update = density_from_fock(fock_matrix(dm, ints, self._xc), ints)
+            fock = fock_matrix(dm, ints, self.xc)
+            update = density_from_fock(fock, ints)
             # The paper mixes densities by one half, except in the last iteration.
             dm = update if left == 0 else 0.5 * (dm + update)
-        return dm
+        return fock, dm
+
+    def density(self, params: Params | None, sample: Sample) -> Float[Array, "nao nao"]:
+        """Predicted density matrix, electrons per AO pair; differentiable in the parameters."""
+        return self.refine(self.correction(params, sample.features), sample)[1]
 
     def energy(self, params: Params | None, sample: Sample) -> Float[Array, ""]:
-        """Energy of the predicted density, hartree: the loss."""
-        return total_energy(self.density(params, sample), sample.ints, self._xc)
-
-    @functools.cached_property
-    def compiled_predict(self):
-        """`predict`, compiled once for all predictors of this model."""
-        return jax.jit(self.predict)
-
-    @functools.cached_property
-    def compiled_slope(self):
-        """Derivative of the predicted energy with respect to positions in the frame, compiled once."""
-
-        def energy_at(positions, params):
-            return self.energy(params, self._sample(self.template.integrals(positions)))
-
-        return jax.jit(lambda params, positions: jax.grad(energy_at)(positions, params))
+        """Energy of the predicted density, hartree."""
+        return total_energy(self.density(params, sample), sample.ints, self.xc)
 
     def predict(self, params: Params | None, sample: Sample) -> Prediction:
         """Everything the predicted density gives; not for differentiation."""
         dm = self.density(params, sample)
-        found = kohn_sham(dm, sample.ints, self._xc)
+        found = kohn_sham(dm, sample.ints, self.xc)
         mo_energy, mo_coeff = orbitals(found.fock, sample.ints)
         residual = jnp.max(jnp.abs(commutator(found.fock, dm, sample.ints)))
         return Prediction(
             found.terms.e_tot, found.fock, dm, mo_energy, mo_coeff, residual, sample.ints.nocc
         )
 
+    @functools.cached_property
+    def compiled_predict(self):
+        """`predict`, compiled once for all predictors of this model."""
+        return jax.jit(self.predict)
 
-def correction(
-    features: Features, kinds: Int[np.ndarray, " nao"], nkinds: int, config: QPTConfig
-) -> Float[Array, "nao nao"]:
+
+def correction(features: Features, nkinds: int, config: QPTConfig) -> Float[Array, "nao nao"]:
     """The network: a symmetric correction to the guess's Fock matrix, hartree (in a Haiku transform).
 
     Args:
       features: of one geometry in the molecule's frame.
-      kinds: each AO's kind, from `features.ao_kinds`.
-      nkinds: how many kinds there are.
+      nkinds: how many kinds of AOs there are.
       config: the shape of the network.
     """
-    shape = PRESETS[config.preset]
-    biases = jnp.moveaxis(features.biases.astype(jnp.float32), 0, -1)  # [nao, nao, nbias]
-    x = _embed(features, biases, kinds, nkinds, shape["width"])  # [nao, width]
-    for layer in range(shape["layers"]):
-        with hk.experimental.name_scope(f"layer_{layer}"):
-            x = x + _attention(_norm(x, "attention_norm"), biases, shape)
-            x = x + _mlp(_norm(x, "mlp_norm"), shape["width"])
-    return _symmetric_head(_norm(x, "head_norm"), biases).astype(features.fock_guess.dtype)
+    shape, precision = PRESETS[config.preset], jnp.dtype(config.precision)
+    biases = jnp.moveaxis(features.biases, 0, -1)  # [nao, nao, nbias]
+    biases = biases.astype(jnp.promote_types(precision, jnp.float32))
+    x = _embed(features, biases, nkinds, shape["width"])  # [nao, width]
+    seen = jnp.where(features.mask[:, None], 0.0, MASKED_LOGIT)  # [nao, 1]
+
+    @hk.remat  # backwards a layer is run again: what is kept does not grow with attention matrices
+    def layer(x):
+        x = x + _attention(_norm(x, "attention_norm").astype(precision), biases, seen, shape).astype(x.dtype)
+        return x + _mlp(_norm(x, "mlp_norm").astype(precision), shape["width"]).astype(x.dtype)
+
+    x = hk.layer_stack(shape["layers"], name="layers")(layer)(x)
+    delta = _symmetric_head(_norm(x, "head_norm"), biases)
+    both = features.mask[:, None] & features.mask
+    return jnp.where(both, delta, 0.0).astype(features.fock_guess.dtype)
 
 
-def _embed(features, biases, kinds, nkinds, width):
+def _embed(features, biases, nkinds, width):
     wave = 2 * np.pi / np.array(WAVELENGTHS_BOHR)
     phase = features.positions[:, :, None] * wave  # [nao, 3, nwave]
-    fourier = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1).reshape(len(kinds), -1)
+    fourier = jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1).reshape(len(phase), -1)
     diagonal = jnp.diagonal(biases).T  # [nao, nbias]
     inputs = jnp.concatenate([fourier.astype(jnp.float32), diagonal], axis=-1)
-    return hk.Embed(nkinds, width, name="kind")(kinds) + hk.Linear(width, name="position")(inputs)
+    return hk.Embed(nkinds, width, name="kind")(features.kinds) + hk.Linear(width, name="position")(inputs)
 
 
 def _norm(x, name):
     return hk.LayerNorm(axis=-1, create_scale=True, create_offset=True, name=name)(x)
 
 
-def _attention(x, biases, shape):
+def _linear(x, width, name, *, with_bias=True):
+    """In the precision of `x`; parameters are float32."""
+    scale = hk.initializers.TruncatedNormal(1 / math.sqrt(x.shape[-1]))
+    with hk.experimental.name_scope(name):
+        out = x @ hk.get_parameter("w", (x.shape[-1], width), init=scale).astype(x.dtype)
+        return out + hk.get_parameter("b", (width,), init=jnp.zeros).astype(x.dtype) if with_bias else out
+
+
+def _attention(x, biases, seen, shape):
     heads, width = shape["heads"], shape["width"]
-    qkv = hk.Linear(3 * width, with_bias=False, name="qkv")(x)
+    qkv = _linear(x, 3 * width, "qkv", with_bias=False)
     query, key, value = jnp.split(qkv.reshape(len(x), heads, -1), 3, axis=-1)
-    mixing = hk.Linear(heads, with_bias=False, name="bias", w_init=hk.initializers.RandomNormal(1.0))
-    logits = jnp.einsum("ihd,jhd->ijh", query, key) / math.sqrt(width // heads) + mixing(biases)
-    attended = jnp.einsum("ijh,jhd->ihd", jax.nn.softmax(logits, axis=1), value)
-    return hk.Linear(width, name="out")(attended.reshape(len(x), width))
+    mixing = hk.get_parameter("bias", (len(BIASES), heads), init=hk.initializers.RandomNormal(1.0))
+    logits = jnp.einsum("ihd,jhd->ijh", query, key).astype(biases.dtype) / math.sqrt(width // heads)
+    weights = jax.nn.softmax(logits + biases @ mixing + seen, axis=1).astype(x.dtype)
+    attended = jnp.einsum("ijh,jhd->ihd", weights, value)
+    return _linear(attended.reshape(len(x), width), width, "out")
 
 
 def _mlp(x, width):
-    hidden = jax.nn.gelu(hk.Linear(4 * width, name="mlp_in")(x))
-    return hk.Linear(width, name="mlp_out")(hidden)
+    return _linear(jax.nn.gelu(_linear(x, 4 * width, "mlp_in")), width, "mlp_out")
 
 
 def _symmetric_head(x, biases):
     """Σ_r s_r·q_ir·q_jr, plus the same weighting each bias matrix; the signed s start at zero."""
     width = x.shape[-1]
-    query = hk.Linear(width, with_bias=False, name="head")(x)
+    query = _linear(x, width, "head", with_bias=False)
     signs = hk.get_parameter("head_scale", (1 + len(BIASES), width), init=jnp.zeros)
     pairs = jnp.einsum("kr,ir,jr->ijk", signs, query, query) / math.sqrt(width)
     return pairs[..., 0] + jnp.sum(pairs[..., 1:] * biases, axis=-1)

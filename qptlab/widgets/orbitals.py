@@ -76,7 +76,7 @@ class Orbitals(ipw.VBox):
         if trainer is None or trainer.validation is None or not choices:
             return
         self._geometry.max = len(trainer.validation.positions) - 1
-        homo = trainer.molecule.nelectron // 2 - 1
+        homo = trainer.molecules[0].nelectron // 2 - 1
         # New options select the first of them; nobody wants to wait for that one.
         self._choice.unobserve(self._choose, "value")
         self._choice.options = choices

@@ -1,0 +1,63 @@
+"""Molecules padded to one shape: nothing changes."""
+
+import cases
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from hypothesis import strategies
+
+import qptlab as ql
+from qptlab import padding
+from qptlab.integrals import template
+from qptlab.models.system import System, numbered
+from qptlab.training import loss
+
+METHODS = [
+    ql.Method("pbe", "sto-3g", grid_level=0), cases.slow(ql.Method("b3lyp", "6-31g", grid_level=0)),
+    cases.slow(ql.Method("pbe", "def2-svp", grid_level=0, eri="fitted")),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{method.xc}-{method.basis}-{method.eri}")
+def test_padding_changes_neither_prediction_nor_gradient(method):
+    """Water in arrays that ethanol fits, and methane, too: larger in every respect than its own."""
+    (plain,), kinds = ql.make_systems([ql.Molecule.from_name("water")], method)
+    shapes = [template(ql.Molecule.from_name(name), method).shape for name in ("water", "ethanol", "ammonia")]
+    shape = padding.union(shapes)._replace(natm=11)
+    padded = plain.template.padded(shape, nocc=16)
+    large = System(plain.frame, padded, numbered(padded, kinds))
+    assert padded.shape.nao > plain.template.nao
+    qpt = ql.QPT(ql.QPTConfig("micro", 1, "float64"), method.xc, kinds)
+    params = cases.awake(qpt.init(jax.random.key(0)))
+    place = plain.frame.home + 0.05 * np.random.default_rng(1).normal(size=plain.frame.home.shape)
+
+    one, two = (ql.Predictor(qpt, params, [system]).in_frame(system, place) for system in (plain, large))
+    for ours, theirs in zip(one, two, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-9)
+
+    def slope(system):
+        sample = system.sample(system.host_integrals(place))
+        return jax.jit(jax.grad(lambda p: loss(qpt.correction(p, sample.features), sample, qpt, "energy")[0]))(params)
+
+    for ours, theirs in zip(*(jax.tree.leaves(slope(system)) for system in (plain, large)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-7)  # parameters are in float32
+
+
+@hypothesis.given(strategies.lists(strategies.integers(1, 60), min_size=1, max_size=30))
+def test_every_molecule_is_in_one_bucket_and_grows_little(numbers):
+    shapes = [padding.Shape(1, (((0, 3), number),), 10, 1, 0) for number in numbers]
+    found = padding.buckets(shapes)
+    assert sorted(index for members in found for index in members) == list(range(len(numbers)))
+    for members in found:
+        size = padding.union([shapes[i] for i in members]).nao
+        assert all(shapes[i].nao <= size <= 1.3 * shapes[i].nao for i in members)
+
+
+def test_molecules_of_one_model_share_shapes():
+    mols = ql.read_molecules(["water", "ammonia", "ethanol", "COC"])
+    systems, kinds = ql.make_systems(mols, ql.Method("lda", "sto-3g", grid_level=0))
+    shapes = [system.template.shape for system in systems]
+    assert shapes[0] == shapes[1] != shapes[2] == shapes[3]
+    assert systems[0].template.layout == systems[1].template.layout
+    assert "H 1s" in kinds
