@@ -89,7 +89,7 @@ class TestSet(NamedTuple):
     """
 
     systems: list[System]
-    positions: list[Float[np.ndarray, "natm 3"]]
+    positions: list[Float[np.ndarray, "_natm 3"]]
     converged: list[Reference]
     stopped: list[Reference]
     no_network: list[Prediction]
@@ -171,7 +171,7 @@ def _kept(symbols, positions, charge, spin, method, max_cycles, fitted):
 
 def make_test_set(
     predictor: Predictor,
-    places: Sequence[tuple[System, Float[np.ndarray, "natm 3"]]],
+    places: Sequence[tuple[System, Float[np.ndarray, "_natm 3"]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TestSet:
     """Run PySCF and both baselines on geometries that lie in their molecules' frames (bohr).
