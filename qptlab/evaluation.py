@@ -34,7 +34,8 @@ class Evaluation:
       residual_correlation: rank correlation, over the geometries, of the predictions' residuals with their energy
         errors: how far the residual can be trusted to say which prediction is bad; None for fewer than three.
       seconds_per_geometry: of the model, integrals included, compiled before.
-      pyscf_seconds_per_geometry: of PySCF to convergence, one thread.
+      pyscf_seconds_per_geometry: of PySCF to convergence.
+      pyscf_threads: that PySCF was allowed; the model uses all cores.
       predictions: of the model, in the molecule's frame.
       test_set: the geometries with PySCF's answers.
     """
@@ -47,6 +48,7 @@ class Evaluation:
     residual_correlation: float | None
     seconds_per_geometry: float
     pyscf_seconds_per_geometry: float
+    pyscf_threads: int
     predictions: list[Prediction]
     test_set: TestSet
 
@@ -76,6 +78,7 @@ class Evaluation:
             "residual_correlation": self.residual_correlation,
             "seconds_per_geometry": self.seconds_per_geometry,
             "pyscf_seconds_per_geometry": self.pyscf_seconds_per_geometry,
+            "pyscf_threads": self.pyscf_threads,
             "baselines": {
                 "no_network": self.no_network._asdict(),
                 "pyscf_same_fock_builds": self.pyscf_same_fock_builds._asdict(),
@@ -106,7 +109,7 @@ class Evaluation:
             lines.append(f"rank correlation of the residual with the energy error: {self.residual_correlation:.2f}")
         lines.append(
             f"seconds per geometry: QPT {self.seconds_per_geometry:.3g}, "
-            f"PySCF to convergence {self.pyscf_seconds_per_geometry:.3g}"
+            f"PySCF to convergence {self.pyscf_seconds_per_geometry:.3g} (threads: {self.pyscf_threads})"
         )
         return "\n".join(lines)
 
@@ -165,6 +168,7 @@ def evaluate(
         residual_correlation=_rank_correlation(residuals, misses),
         seconds_per_geometry=seconds,
         pyscf_seconds_per_geometry=float(np.mean([a.seconds for a in geometries.converged])),
+        pyscf_threads=geometries.converged[0].threads,
         predictions=predictions,
         test_set=geometries,
     )

@@ -61,6 +61,7 @@ class Reference(NamedTuple):
       converged: whether PySCF says so.
       cycles: diagonalisations done before the last density.
       seconds: wall time of the SCF, integrals included.
+      threads: that PySCF was allowed.
       nocc: number of occupied orbitals; of one spin for an open shell.
     """
 
@@ -72,6 +73,7 @@ class Reference(NamedTuple):
     converged: bool
     cycles: int
     seconds: float
+    threads: int
     nocc: int
 
 
@@ -110,7 +112,8 @@ class Labelled(System):
         template = self.template
         positions = np.asarray(host.positions)[: len(template.symbols)]
         # Made anew, not looked up: what labels cost is the point.
-        answer = _run(self.molecule.with_positions(positions), template.method, max_cycles=MAX_CYCLES)
+        mol = self.molecule.with_positions(positions)
+        answer = _run(mol, template.method, MAX_CYCLES, threads=1)  # there is one worker per core
         label = padding.pad_levels(answer.fock, template.shape, 0.0)
         return super().sample(host)._replace(label=jnp.asarray(label))
 
@@ -143,36 +146,39 @@ class ErrorSummary(NamedTuple):
         return [significant(value, 6 if name == "mo_cosine" else 4) for name, value in self._asdict().items()]
 
 
-def converged(mol: Molecule, method: Method, *, fitted: bool = False) -> Reference:
+def converged(mol: Molecule, method: Method, *, fitted: bool = False, threads: int | None = None) -> Reference:
     """PySCF's converged answer with the same functional, basis and grid.
 
     Args:
       mol: the molecule; with unpaired electrons the calculation is unrestricted.
       method: the level of theory.
       fitted: whether two-electron integrals are density-fitted, as ours are where they are, or exact.
+      threads: for PySCF; None for as many as it is set to use.
     """
-    return _kept(mol.symbols, mol.positions.tobytes(), mol.charge, mol.spin, method, MAX_CYCLES, fitted)
+    return _kept(mol.symbols, mol.positions.tobytes(), mol.charge, mol.spin, method, MAX_CYCLES, fitted, threads)
 
 
-def stopped(mol: Molecule, method: Method, cycles: int) -> Reference:
+def stopped(mol: Molecule, method: Method, cycles: int, *, threads: int | None = None) -> Reference:
     """PySCF's DIIS stopped after so many diagonalisations.
 
     A QPT with n iterations diagonalises n + 1 times and builds n + 2 Fock matrices, the last for
     the energy; so does PySCF stopped after n + 1 cycles.
     """
-    return _kept(mol.symbols, mol.positions.tobytes(), mol.charge, mol.spin, method, cycles, False)
+    return _kept(mol.symbols, mol.positions.tobytes(), mol.charge, mol.spin, method, cycles, False, threads)
 
 
 @functools.lru_cache(maxsize=KEPT)
-def _kept(symbols, positions, charge, spin, method, max_cycles, fitted):
+def _kept(symbols, positions, charge, spin, method, max_cycles, fitted, threads):
     mol = Molecule(symbols, np.frombuffer(positions).reshape(-1, 3), charge, spin=spin)
-    return _run(mol, method, max_cycles=max_cycles, fitted=fitted)
+    return _run(mol, method, max_cycles=max_cycles, fitted=fitted, threads=threads)
 
 
 def make_test_set(
     predictor: Predictor,
     places: Sequence[tuple[System, Float[np.ndarray, "_natm 3"]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    threads: int | None = None,
 ) -> TestSet:
     """Run PySCF and both baselines on geometries that lie in their molecules' frames (bohr).
 
@@ -182,6 +188,7 @@ def make_test_set(
       predictor: a model; only its settings are read.
       places: molecules and geometries.
       progress: told how many geometries are done, of how many; what it raises ends the work.
+      threads: for PySCF; None for as many as it is set to use.
 
     Raises:
       InputError: if there are none, or PySCF converges for none of them.
@@ -190,14 +197,15 @@ def make_test_set(
     found = TestSet([], [], [], [], [], [], 0)
     for done, (system, positions) in enumerate(places, start=1):
         mol = system.molecule.with_positions(positions)
-        answer = converged(mol, method)
-        fitted = [converged(mol, method, fitted=True)] if system.template.eri == "fitted" else []
+        answer = converged(mol, method, threads=threads)
+        fitted = [converged(mol, method, fitted=True, threads=threads)] if system.template.eri == "fitted" else []
         if answer.converged and all(other.converged for other in fitted):
             found.systems.append(system)
             found.positions.append(positions)
             found.converged.append(answer)
             found.same_fit.extend(fitted)
-            found.stopped.append(stopped(mol, method, predictor.model.config.iterations + 1))
+            cycles = predictor.model.config.iterations + 1
+            found.stopped.append(stopped(mol, method, cycles, threads=threads))
             found.no_network.append(plain.in_frame(system, positions))
         progress(done, len(places))
     if not found.positions:
@@ -222,9 +230,9 @@ def calculation(mol: Molecule, method: Method, *, fitted: bool) -> hf.SCF:
     return cast(hf.SCF, mf.density_fit(auxbasis=libcint.auxiliary_basis(built, method)))
 
 
-def _run(mol, method, max_cycles, fitted=False):
+def _run(mol, method, max_cycles, *, fitted=False, threads=None):
     began = time.perf_counter()
-    with lib.with_omp_threads(1):
+    with lib.with_omp_threads(threads):
         mf = calculation(mol, method, fitted=fitted)
         mf.max_cycle = max_cycles
         mf.kernel()
@@ -233,8 +241,9 @@ def _run(mol, method, max_cycles, fitted=False):
         fock = np.asarray(mf.get_fock(dm=dm))
         energy = float(mf.energy_tot(dm=dm))
         mo_energy, mo_coeff = mf.eig(fock, mf.get_ovlp())
+        used = lib.num_threads()
     return Reference(
-        energy, fock, dm, mo_energy, mo_coeff, bool(mf.converged), int(mf.cycles), seconds, max(mol.occupied)
+        energy, fock, dm, mo_energy, mo_coeff, bool(mf.converged), int(mf.cycles), seconds, used, max(mol.occupied)
     )
 
 

@@ -319,7 +319,9 @@ class Trainer:
             places += [(system, system.frame.pose(frame).positions) for frame in frames]
         frames = (system.molecule.with_positions(positions).to_xyz() for system, positions in places)
         (self.out / "validation.xyz").write_text("".join(frames))
-        self.validation = make_test_set(Predictor(self._model, None, systems), places, self._check_wanted)
+        # One thread, beside the training.
+        plain = Predictor(self._model, None, systems)
+        self.validation = make_test_set(plain, places, self._check_wanted, threads=1)
         return self.validation
 
     def _check_wanted(self, done: int, total: int) -> None:

@@ -30,7 +30,7 @@ def found(trained, geometries):
 
 def test_the_table_has_the_keys_that_others_read(found):
     record = json.loads(found.to_json())
-    speeds = {"seconds_per_geometry", "pyscf_seconds_per_geometry"}
+    speeds = {"seconds_per_geometry", "pyscf_seconds_per_geometry", "pyscf_threads"}
     assert set(record) == {"n", "n_left_out", "same_fit", "baselines", "residual_correlation"} | speeds | ERRORS
     assert record["same_fit"] is None
     assert set(record["baselines"]) == {"no_network", "pyscf_same_fock_builds"}
@@ -114,7 +114,7 @@ def test_summary_of_known_errors():
     def answer(energy, shift, turn):
         coefficients = np.array([[math.cos(turn), 0], [math.sin(turn), 1]])
         fock, levels = np.full((2, 2), shift), np.array([shift, 9])
-        return Reference(energy, fock, np.eye(2), levels, coefficients, True, 1, 0.0, nocc=1)
+        return Reference(energy, fock, np.eye(2), levels, coefficients, True, 1, 0.0, threads=1, nocc=1)
 
     predictions = [answer(-1.0, 2e-6, 0.0), answer(-3.0, 0.0, 0.0)]
     summary = errors(predictions, [answer(-1.001, 0.0, 0.0), answer(-3.0, 0.0, math.pi)])

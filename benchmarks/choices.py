@@ -1,0 +1,94 @@
+"""What was tried in training, beside what is used: short trainings in one run, each with the same time and seeds.
+
+    python benchmarks/choices.py [--minutes 0.5] [--seeds 2]
+
+Water in PBE/def2-SVP, one DFT iteration after the network in a prediction. What won is the package's default;
+optimisers that lost stand only here. Writes `results/choices.json`, `.md` and `.png`.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Annotated
+
+import jax
+import optax
+import typer
+from optax import contrib
+
+from qptlab import studies, training
+from qptlab.method import Method
+from qptlab.studies import Setting, Study
+from qptlab.training import MAX_SKIPPED, TrainConfig
+
+
+def _muon(config: TrainConfig) -> optax.GradientTransformation:
+    """Muon on the layers' matrices, Adam on the rest; steps as large as AdamW's."""
+
+    def matrices(params):
+        # Layers are stacked: [layer, in, out].
+        return jax.tree.map(lambda p: contrib.MuonDimensionNumbers(1, 2) if p.ndim == 3 else None, params)
+
+    return _safe(config, contrib.muon(
+        -1.0, weight_decay=config.weight_decay, consistent_rms=0.2, adam_b2=0.99, adam_learning_rate=-1.0,
+        muon_weight_dimension_numbers=matrices,
+    ))
+
+
+def _lion(config: TrainConfig) -> optax.GradientTransformation:
+    return _safe(config, optax.chain(optax.scale_by_lion(), optax.scale(0.3)))  # its steps are larger than Adam's
+
+
+def _slow_moments(config: TrainConfig) -> optax.GradientTransformation:
+    return _safe(config, optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(config.weight_decay)))
+
+
+def _safe(config, inner):
+    return optax.apply_if_finite(optax.chain(optax.clip_by_global_norm(config.clip_norm), inner), 2 * MAX_SKIPPED)
+
+
+class Choice:
+    """A setting, and an optimiser if it is not the package's."""
+
+    def __init__(self, label: str, optimiser: Callable | None = None, **train):
+        self.setting = Setting(label, train=TrainConfig(**train))
+        self.optimiser = optimiser
+
+
+CHOICES = (
+    Choice("as it is: AdamW, rate 0.001, batch 16, reuse 16, mean of parameters"),
+    Choice("rate 0.0003", learning_rate=3e-4),
+    Choice("rate 0.003", learning_rate=3e-3),
+    Choice("last parameters predict", averaging=0.0),
+    Choice("batch 4", batch=4),
+    Choice("each geometry used 4 times", reuse=4),
+    Choice("each geometry used 64 times", reuse=64),
+    Choice("AdamW, slower second moments (0.999)", _slow_moments),
+    Choice("Muon", _muon),
+    Choice("Lion", _lion),
+    Choice("trained through the iteration (the paper's way)", iterations=None),
+)
+
+
+def main(
+    minutes: Annotated[float, typer.Option(help="Of each training.")] = 0.5,
+    seeds: int = 2,
+    molecule: str = "water",
+    basis: str = "def2-svp",
+) -> None:
+    """Measure, and write the table."""
+    folder = pathlib.Path(__file__).parent / "results"
+    method, ours = Method("pbe", basis), training.optimiser
+    everything = Study("What was tried in training", [choice.setting for choice in CHOICES], (molecule,))
+    command = (f"python benchmarks/choices.py --minutes {minutes:g} --seeds {seeds} --molecule {molecule} "
+               f"--basis {basis}")
+    rows = []
+    for choice in CHOICES:
+        training.optimiser = choice.optimiser or ours
+        for row in studies.measure(everything._replace(settings=[choice.setting]), method, minutes, seeds):
+            rows.append(row)
+            studies.write("choices", everything, rows, method, folder, command)
+            typer.echo(f"{row['setting']}, seed {row['seed']}: {row['energy_mae_mev']:.3g} meV")
+
+
+if __name__ == "__main__":
+    typer.run(main)

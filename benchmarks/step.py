@@ -1,0 +1,198 @@
+"""What a training step costs: operations and bytes by count, and seconds, beside other ways to do the same.
+
+    python3.11 -m venv dftax && dftax/bin/pip install dftax
+    .venv/bin/python benchmarks/step.py --dftax dftax/bin/python
+
+Counts are of one geometry and one Fock build (energy and matrix of a density), B3LYP/def2-SVP, grid level 1, float64.
+Index lists are the form of the QPT paper's own code: all distinct exact integrals, counted at 20 bytes with their
+indices, read in 16 gather–scatter passes per build. Seconds are warm, on all cores: a Fock build of ours, of PySCF's
+and of dftax's, and per geometry the gradient of the loss through n DFT iterations, network included.
+Writes `results/step.json` and `.md`.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+MOLECULES = ("ethanol", "uracil")
+PASSES = 16
+LIST_BYTES = 20
+
+
+def _warm(function, turns: int = 5) -> float:
+    """Median seconds after the first call."""
+    found = []
+    for _ in range(turns + 1):
+        began = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found[1:])
+
+
+def ours(molecule: str, eri: str) -> dict:
+    """Counts and seconds of a Fock build, and of the loss's gradient."""
+    import jax
+    import jax.numpy as jnp
+
+    import qptlab as ql
+    from qptlab.energy import filled_orbitals, kohn_sham
+    from qptlab.training import loss
+
+    method = ql.Method("b3lyp", "def2-svp", eri=eri)
+    (system,), kinds = ql.make_systems([ql.Molecule.from_name(molecule)], method)
+    template = system.template
+    sample = system.sample(system.host_integrals(system.frame.home))
+    filled = filled_orbitals(sample.features.fock_guess, sample.ints)
+    build = jax.jit(lambda filled, ints: kohn_sham(filled @ filled.T, ints, method.xc, filled))
+    model = ql.QPT(ql.QPTConfig("micro", 0), method.xc, kinds)
+    params = model.init(jax.random.key(0))
+    record = {
+        "form": eri, "nao": template.nao, "naux": template.naux, "ngrids": template.ngrids,
+        "held_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(sample.ints.repulsion)), **_counts(template),
+        "fock_s": _warm(lambda: jax.block_until_ready(build(filled, sample.ints))),
+    }
+    for n in (0, 1, 3):
+        through = model.with_iterations(n)
+
+        def step(params, sample, through=through):
+            return loss(through.correction(params, sample.features), sample, through, "energy")[0]
+
+        gradient = jax.jit(jax.grad(step))
+        record[f"gradient_n{n}_s"] = _warm(lambda gradient=gradient: jax.block_until_ready(gradient(params, sample)))
+    record["parameters"] = int(sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)))
+    return record
+
+
+def _counts(template) -> dict:
+    """Operations of one Fock build, and bytes of integrals that it reads."""
+    nao, naux, nocc = template.nao, template.naux, template.nocc
+    npair = nao * (nao + 1) // 2
+    grid = 4 * nao**2 * template.ngrids  # the density on the grid, and the matrix back
+    if template.eri == "fitted":
+        # Coulomb: two products with all factors; exchange: each factor times the orbitals, and that with itself.
+        return {"flops": 4 * naux * npair + 4 * naux * nao**2 * nocc + grid, "read_bytes": 3 * 8 * naux * npair}
+    return {"flops": 2 * 2 * npair**2 + grid, "read_bytes": 2 * 8 * npair * (npair + 1) // 2}
+
+
+def index_lists(nao: int, ngrids: int) -> dict:
+    """The same counts for exact integrals as index lists."""
+    npair = nao * (nao + 1) // 2
+    distinct = npair * (npair + 1) // 2
+    return {
+        "form": "index lists (counted)", "held_bytes": LIST_BYTES * distinct,
+        "flops": 2 * PASSES * distinct + 4 * nao**2 * ngrids, "read_bytes": PASSES * LIST_BYTES * distinct,
+    }
+
+
+def pyscf(molecule: str, eri: str) -> dict:
+    """Seconds of PySCF's Fock build, integrals in memory."""
+    import qptlab as ql
+    from qptlab import reference
+
+    method = ql.Method("b3lyp", "def2-svp", eri=eri)
+    mf = reference.calculation(ql.Molecule.from_name(molecule), method, fitted=eri == "fitted")
+    dm, hcore = mf.get_init_guess(), mf.get_hcore()
+    return {"form": f"PySCF, {eri}", "fock_s": _warm(lambda: mf.get_fock(h1e=hcore, vhf=mf.get_veff(dm=dm), dm=dm))}
+
+
+def dftax(given: pathlib.Path, form: str) -> dict:
+    """Seconds of dftax's energy and Fock matrix of a density, on our grid; run in dftax's own environment."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import dftax as package
+    import jax.numpy as jnp
+    from dftax.energy.xc import B3LYP
+
+    record = json.loads(given.read_text())
+    grid = jnp.asarray(record["coords"]), jnp.asarray(record["weights"])
+    coulomb = package.exact() if form == "exact" else package.df()
+    engine = package.KS(package.Molecule.from_xyz(record["atoms"], "def2-svp"), B3LYP(), grid=grid, coulomb=coulomb)
+    values, vectors = jnp.linalg.eigh(engine.S)
+    half = vectors / jnp.sqrt(values)
+    filled = (half @ jnp.linalg.eigh(half.T @ engine.hcore @ half)[1])[:, : record["nocc"]]
+    build = jax.jit(lambda engine, dm: engine.energy_and_fock(dm))
+    dm = 2 * (filled @ filled.T)[None]
+    return {"form": f"dftax, {form}", "fock_s": _warm(lambda: jax.block_until_ready(build(engine, dm)))}
+
+
+def _for_dftax(molecule: str, folder: str) -> pathlib.Path:
+    """Atoms and our grid, for another environment to read."""
+    import qptlab as ql
+
+    mol = ql.Molecule.from_name(molecule)
+    ints = ql.build_integrals(mol, ql.Method("b3lyp", "def2-svp", eri="fitted"))
+    places = zip(mol.symbols, mol.positions_angstrom, strict=True)
+    record = {
+        "atoms": "; ".join(f"{symbol} {x:.8f} {y:.8f} {z:.8f}" for symbol, (x, y, z) in places),
+        "nocc": mol.occupied[0], "coords": np.asarray(ints.coords).tolist(),
+        "weights": np.asarray(ints.weights).tolist(),
+    }
+    path = pathlib.Path(folder) / f"{molecule}.json"
+    path.write_text(json.dumps(record))
+    return path
+
+
+def main() -> None:
+    """Measure, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dftax", metavar="PYTHON", help="of an environment that has dftax")
+    parser.add_argument("--only", nargs=2, metavar=("FILE", "FORM"), help="measure dftax in this process")
+    asked = parser.parse_args()
+    if asked.only:
+        sys.stdout.write(json.dumps(dftax(pathlib.Path(asked.only[0]), asked.only[1])))
+        return
+    from qptlab import bench
+
+    rows = []
+    for molecule in MOLECULES:
+        for form in ("fitted", "exact"):
+            rows += [{"molecule": molecule, **ours(molecule, form)}, {"molecule": molecule, **pyscf(molecule, form)}]
+        rows.append({"molecule": molecule, **index_lists(rows[-2]["nao"], rows[-2]["ngrids"])})
+        for form in ("fitted", "exact") if asked.dftax else ():
+            with tempfile.TemporaryDirectory() as folder:
+                command = [asked.dftax, __file__, "--only", str(_for_dftax(molecule, folder)), form]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+            said = done.stderr.strip().splitlines()
+            failed = {"form": f"dftax, {form}", "failed": said[-1] if said else f"exit status {done.returncode}"}
+            rows.append({"molecule": molecule, **(failed if done.returncode else json.loads(done.stdout))})
+    command = "python benchmarks/step.py" + (" --dftax dftax/bin/python" if asked.dftax else "")
+    folder = pathlib.Path(__file__).parent / "results"
+    record = {"command": command, "machine": bench.machine(), "rows": rows}
+    (folder / "step.json").write_text(json.dumps(record, indent=1) + "\n")
+    page = ["# What a training step costs", "", f"    {command}", "", bench.place(bench.machine()), "", *_says(), "",
+            _table(rows), ""]
+    (folder / "step.md").write_text("\n".join(page))
+
+
+def _says():
+    """The docstring but for its commands."""
+    return [line for line in __doc__.split("\n\n", 2)[2].splitlines() if not line.startswith("    ")]
+
+
+def _table(rows):
+    keys = {
+        "held_bytes": ("integrals held, MB", 1e-6), "read_bytes": ("read per build, MB", 1e-6),
+        "flops": ("operations per build, 10⁹", 1e-9), "fock_s": ("Fock build, s", 1.0),
+        "gradient_n0_s": ("gradient, n = 0, s", 1.0), "gradient_n1_s": ("n = 1", 1.0),
+        "gradient_n3_s": ("n = 3", 1.0),
+    }
+    head = ["molecule", "form", *(name for name, _ in keys.values())]
+    lines = [f"| {' | '.join(head)} |", "|---|---|" + "--:|" * len(keys)]
+    for row in rows:
+        cells = [f"{row[key] * scale:.3g}" if key in row else "" for key, (_, scale) in keys.items()]
+        form = row["form"] if row["form"].startswith(("PySCF", "dftax", "index")) else f"qptlab, {row['form']}"
+        failed = f": failed ({row['failed'][:60]})" if "failed" in row else ""
+        lines.append(f"| {row['molecule']} | {form}{failed} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
