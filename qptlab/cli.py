@@ -28,7 +28,7 @@ from qptlab import reference
 from qptlab.errors import InputError
 from qptlab.geometries import SAMPLERS
 from qptlab.method import ERI_FORMS, FUNCTIONALS
-from qptlab.models.qpt import PRESETS
+from qptlab.models.qpt import PRECISIONS, PRESETS
 from qptlab.run import LIBRARIES
 from qptlab.scf import GUESSES, SOLVERS
 from qptlab.training import LOSSES
@@ -157,7 +157,9 @@ def train(
     sigma: Annotated[float, typer.Option("--sigma", help="Of perturb, bohr.")] = 0.05,
     frames: Frames = "",
     preset: Annotated[str, typer.Option("--preset", help=f"Network, one of {', '.join(PRESETS)}.")] = "micro",
-    precision: Annotated[str, typer.Option("--precision", help="Of the network: float32 or bfloat16.")] = "float32",
+    precision: Annotated[
+        str, typer.Option("--precision", help=f"Of the network, one of {', '.join(PRECISIONS)}.")
+    ] = "float32",
     iterations: Annotated[int, typer.Option("-n", "--iterations", help="DFT iterations after the network.")] = 2,
     train_iterations: Annotated[
         int, typer.Option("--train-iterations", help="The same while training; -1 for as many as -n.")
@@ -279,24 +281,22 @@ def predict(
 
     frames = ql.read_xyz(geometries)
     predictor = ql.load(run)
-    for frame in frames:
-        predictor.place(frame)  # a wrong molecule is found before anything is written
     _refuse_existing(out)
     with Progress(console=_stderr) as bar:
         task = bar.add_task("predicting", total=len(frames))
         predictions = []
-        for frame in frames:
-            predictions.append(predictor(frame))
+        for prediction in predictor.map(frames):  # a wrong molecule is found before anything is written
+            predictions.append(prediction)
             bar.advance(task)
     with h5py.File(out, "x") as file:
         file.attrs["method"] = predictor.method.label
         file.attrs["units"] = "hartree, bohr"
-        kinds: dict[tuple[str, ...], list[int]] = {}
+        formulas: dict[str, list[int]] = {}
         for index, frame in enumerate(frames):
-            kinds.setdefault(frame.symbols, []).append(index)
-        for members in kinds.values():
-            # Arrays of one shape go into one dataset; of several molecules each has a group.
-            group = file if len(kinds) == 1 else file.create_group(f"{frames[members[0]].formula}-{members[0]}")
+            formulas.setdefault(frame.formula, []).append(index)
+        for formula, members in formulas.items():
+            # What has one formula has arrays of one shape; several have a group each.
+            group = file if len(formulas) == 1 else file.create_group(formula)
             group["frame"] = np.array(members)
             group["atomic_numbers"] = np.stack([frames[i].atomic_numbers for i in members])
             group["positions"] = np.stack([frames[i].positions for i in members])
@@ -359,10 +359,12 @@ def bench(
         str, typer.Argument(metavar="[NAME]", help="Default: all of the engine's, which takes over an hour.")
     ] = "",
     molecules: Annotated[str, typer.Option("--molecules", help="Names or SMILES with commas, for its own.")] = "",
-    minutes: Annotated[float, typer.Option("--minutes", help="Of each training of a study.")] = 1.0,
-    seeds: Annotated[int, typer.Option("--seeds", help="Of a study.")] = 2,
-    xc: XC = "pbe",
-    basis: Basis = "sto-3g",
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="Of each training, for a study; default 1.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="For a study; default 2.")] = None,
+    xc: Annotated[str | None, typer.Option("--xc", help="For a study; default pbe.")] = None,
+    basis: Annotated[str | None, typer.Option("--basis", help="For a study; default sto-3g.")] = None,
     out: Annotated[pathlib.Path | None, typer.Option("--out", help="Folder for tables and plots.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -377,11 +379,18 @@ def bench(
         raise InputError(f"folder {out} does not exist; an existing folder would do.")
     given = tuple(filter(None, molecules.split(",")))
     if name in studies.STUDIES:
-        _study(name, given, ql.Method(xc, basis), minutes, seeds, out, as_json)
+        method = ql.Method(xc or "pbe", basis or "sto-3g")
+        _study(name, given, method, 1.0 if minutes is None else minutes, 2 if seeds is None else seeds, out, as_json)
         return
     if name and name not in bench.NAMES:
         known = ", ".join((*bench.NAMES, *studies.STUDIES))
         raise InputError(f"benchmark {name!r} is not known; one of {known} would do.")
+    for option, value in (("minutes", minutes), ("seeds", seeds), ("xc", xc), ("basis", basis)):
+        if value is not None:
+            raise InputError(
+                f"--{option} {value} was given for {name or 'the engine'}, which measures a fixed set; "
+                f"one of {', '.join(studies.STUDIES)} would do."
+            )
     chosen = {each: bench.benchmark(each, given) for each in ([name] if name else bench.NAMES)}
     found = {each: _measure(each, chosen[each], given, out) for each in chosen}
     if as_json:

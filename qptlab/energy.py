@@ -206,6 +206,31 @@ def _projector_backward(residuals, dm_bar):
 _projector.defvjp(_projector_forward, _projector_backward)
 
 
+@jax.custom_vjp
+def inverse_root(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """The inverse square root of a symmetric positive matrix, as Löwdin's orthogonalisation needs of the overlap.
+
+    Its derivative has divided differences of λ^(−½) in the place of those that the derivative of eigenvectors divides
+    by, and is finite at degenerate eigenvalues, too (Daleckii & Krein 1965).
+    """
+    return _inverse_root_forward(matrix)[0]
+
+
+def _inverse_root_forward(matrix):
+    values, vectors = jnp.linalg.eigh(matrix)
+    roots = jnp.sqrt(values)
+    return vectors / roots @ vectors.T, (roots, vectors)
+
+
+def _inverse_root_backward(residuals, bar):
+    roots, vectors = residuals
+    inside = vectors.T @ (0.5 * (bar + bar.T)) @ vectors
+    return (-vectors @ (inside / (roots[:, None] * roots * (roots[:, None] + roots))) @ vectors.T,)
+
+
+inverse_root.defvjp(_inverse_root_forward, _inverse_root_backward)
+
+
 def commutator(
     fock: Float[Array, "*spin nao nao"], dm: Float[Array, "*spin nao nao"], ints: Integrals
 ) -> Float[Array, "*spin nao nao"]:

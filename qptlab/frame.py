@@ -9,7 +9,6 @@ prediction is equivariant under rotation, translation and permutation to roundin
 
 import dataclasses
 import functools
-import itertools
 
 import ase.data
 import numpy as np
@@ -44,11 +43,17 @@ def standard_orientation(mol: Molecule) -> Molecule:
     """A molecule turned so that its principal axes of inertia are x, y and z, the longest first.
 
     So that different molecules lie alike. The sense of each axis is that in which the cubes of the coordinates,
-    weighted with the masses, sum to a positive number; where axes or senses are equivalent, any may be taken.
+    weighted with the masses, sum to a positive number; where axes or senses are equivalent, any may be taken. So a
+    geometry that is oriented stays as it is, to the last digit.
     """
     masses = ase.data.atomic_masses[mol.atomic_numbers]
     centred = mol.positions - masses @ mol.positions / masses.sum()
-    _, axes = np.linalg.eigh(centred.T @ (masses[:, None] * centred))
+    moments = centred.T @ (masses[:, None] * centred)
+    lengths, noise = np.diag(moments), 1e-9 * max(np.trace(moments), 1.0)
+    is_diagonal = np.abs(moments - np.diag(lengths)).max() < noise and (np.diff(lengths) < noise).all()
+    if is_diagonal and (masses @ centred[:, :2] ** 3 > -noise).all() and np.abs(centred - mol.positions).max() < 1e-9:
+        return mol
+    _, axes = np.linalg.eigh(moments)
     along = centred @ axes[:, ::-1]
     along = along * np.where(masses @ along**3 < 0, -1.0, 1.0)
     if np.linalg.det(np.linalg.lstsq(centred, along, rcond=None)[0]) < 0:  # no mirror image
@@ -69,8 +74,7 @@ class ReferenceFrame:
     def __init__(self, reference: Molecule):
         self.molecule = reference
         self._masses = ase.data.atomic_masses[reference.atomic_numbers]
-        self._graph = _bond_graph(reference)
-        self._automorphisms = _isomorphisms(self._graph, self._graph, MAX_AUTOMORPHISMS + 1)
+        self._automorphisms = reference.orders(reference, MAX_AUTOMORPHISMS + 1)
         if len(self._automorphisms) > MAX_AUTOMORPHISMS:
             raise InputError(
                 f"{reference.formula} has more than {MAX_AUTOMORPHISMS} ways to exchange like atoms; "
@@ -137,10 +141,7 @@ class ReferenceFrame:
                 f"{mol.formula} (charge {mol.charge}) was given to a model of {ours.formula} "
                 f"(charge {ours.charge}); a geometry of {ours.formula} would do."
             )
-        graph = _bond_graph(theirs)
-        if ours.symbols == theirs.symbols and set(graph.edges) == set(self._graph.edges):
-            return np.arange(len(ours.symbols))
-        found = _isomorphisms(self._graph, graph, 1)
+        found = ours.orders(theirs)
         if len(found):
             return found[0]
         if ours.symbols == theirs.symbols:
@@ -153,23 +154,3 @@ class ReferenceFrame:
     def _centred(self, positions):
         return positions - self._masses @ positions / self._masses.sum()
 
-
-def _bond_graph(mol):
-    import networkx as nx  # a tenth of a second; an energy does not need it
-
-    graph = nx.Graph()
-    graph.add_nodes_from((i, {"symbol": symbol}) for i, symbol in enumerate(mol.symbols))
-    graph.add_edges_from(sorted(mol.bonds))
-    return graph
-
-
-def _isomorphisms(ours, theirs, limit: int) -> Int[np.ndarray, "nperm natm"]:
-    """Up to `limit` orders of their atoms in which their bonds are ours."""
-    import networkx as nx
-
-    matcher = nx.isomorphism.GraphMatcher(
-        ours, theirs, node_match=lambda a, b: a["symbol"] == b["symbol"]
-    )
-    maps = itertools.islice(matcher.isomorphisms_iter(), limit)
-    orders = [[found[i] for i in range(len(ours))] for found in maps]
-    return np.array(orders, dtype=int).reshape(-1, len(ours))

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import ase.data
@@ -71,7 +72,8 @@ class Sampling:
         where there is no model, as for validation, `md`).
       temperature: of `md`, `modes` and `model`, kelvin.
       sigma_bohr: standard deviation of displacements, per coordinate.
-      path: the XYZ file of `file`; it may hold frames of other molecules, too.
+      path: the XYZ file of `file`; it may hold frames of other molecules, too. Frames whose bonds are not those of
+        the molecule's reference geometry are left out, with a warning.
     """
 
     sampler: str = "md"
@@ -264,10 +266,17 @@ def _modes(mol: Molecule, sampling: Sampling, validation: bool) -> _Prepared:
     directions = scale[:, None] * (moving @ modes) * amplitude / BOHR_ANGSTROM
 
     def draw(rng):
-        while True:
+        tries = 0
+        while tries < MAX_TRIES:
             positions = home / BOHR_ANGSTROM + (directions @ rng.normal(size=len(stiffness))).reshape(home.shape)
+            tries += 1
             if _is_whole(mol, positions):
+                tries = 0
                 yield positions
+        raise InputError(
+            f"of {MAX_TRIES} vibrations about GFN2-xTB's minimum of {mol.formula} none keeps its bonds; "
+            "md or perturb would do."
+        )
 
     return SEGMENT, draw
 
@@ -297,20 +306,21 @@ def _vibrations(home, masses):
     axes = np.eye(3)
     rigid = [(root * axis).ravel() for axis in axes] + [(root * np.cross(centred, axis)).ravel() for axis in axes]
     vectors, sizes, _ = np.linalg.svd(np.array([np.broadcast_to(row, home.size) for row in rigid]).T)
-    return vectors[:, int(np.sum(sizes > 1e-6 * sizes[0])) :]  # a linear molecule has one rotation less
+    return vectors[:, int(np.sum(sizes > 1e-2 * sizes[0])) :]  # a linear molecule has one rotation less
 
 
 def _torsions(mol: Molecule, sampling: Sampling, validation: bool) -> _Prepared:
+    from rdkit import Chem
     from rdkit.Chem.rdMolTransforms import SetDihedralRad
 
-    graph = _graph(mol)
-    bonds = _rotatable(graph)
+    home = _graph(mol)
+    bonds = _rotatable(home)
     if not bonds:
         raise InputError(f"{mol.formula} has no rotatable bond for torsions; md, modes or perturb would do.")
-    near = _clash_distances(graph)
+    near = _clash_distances(home)
 
     def turned(rng):
-        tries = 0
+        graph, tries = Chem.Mol(home), 0
         while True:
             for first, second in bonds:
                 ends = (_neighbour(graph, first, second), first, second, _neighbour(graph, second, first))
@@ -360,12 +370,12 @@ def _graph(mol):
 
 
 def _rotatable(graph):
-    """Single bonds outside rings between atoms that have other neighbours; amides are left flat."""
+    """Single bonds outside rings between atoms that have other neighbours, not in a line; amides are left flat."""
     from rdkit import Chem
 
     found = graph.GetSubstructMatches(Chem.MolFromSmarts("[CX3](=O)-[NX3]"))
     amides = {frozenset((carbon, nitrogen)) for carbon, _, nitrogen in found}
-    bonds = graph.GetSubstructMatches(Chem.MolFromSmarts("[!D1]-&!@[!D1]"))
+    bonds = graph.GetSubstructMatches(Chem.MolFromSmarts("[!D1;!$(*#*)]-&!@[!D1;!$(*#*)]"))
     return [pair for pair in bonds if frozenset(pair) not in amides]
 
 
@@ -383,20 +393,23 @@ def _clash_distances(graph):
 
 
 def _file(mol: Molecule, sampling: Sampling, validation: bool) -> _Prepared:
-    frames = []
+    frames, strange = [], []
     for index, frame in enumerate(read_xyz(sampling.path)):
-        if sorted(frame.symbols) == sorted(mol.symbols) and frame.symbols != mol.symbols:
-            raise InputError(
-                f"frame {index} of {sampling.path} is {frame.formula} in the order {' '.join(frame.symbols)}; "
-                f"{' '.join(mol.symbols)} would do."
-            )
-        if mol.is_same_molecule(frame):
-            frames.append(frame.positions)
+        if sorted(frame.symbols) != sorted(mol.symbols):
+            continue
+        order = mol.orders(frame)
+        if len(order):
+            frames.append(frame.positions[order[0]])
+        elif frame.symbols == mol.symbols:
+            strange.append(index)
+    rest = f" {len(strange)} others, frame {strange[0]} the first, have other bonds." if strange else ""
     if len(frames) < VALIDATION_SHARE:
         raise InputError(
             f"{sampling.path} holds {len(frames)} frames of {mol.formula}; at least {VALIDATION_SHARE} would do, "
-            "because every fifth is held out for validation."
+            f"because every fifth is held out for validation.{rest}"
         )
+    if strange:
+        warnings.warn(f"{len(frames)} frames of {mol.formula} in {sampling.path} are used.{rest}", stacklevel=3)
     held_out = [index % VALIDATION_SHARE == VALIDATION_SHARE - 1 for index in range(len(frames))]
     mine = [place for place, out in zip(frames, held_out, strict=True) if out == validation]
     return len(mine), lambda rng: (mine[index] for index in rng.permutation(len(mine)))

@@ -377,7 +377,7 @@ def _leave_cores_to_xla():
             library.set_num_threads(1)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=256)
 def _cached_template(symbols, charge, spin, method):
     # Any geometry does: whatever depends on it is asked for later. Far apart, no atoms collide.
     apart = 10.0 * np.arange(3 * len(symbols)).reshape(-1, 3)

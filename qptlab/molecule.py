@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.resources
 import io
+import itertools
 import pathlib
 import warnings
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import ase.io
 import numpy as np
 from ase.io.extxyz import XYZError
 from ase.io.formats import UnknownFileTypeError
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from qptlab.errors import InputError
 from qptlab.units import BOHR_ANGSTROM
@@ -114,9 +115,28 @@ class Molecule:
         near = np.triu(distance < BOND_FACTOR * (radii[:, None] + radii), k=1)
         return frozenset((int(i), int(j)) for i, j in np.argwhere(near))
 
-    def is_same_molecule(self, other: "Molecule") -> bool:
-        """Whether the other is a geometry of this molecule, atoms in the same order: elements, charge, bonds."""
-        return (self.symbols, self.charge, self.bonds) == (other.symbols, other.charge, other.bonds)
+    def orders(self, other: "Molecule", limit: int = 1) -> Int[np.ndarray, "norder natm"]:
+        """Orders of the other's atoms in which it is a geometry of this molecule: elements, charge, bonds.
+
+        Args:
+          other: a molecule; other than this where no order is found.
+          limit: how many orders to look for at most; like atoms can often be exchanged.
+        """
+        same = (self.charge, self.bonds) == (other.charge, other.bonds) and self.symbols == other.symbols
+        if same and limit == 1:
+            return np.arange(len(self.symbols))[None]
+        if self.charge != other.charge or sorted(self.symbols) != sorted(other.symbols):
+            return np.zeros((0, len(self.symbols)), dtype=int)
+        import networkx as nx  # a tenth of a second; an energy does not need it
+
+        graphs = [nx.Graph(), nx.Graph()]
+        for graph, mol in zip(graphs, (self, other), strict=True):
+            graph.add_nodes_from((i, {"symbol": symbol}) for i, symbol in enumerate(mol.symbols))
+            graph.add_edges_from(sorted(mol.bonds))
+        matcher = nx.isomorphism.GraphMatcher(*graphs, node_match=lambda a, b: a["symbol"] == b["symbol"])
+        maps = itertools.islice(matcher.isomorphisms_iter(), limit)
+        found = [[each[i] for i in range(len(self.symbols))] for each in maps]
+        return np.array(found, dtype=int).reshape(-1, len(self.symbols))
 
     def with_positions(self, positions: Float[np.ndarray, "natm 3"]) -> "Molecule":
         """The same molecule at other positions, bohr."""
@@ -244,18 +264,19 @@ def read_molecules(texts: Sequence[str]) -> list[Molecule]:
 
     Args:
       texts: each as for `Molecule.parse`; an XYZ file may hold several molecules, of each of which the first
-        frame is taken, and a `.smi` file has a SMILES at the beginning of each line.
+        frame is taken, and a `.smi` file has a SMILES at the beginning of each line. Molecules differ if their
+        elements, charges or bonds do, whatever the order of their atoms.
 
     Raises:
       InputError: if one cannot be read.
 
-    >>> [mol.formula for mol in read_molecules(["water", "CO", "OC"])]
-    ['H2O', 'CH4O', 'CH4O']
+    >>> [mol.formula for mol in read_molecules(["water", "CO", "OC", "CCO", "COC"])]
+    ['H2O', 'CH4O', 'C2H6O', 'C2H6O']
     """
     found: list[Molecule] = []
     for text in texts:
         for mol in _read_several(text):
-            if not any(mol.is_same_molecule(other) for other in found):
+            if not any(len(mol.orders(other)) for other in found):
                 found.append(mol)
     return found
 

@@ -127,23 +127,29 @@ def parity_figure() -> go.Figure:
     return _dress(figure)
 
 
-def lowest_energy(found: Evaluation) -> float:
-    """PySCF's energy of the most stable geometry, hartree."""
-    return min(answer.energy for answer in found.test_set.converged)
+def lowest_energies(found: Evaluation) -> list[float]:
+    """PySCF's energy of the most stable geometry of each geometry's molecule, hartree."""
+    lowest: dict[int, float] = {}
+    pairs = list(zip(map(id, found.test_set.systems), found.test_set.converged, strict=True))
+    for system, answer in pairs:
+        lowest[system] = min(answer.energy, lowest.get(system, answer.energy))
+    return [lowest[system] for system, _ in pairs]
 
 
 def parity_traces(found: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
-    """X and y of every trace of `parity_figure`, in its order; energies above `lowest_energy`."""
-    zero = lowest_energy(found)
-    first = found.test_set.converged[0]
-    levels = np.arange(first.nocc + 1)[first.mo_energy[: first.nocc + 1] > CORE_HARTREE]
+    """X and y of every trace of `parity_figure`, in its order; energies above `lowest_energies`."""
+    zeros = lowest_energies(found)
+    frontier = [
+        np.arange(answer.nocc + 1)[answer.mo_energy[: answer.nocc + 1] > CORE_HARTREE]
+        for answer in found.test_set.converged
+    ]
     traces = []
     for pick in (
-        lambda answer: np.array([float(answer.energy) - zero]),
-        lambda answer: np.asarray(answer.mo_energy)[levels],
+        lambda answer, zero, _: np.array([float(answer.energy) - zero]),
+        lambda answer, _, levels: np.asarray(answer.mo_energy)[levels],
     ):
         truth, plain, model = (
-            np.concatenate([pick(answer) for answer in answers]) * HARTREE_EV
+            np.concatenate([pick(*given) for given in zip(answers, zeros, frontier, strict=True)]) * HARTREE_EV
             for answers in (found.test_set.converged, found.test_set.no_network, found.predictions)
         )
         ends = np.array([truth.min(), truth.max()])

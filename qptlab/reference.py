@@ -108,12 +108,21 @@ class Labelled(System):
         return cls(system.frame, system.template, system.kinds, system.guess)
 
     def sample(self, host: HostIntegrals) -> Sample:
-        """As of any molecule, with an SCF of PySCF's for the label."""
+        """As of any molecule, with an SCF of PySCF's for the label.
+
+        Raises:
+          InputError: if it does not converge.
+        """
         template = self.template
         positions = np.asarray(host.positions)[: len(template.symbols)]
         # Made anew, not looked up: what labels cost is the point.
         mol = self.molecule.with_positions(positions)
         answer = _run(mol, template.method, MAX_CYCLES, threads=1)  # there is one worker per core
+        if not answer.converged:
+            raise InputError(
+                f"PySCF does not converge for a geometry of {mol.formula} that was to be a label; "
+                "geometries nearer to the minimum would do."
+            )
         label = padding.pad_levels(answer.fock, template.shape, 0.0)
         return super().sample(host)._replace(label=jnp.asarray(label))
 

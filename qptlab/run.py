@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 from qptlab.errors import InputError
+from qptlab.frame import standard_orientation
 from qptlab.geometries import Sampling
 from qptlab.method import Method
 from qptlab.models.predictor import Predictor
@@ -97,7 +98,7 @@ class Run:
                     "symbols": list(mol.symbols), "positions_bohr": mol.positions.tolist(),
                     "charge": mol.charge, "name": mol.name,
                 }
-                for mol in mols
+                for mol in map(standard_orientation, mols)  # so that nothing is left to the next machine's rounding
             ],
             "method": dataclasses.asdict(method),
             "model": dataclasses.asdict(model),

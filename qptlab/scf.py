@@ -17,8 +17,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from qptlab import integrals
-from qptlab.energy import commutator, energy, filled_orbitals, kohn_sham, orbitals
+from qptlab import integrals, padding
+from qptlab.energy import commutator, density_from_fock, energy, filled_orbitals, kohn_sham, orbitals
 from qptlab.errors import InputError
 from qptlab.integrals import Integrals, Template
 from qptlab.method import Method
@@ -205,13 +205,13 @@ def guess_density(name: str, template: Template, ints: Integrals, seed: int = 0)
     elif name == "atomic-potential":
         fock = jnp.asarray(template.atomic_potential(np.asarray(ints.positions)))
     elif name == "random":
-        half = jnp.linalg.inv(ints.orthogonaliser)  # its transpose times itself is the overlap
-        noise = jax.random.normal(jax.random.key(seed), (ints.nao, ints.nao))
-        fock = half.T @ (noise + noise.T) @ half
+        own = template.nao  # what fills up a padded molecule stays empty
+        half = jnp.linalg.inv(ints.orthogonaliser[:own, :own])  # its transpose times itself is the overlap
+        noise = jax.random.normal(jax.random.key(seed), (own, own))
+        fock = (padding.ENERGY_HARTREE * jnp.eye(ints.nao)).at[:own, :own].set(half.T @ (noise + noise.T) @ half)
     else:
         raise InputError(f"guess {name!r} is not known; one of {', '.join(GUESSES)} would do.")
-    filled = filled_orbitals(jnp.broadcast_to(fock, (*ints.nocc.shape, *fock.shape)), ints)
-    return filled @ jnp.swapaxes(filled, -1, -2)
+    return density_from_fock(jnp.broadcast_to(fock, (*ints.nocc.shape, *fock.shape)), ints)
 
 
 def start_density(dm: Float[Array, "nao nao"], ints: Integrals) -> Float[Array, "*spin nao nao"]:

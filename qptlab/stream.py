@@ -120,9 +120,7 @@ class Stream:
         Raises:
           InputError: what the source of geometries raised.
         """
-        for bucket in self._buckets:  # a stream entered later has to find its earlier samples again
-            while bucket.missing:
-                bucket.keep(self._take())
+        self.refill()
         index, fresh, rng = self._turn
         self._turn, bucket = next(self._turns), self._buckets[index]
         for _ in range(fresh):
@@ -132,6 +130,23 @@ class Stream:
         older = len(bucket.replay) - len(newest)
         rest = rng.choice(older, self._batch - len(newest), replace=False)
         return (*newest, *(bucket.replay[i] for i in rest))
+
+    def refill(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Find the samples again that a stream entered later would hold; `next` does so, too.
+
+        Args:
+          progress: told how many are back, of how many; what it raises ends the work.
+
+        Raises:
+          InputError: what the source of geometries raised.
+        """
+        total = sum(bucket.missing for bucket in self._buckets)
+        done = 0
+        for bucket in self._buckets:
+            while bucket.missing:
+                bucket.keep(self._take())
+                done += 1
+                progress(done, total)
 
     def _order(self, turns) -> "Iterator[_Bucket]":
         """Whose geometry is needed next, and next."""

@@ -131,12 +131,21 @@ def study(name: str, molecules: Sequence[str] = ()) -> Study:
     """One of `STUDIES`, of other molecules if any are named.
 
     Raises:
-      InputError: if there is no such study.
+      InputError: if there is no such study, or too few molecules for it.
     """
     if name not in STUDIES:
         raise InputError(f"study {name!r} is not known; one of {', '.join(STUDIES)} would do.")
     found = STUDIES[name]()
-    return found._replace(molecules=tuple(molecules), unseen=()) if molecules else found
+    if not molecules:
+        return found
+    settings = [setting for setting in found.settings if (setting.count or 0) <= len(molecules)]
+    if len(settings) < 2:
+        raise InputError(
+            f"{len(molecules)} molecules were given for the study {name!r}, which compares trainings on "
+            f"{', '.join(str(setting.count) for setting in found.settings)}; "
+            f"{found.settings[1].count} would do."
+        )
+    return found._replace(molecules=tuple(molecules), unseen=(), settings=settings)
 
 
 def measure(

@@ -6,6 +6,8 @@ likes; whoever steers calls a method from any thread.
 
 import atexit
 import concurrent.futures
+import contextlib
+import dataclasses
 import datetime
 import itertools
 import pathlib
@@ -26,6 +28,9 @@ from qptlab.reference import ErrorSummary, TestSet, errors, make_test_set, taugh
 from qptlab.run import Run
 from qptlab.training import NotFiniteError, TrainConfig, TrainState, check_memory, initial_state, train
 from qptlab.units import significant
+
+BUDGET = ("minutes", "steps", "validation")
+"""What a resumed training may have otherwise."""
 
 VALIDATION_STRIDE = 8
 """Frames of the validation trajectory from one geometry to the next (40 fs): nearly independent."""
@@ -59,8 +64,8 @@ class Trainer:
       model: the network and DFT iterations.
       train: the training.
       out: the run's folder, new or empty; by default a new one under `runs/`.
-      resume: go on with the run that `out` holds. Molecule, method and model must be the same;
-        the budget may be another.
+      resume: go on with the run that `out` holds. Molecules, method, model and training must be the same; the
+        budget (minutes, steps) and the number of validation geometries may be others.
 
     Raises:
       InputError: for an output folder that holds something else, a molecule that the method
@@ -97,28 +102,38 @@ class Trainer:
         self.validation: TestSet | None = None
         self._baselines: tuple[ErrorSummary, ErrorSummary] | None = None
         # Everything a user can get wrong is found here, before a thread or a folder exists.
-        _, kinds = make_systems(self.molecules, self.method)
+        self._systems, kinds = make_systems(self.molecules, self.method, self.model_config.guess)
         check_memory(QPT(self.model_config, self.method.xc, kinds))
-        if self.train_config.sampling.sampler in ("file", "torsions"):
-            for each in self.molecules:
-                next(geometries.sample(each, self.train_config.sampling, 0))
+        self._check_sampling()
         out = pathlib.Path(out) if out else _default_folder(self.molecules)
         self.run_folder, self._state = self._open(out, resume)
         self._model, self._systems = self.run_folder.model()
         self._validated_at = self._validation_cost = 0.0
+
+    def _check_sampling(self) -> None:
+        sampling = self.train_config.sampling
+        if sampling.sampler in ("file", "torsions", "conformers"):
+            for each in self.molecules:
+                next(geometries.sample(each, sampling, 0))
+        if sampling.sampler == "model":
+            for system in self._systems:
+                system.check_derivative()
 
     def _open(self, out, resume) -> tuple[Run, TrainState | None]:
         if not (resume and (out / "config.json").exists()):
             run = Run.create(out, self.molecules, self.method, self.model_config, self.train_config)
             return run, None
         run = Run.open(out)
+        names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in BUDGET]
+        kept = zip(run.molecules, self.molecules, strict=False)
+        is_same = len(run.molecules) == len(self.molecules) and all(len(old.orders(new)) for old, new in kept)
         for what, old, new in (
-            ("molecules", *(", ".join(mol.formula for mol in each.molecules) for each in (run, self))),
             ("method", run.method, self.method),
             ("model", run.model_config, self.model_config),
-            ("seed", run.train_config.seed, self.train_config.seed),
+            *((name, getattr(run.train_config, name), getattr(self.train_config, name)) for name in names),
+            ("molecules", *(", ".join(map(_called, each.molecules)) for each in (run, self))),
         ):
-            if old != new:
+            if (not is_same) if what == "molecules" else old != new:
                 raise InputError(
                     f"the run in {out} has {what} {old}, but {new} was asked for; "
                     "the same, or a new output folder, would do."
@@ -221,6 +236,8 @@ class Trainer:
                 finally:
                     self._enough.set()
             self._set_status("stopped" if self._stopping.is_set() else "finished")
+        except concurrent.futures.CancelledError:  # stopped before there was a step to stop after
+            self._set_status("stopped")
         except Exception as error:  # noqa: BLE001  a thread's last words, shown by whoever watches
             self.error = error
             self._save()
@@ -236,14 +253,15 @@ class Trainer:
         saved = time.perf_counter()
         for state, metrics in train(
             self._model, taught(self._systems, self.train_config.loss), self.train_config, start,
-            lambda what: self._emit("compiling", f"compiling the {what}"),
+            lambda what: self._emit("compiling", f"compiling the {what}"), self._refilled,
         ):
             if self.status == "compiling":
                 self._set_status("running")
             self._state = state
             row = metrics._asdict()
             if self._validation_due(references):
-                row |= self._validate(references)
+                with contextlib.suppress(concurrent.futures.CancelledError):  # stopped while it waited
+                    row |= self._validate(references)
             self.run_folder.append(row)
             self._rows.append(row)
             self._emit("step", f"step {state.step}", row)
@@ -329,6 +347,11 @@ class Trainer:
             raise concurrent.futures.CancelledError
         self._emit("note", f"PySCF's answers for validation: {done} of {total}")
 
+    def _refilled(self, done: int, total: int) -> None:
+        if self._stopping.is_set():
+            raise concurrent.futures.CancelledError
+        self._emit("note", f"earlier geometries made again: {done} of {total}")
+
     def _set_status(self, status: str) -> None:
         self.status = status
         self._emit("status", status)
@@ -341,6 +364,10 @@ def _stop_at_exit(trainer: weakref.ref) -> None:
     """End the thread before the interpreter goes: one caught inside XLA aborts the process."""
     if (alive := trainer()) is not None:
         alive.stop(timeout=60)
+
+
+def _called(mol: Molecule) -> str:
+    return mol.name or mol.formula
 
 
 def _default_folder(mols: Sequence[Molecule]) -> pathlib.Path:

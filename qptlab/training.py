@@ -229,7 +229,7 @@ def loss(
         energy = total_energy(dm, sample.ints, model.xc)
         return energy, energy
     found, x = kohn_sham(dm, sample.ints, model.xc), sample.ints.orthogonaliser
-    return jnp.sum((x.T @ (found.fock - fock) @ x) ** 2) / sample.ints.nao, found.terms.e_tot
+    return jnp.sum((x.T @ (found.fock - fock) @ x) ** 2) / jnp.sum(sample.features.mask), found.terms.e_tot
 
 
 def train(
@@ -238,11 +238,13 @@ def train(
     config: TrainConfig,
     state: TrainState | None = None,
     on_compile: Callable[[str], None] = lambda what: None,
+    on_refill: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[tuple[TrainState, Metrics]]:
     """Train, yielding after every update.
 
-    A training that goes on from a state does what it would have done without an interruption, unless the model draws
-    the geometries.
+    A training that goes on from a state does what it would have done without an interruption, step for step, where
+    its budget is in steps and the model does not draw the geometries. With a budget in minutes the learning rate
+    follows the clock. To make the earlier geometries again takes a while, which does not count.
 
     Args:
       model: the model.
@@ -250,6 +252,7 @@ def train(
       config: how to train.
       state: where to go on from; by default a fresh start.
       on_compile: told what is being compiled, because it takes seconds.
+      on_refill: told how many of the earlier geometries are made again, of how many; what it raises ends the work.
 
     Raises:
       NotFiniteError: after `MAX_SKIPPED` updates in a row that are not finite.
@@ -258,13 +261,14 @@ def train(
     state = state or initial_state(model, config)
     if config.iterations is not None:
         model = model.with_iterations(config.iterations)
-    began = time.perf_counter()
     stream = Stream(
         systems, config.sampling, model, batch=config.batch, reuse=config.reuse, seed=config.seed, step=state.step
     )
     stream.params = state.params
     with stream, concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "qptlab-gradients") as cores:
         step_once = _Stepper(model, config, stream, cores, on_compile)
+        stream.refill(on_refill)
+        began = time.perf_counter()
         while config.progress(state.step, state.seconds) < 1:
             state, metrics = step_once(state, began)
             yield state, metrics
@@ -378,7 +382,8 @@ class _Stepper:
             f"virtual orbitals may have closed, or the learning rate ({self._config.learning_rate}) is too high.",
             [
                 each.system.molecule.with_positions(place[: len(each.system.molecule.symbols)])
-                for each, place, is_good in zip(drawn, positions, finite, strict=True) if not is_good
+                # Where every loss is finite the network's own derivative was not: any may be at fault.
+                for each, place, is_good in zip(drawn, positions, finite, strict=True) if not is_good or finite.all()
             ],
         )
 

@@ -72,7 +72,7 @@ def test_a_geometry_may_be_used_more_often_than_a_batch_is_large():
 
 
 def test_molecules_have_their_turn_as_often_as_there_are_of_them():
-    """Water and hydrogen fluoride share a shape, ethanol has its own: a batch is of one shape."""
+    """Water and ammonia share a shape, ethanol has its own: a batch is of one shape."""
     with stream(("water", "ammonia", "ethanol"), batch=6, reuse=6) as batches:
         shapes = collections.Counter()
         for drawn in itertools.islice(batches, 60):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from qptlab.energy import kohn_sham
+from qptlab.energy import inverse_root, kohn_sham
 from qptlab.errors import InputError
 from qptlab.grid import Numbers
 from qptlab.integrals import Integrals, Template
@@ -56,8 +56,7 @@ def features(
     apart = ao_atom[:, None] != ao_atom  # the root has no derivative at zero
     squared = jnp.sum((positions[:, None] - positions) ** 2, axis=-1)
     distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
-    values, vectors = jnp.linalg.eigh(ints.overlap)
-    lowdin = vectors / jnp.sqrt(values) @ vectors.T
+    lowdin = inverse_root(ints.overlap)
     matrices = jnp.stack([
         ints.hcore, lowdin @ ints.hcore @ lowdin, guess.fock, guess.coul, guess.vxc, ints.dm_guess, ints.overlap,
         positions @ positions.T, distance,

@@ -1,10 +1,11 @@
 """A trained model, ready to use on any pose of its molecules, and with a warning on others."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qptlab import grid, integrals
-from qptlab.errors import InputError
 from qptlab.frame import Pose
 from qptlab.method import Method
 from qptlab.models.qpt import QPT, Params, Prediction
@@ -37,6 +37,7 @@ class Predictor:
         self.model = model
         self.params = params
         self.systems = list(systems)
+        self._others: list[System] = []
 
     @property
     def method(self) -> Method:
@@ -60,8 +61,8 @@ class Predictor:
         system, pose = self.place(mol)
         return turn_back(self.in_frame(system, pose.positions), system, pose)
 
-    def map(self, mols: Sequence[Molecule]) -> list[Prediction]:
-        """Predict many geometries, as many at once as there are cores; as calling one by one."""
+    def map(self, mols: Sequence[Molecule]) -> Iterator[Prediction]:
+        """Predict many geometries in order, as many at once as there are cores; as calling one by one."""
         placed = [self.place(mol) for mol in mols]  # what cannot be predicted is found before any work is done
         for system in {id(system): system for system, _ in placed}.values():
             self.in_frame(system, system.frame.home)  # compiles once, not in each thread
@@ -70,7 +71,7 @@ class Predictor:
             return turn_back(self.in_frame(place[0], place[1].positions), *place)
 
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            return list(pool.map(one, placed))
+            yield from pool.map(one, placed)
 
     def forces(self, mol: Molecule) -> Float[np.ndarray, "natm 3"]:
         """Minus the derivative of the predicted energy with respect to positions, hartree per bohr.
@@ -87,19 +88,29 @@ class Predictor:
 
     def place(self, mol: Molecule) -> tuple[System, Pose]:
         """A molecule's system, and how the geometry lies in its frame; raises and warns as calling the predictor."""
-        for system in self.systems:
-            try:
-                return system, system.frame.pose_molecule(mol)
-            except InputError:
-                if len(self.systems) == 1:
-                    raise
-        system = make_system(mol, self.method, self.model.kinds).with_guess(self.model.config.guess)
-        warnings.warn(
-            f"{mol.formula} was not among the {len(self.systems)} molecules that the model was trained on: look at "
-            "the prediction's residual before you use it.", stacklevel=3,
-        )
-        self.systems.append(system)
+        if len(self.systems) == 1:
+            return self.systems[0], self.systems[0].frame.pose_molecule(mol)
+        system = self._known(mol)
+        if system is None:
+            warnings.warn(
+                f"{mol.formula} was not among the {len(self.systems)} molecules that the model was trained on: look "
+                "at the prediction's residual before you use it.", stacklevel=3,
+            )
+            system = next((each for each in self._others if len(each.molecule.orders(mol))), None)
+        if system is None:
+            # Integrals as in training: what `auto` took then need not be what it takes for this molecule.
+            method = dataclasses.replace(self.method, eri=self.systems[0].template.eri)
+            system = make_system(mol, method, self.model.kinds).with_guess(self.model.config.guess)
+            self._others.append(system)
         return system, system.frame.pose_molecule(mol)
+
+    def _known(self, mol):
+        """The system that was trained on: by its bonds or, where they are stretched, if one alone has its atoms."""
+        isomers = [each for each in self.systems if sorted(each.molecule.symbols) == sorted(mol.symbols)]
+        bonded = [each for each in isomers if len(each.molecule.orders(mol))]
+        if not bonded and len(isomers) == 1 and isomers[0].molecule.symbols == mol.symbols:
+            bonded = [each for each in isomers if each.molecule.charge == mol.charge]
+        return bonded[0] if bonded else None
 
     def in_frame(self, system: System, positions: Float[np.ndarray, "natm 3"]) -> Prediction:
         """Predict a geometry (bohr) that already lies in its molecule's frame, and leave it there."""

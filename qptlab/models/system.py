@@ -92,11 +92,19 @@ class System:
         """A sample inside a traced function, differentiable with respect to positions, as `Template.integrals`.
 
         Raises:
+          InputError: as `check_derivative`.
+        """
+        self.check_derivative()
+        return self._finished(self.template.integrals(positions))
+
+    def check_derivative(self) -> None:
+        """Refuse what has no derivative with respect to positions.
+
+        Raises:
           InputError: if the guess can only be made on the host.
         """
         if self.guess.startswith("atomic"):
             raise InputError(f"the guess {self.guess!r} has no derivative here; a model with minao would do.")
-        return self._finished(self.template.integrals(positions))
 
     def _finished(self, ints):
         template = self.template

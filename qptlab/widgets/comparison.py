@@ -47,5 +47,7 @@ class Comparison(ipw.VBox):
         self._plot.layout.display = "block"
         with self.figure.batch_update():
             plots.fill(self.figure, plots.parity_traces(found))
-            title = f"PySCF, eV above {plots.lowest_energy(found):.4f} hartree"
+            zeros = set(plots.lowest_energies(found))
+            zero = f"{zeros.pop():.4f} hartree" if len(zeros) == 1 else "the molecule's lowest"
+            title = f"PySCF, eV above {zero}"
             self.figure.update_xaxes(title_text=title, col=1)
