@@ -168,9 +168,9 @@ def test_one_model_of_several_molecules_from_files_predicts_each_and_warns_of_ot
     assert status == 0, err
     assert len(json.loads(printed)["residual_ha"]) == 3
     with h5py.File(tmp_path / "p.h5") as file:
-        assert file["H2O-0/fock"].shape == (1, 7, 7)
-        assert file["H3N-1/fock"].shape == (1, 8, 8)
-        assert list(file["CH4-2/frame"]) == [2]
+        assert file["H2O/fock"].shape == (1, 7, 7)
+        assert file["H3N/fock"].shape == (1, 8, 8)
+        assert list(file["CH4/frame"]) == [2]
     with pytest.warns(UserWarning, match="CH4 was not among the 3 molecules"):
         ql.load(out)(mols[2])
     status, _, err = call("predict", out, "--geometries", _xyz(tmp_path, "FF"), "--out", tmp_path / "q.h5")
@@ -221,7 +221,10 @@ BAD = [
     (["train", "water", "--loss", "love", "--out", "{tmp}/w"], "loss 'love'"),
     (["train", "water", "--guess", "huckel", "--out", "{tmp}/w"], "model guess 'huckel'"),
     (["train", "{tmp}/none.smi", "--out", "{tmp}/w"], "none.smi cannot be read"),
+    (["train", "water", "--sampler", "model", "--guess", "atomic-density", "--out", "{tmp}/w"], "no derivative"),
     (["bench", "labels", "--seeds", "0"], "0 seeds"),
+    (["bench", "scf", "--minutes", "2"], "--minutes 2.0 was given for scf"),
+    (["bench", "molecules", "--molecules", "water"], "1 molecules were given"),
     (["evaluate", "{tmp}", "--geometries", "{tmp}/cut.xyz"], "cut.xyz"),
     (["evaluate", "{tmp}", "--geometries", "{tmp}/good.xyz"], "holds no run"),
     (["sample", "water", "--n", "0", "--out", "{tmp}/s.xyz"], "n 0"),

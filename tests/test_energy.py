@@ -8,7 +8,7 @@ import pytest
 import tolerances as tol
 
 import qptlab as ql
-from qptlab.energy import density_from_fock, energy, fock, kohn_sham, orbitals
+from qptlab.energy import density_from_fock, energy, fock, inverse_root, kohn_sham, orbitals
 
 
 def hartree(ints):
@@ -110,3 +110,16 @@ def test_a_matrix_of_another_molecule_is_refused():
         energy(jnp.eye(6), ints, "pbe")
     with pytest.raises(ValueError, match=r"\(6, 6\)"):
         density_from_fock(jnp.eye(6), ints)
+
+
+def test_the_inverse_root_of_a_matrix_with_equal_levels_has_its_derivative():
+    """By finite differences: all levels equal, two of them, none."""
+    direction, weight, noise = (cases.random_symmetric(5, seed) for seed in range(3))
+    for matrix in (4.0 * np.eye(5), np.diag([1.0, 2.0, 2.0, 3.0, 5.0]), noise + 8 * np.eye(5)):
+        def along(step, matrix=matrix):
+            return jnp.sum(weight * inverse_root(jnp.asarray(matrix) + step * direction))
+
+        root = inverse_root(jnp.asarray(matrix))
+        np.testing.assert_allclose(root @ matrix @ root, np.eye(5), atol=tol.ROUNDING)
+        difference = cases.slope_by_differences(along, 1e-2)
+        assert float(jax.grad(along)(0.0)) == pytest.approx(difference, rel=tol.FINITE_DIFFERENCE)

@@ -7,7 +7,7 @@ import tolerances as tol
 from scipy.spatial.transform import Rotation
 
 import qptlab as ql
-from qptlab.frame import ReferenceFrame
+from qptlab.frame import ReferenceFrame, standard_orientation
 
 NAMES = ["hydrogen", "water", "ammonia", "methane", "ethanol", "benzene", "alanine dipeptide"]
 
@@ -29,6 +29,23 @@ def test_turned_shifted_and_relabelled_geometries_have_one_pose(name, seed):
         (other.positions[two.order] - other.positions[two.order].mean(0)) @ two.rotation.T,
         two.positions - two.positions.mean(0), atol=tol.ROUNDING,
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_oriented_geometry_stays_as_it_is(name):
+    """To the last digit, so that a model finds its frame again on another machine; also where axes are equivalent."""
+    for mol in (ql.Molecule.from_name(name), cases.molecule(name, displaced=0.05)):
+        once = standard_orientation(mol)
+        np.testing.assert_array_equal(standard_orientation(once).positions, once.positions)
+        np.testing.assert_allclose(*(
+            np.linalg.norm(each.positions[:, None] - each.positions, axis=-1) for each in (mol, once)
+        ), atol=tol.ROUNDING)
+        assert len(mol.symbols) < 4 or np.sign(_handedness(mol)) == np.sign(_handedness(once)), "no mirror image"
+
+
+def _handedness(mol):
+    centred = mol.positions - mol.positions[0]
+    return round(np.linalg.det(centred[1:4]), 9)
 
 
 def test_the_pose_moves_smoothly_with_the_geometry():

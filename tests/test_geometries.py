@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import qptlab as ql
+from qptlab import geometries
 from qptlab.geometries import Sampling, Walk, sample
 from qptlab.models.predictor import energy_and_slope
 from qptlab.units import BOHR_ANGSTROM
@@ -89,14 +90,16 @@ def test_a_walk_visits_the_boltzmann_distribution_of_the_models_energy():
 def test_other_samplers_keep_the_molecule_and_move_what_they_say(sampler):
     mol = ql.Molecule.from_name("ethanol")
     frames = first(Sampling(sampler), 30, mol=mol)
-    assert all(mol.is_same_molecule(mol.with_positions(frame)) for frame in frames)
+    assert all(mol.bonds == mol.with_positions(frame).bonds for frame in frames)
     dihedral = [_dihedral(frame[[0, 1, 2, 8]]) for frame in frames]
     spread = np.hypot(np.mean(np.cos(dihedral)), np.mean(np.sin(dihedral)))
     assert spread > 0.9 if sampler == "modes" else spread < 0.9, "torsions turn, vibrations do not"
 
 
-@pytest.mark.parametrize("sampler", ["md", "modes", "torsions", "perturb"])
-def test_a_stream_can_be_entered_at_any_place(sampler):
+@pytest.mark.parametrize("sampler", ["md", "modes", "torsions", "conformers", "perturb"])
+def test_a_stream_can_be_entered_at_any_place(sampler, monkeypatch):
+    """In its second segment, too."""
+    monkeypatch.setattr(geometries, "SEGMENT", 3)
     mol = ql.Molecule.from_name("ethanol")
     whole = first(Sampling(sampler), 8, mol=mol)
     np.testing.assert_array_equal(first(Sampling(sampler), 3, mol=mol, start=5), whole[5:])
@@ -121,13 +124,26 @@ def test_every_fifth_frame_of_a_file_is_held_out(frames_file):
 def test_a_file_of_another_molecule_or_too_few_frames_is_refused(frames_file, tmp_path):
     with pytest.raises(ql.InputError, match=r"frames.xyz holds 0 frames of CH4; at least 5"):
         first(Sampling("file", path=str(frames_file)), mol=ql.Molecule.from_name("methane"))
-    order = ql.Molecule(("H", "H", "O"), WATER.positions[[1, 2, 0]])
-    with pytest.raises(ql.InputError, match=r"frame 0 of .*frames.xyz is H2O in the order O H H; H H O would do"):
-        first(Sampling("file", path=str(frames_file)), mol=order)
     few = tmp_path / "few.xyz"
     few.write_text(WATER.to_xyz() * 4)
     with pytest.raises(ql.InputError, match=r"few.xyz holds 4 frames of H2O; at least 5"):
         first(Sampling("file", path=str(few)))
+
+
+def test_frames_in_another_order_are_put_in_order_and_isomers_left_out(tmp_path):
+    ethanol, ether = ql.Molecule.from_name("ethanol"), ql.Molecule.from_smiles("COC")
+    order = np.random.default_rng(0).permutation(9)
+    shuffled = ql.Molecule(tuple(np.array(ethanol.symbols)[order].tolist()), ethanol.positions[order])
+    path = tmp_path / "both.xyz"
+    path.write_text("".join(mol.to_xyz() for mol in [shuffled, ether] * 5))
+    for mol in (ethanol, ether):
+        frames = first(Sampling("file", path=str(path)), 4, mol=mol)
+        assert all(mol.with_positions(frame).bonds == mol.bonds for frame in frames)
+    # One hydrogen far away: no geometry of this molecule, and that is said.
+    torn = ethanol.positions + np.eye(9)[:, 8:] * np.array([9.0, 0.0, 0.0])
+    path.write_text("".join(mol.to_xyz() for mol in [*[ethanol] * 5, ethanol.with_positions(torn)]))
+    with pytest.warns(UserWarning, match=r"5 frames of C2H6O .* used. 1 others, frame 5 the first, have other bonds"):
+        first(Sampling("file", path=str(path)), mol=ethanol)
 
 
 @pytest.mark.parametrize(

@@ -36,12 +36,14 @@ def test_padding_changes_neither_prediction_nor_gradient(method):
     for ours, theirs in zip(one, two, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-9)
 
-    def slope(system):
+    def slope(system, kind):
         sample = system.sample(system.host_integrals(place))
-        return jax.jit(jax.grad(lambda p: loss(qpt.correction(p, sample.features), sample, qpt, "energy")[0]))(params)
+        return jax.jit(jax.grad(lambda p: loss(qpt.correction(p, sample.features), sample, qpt, kind)[0]))(params)
 
-    for ours, theirs in zip(*(jax.tree.leaves(slope(system)) for system in (plain, large)), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-7)  # parameters are in float32
+    for kind in ("energy", "self-consistency"):
+        leaves = (jax.tree.leaves(slope(system, kind)) for system in (plain, large))
+        for ours, theirs in zip(*leaves, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-7)  # parameters are in float32
 
 
 @hypothesis.given(strategies.lists(strategies.integers(1, 60), min_size=1, max_size=30))

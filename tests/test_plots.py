@@ -1,5 +1,6 @@
 """Figures: what is on them, and what must not be."""
 
+import cases
 import numpy as np
 import plotly.graph_objects as go
 import pytest
@@ -62,6 +63,18 @@ def test_parity_plot_shows_every_geometry_and_orbital(trained):
     diagonal, plain, model = traces[:3]
     np.testing.assert_array_equal(diagonal[0], diagonal[1])
     assert np.abs(model[1] - model[0]).max() < np.abs(plain[1] - plain[0]).max()
+
+
+def test_parity_plot_of_several_molecules_takes_each_ones_own_levels_and_zero():
+    mols = [ql.Molecule.from_name(name) for name in ("ethanol", "water")]
+    systems, kinds = ql.make_systems(mols, cases.QUICK_METHOD)
+    found = ql.evaluate(ql.Predictor(ql.QPT(cases.QUICK_MODEL, "lda", kinds), None, systems), mols)
+    zeros = plots.lowest_energies(found)
+    assert zeros == [answer.energy for answer in found.test_set.converged]
+    traces = plots.parity_traces(found)
+    assert [len(x) for x, _ in traces[:3]] == [2, 2, 2]
+    # Ethanol's 10 valence levels and LUMO, water's 4 and LUMO: core levels are left out.
+    assert len(traces[4][0]) == 10 + 1 + 4 + 1
 
 
 def test_live_figures_hold_what_plain_ones_do():

@@ -15,14 +15,14 @@ CHOICES = Study("Two ways", [Setting("energy", MODEL), Setting("labels", MODEL, 
 
 @pytest.mark.slow
 def test_a_study_is_a_table_and_a_plot_with_the_baselines(tmp_path):
-    rows = list(studies.measure(CHOICES, cases.QUICK_METHOD, 0.1, 1))
+    rows = list(studies.measure(CHOICES, cases.QUICK_METHOD, 0.2, 1))
     assert [row["setting"] for row in rows] == ["energy", "labels"]
     for row in rows:
         times, errors = zip(*row["curve"], strict=True)
         assert list(times) == sorted(times)
         assert errors[-1] == row["energy_mae_mev"]
         assert row["energy_mae_mev"] < row["baselines"]["no_network"]["energy_mae_mev"]
-        assert row["seconds"] >= 6
+        assert row["seconds"] >= 12
     assert rows[0]["baselines"] == rows[1]["baselines"], "the same geometries"
     studies.write("two", CHOICES, rows, cases.QUICK_METHOD, tmp_path, "qptlab bench two")
     assert json.loads((tmp_path / "two.json").read_text())["rows"] == rows

@@ -128,11 +128,19 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(trained, tmp_pa
         (ql.Method("pbe", "sto-3g", grid_level=0), MODEL, {}, "has method"),
         (METHOD, ql.QPTConfig("micro", 1), {}, "has model"),
         (METHOD, MODEL, {"seed": 1}, "has seed 0, but 1"),
+        (METHOD, MODEL, {"averaging": 0.5}, r"has averaging 0.98, but 0.5"),
     ],
 )
 def test_going_on_with_other_settings_is_refused(trained, method, model, changes, said):
     with pytest.raises(ql.InputError, match=said):
         ql.Trainer(WATER, method, model, config(61, **changes), out=trained.out, resume=True)
+
+
+def test_going_on_with_an_isomer_is_refused(tmp_path):
+    ethanol, ether = ql.Molecule.from_name("ethanol"), ql.Molecule.from_smiles("COC")
+    ql.Trainer(ethanol, METHOD, MODEL, config(1), out=tmp_path / "w")
+    with pytest.raises(ql.InputError, match="has molecules ethanol, but"):
+        ql.Trainer(ether, METHOD, MODEL, config(1), out=tmp_path / "w", resume=True)
 
 
 def test_nothing_is_written_for_what_cannot_be_used(tmp_path):

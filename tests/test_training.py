@@ -12,6 +12,7 @@ import pytest
 
 import qptlab as ql
 from qptlab import geometries
+from qptlab import stream as stream_module
 from qptlab.reference import Labelled
 from qptlab.stream import Stream
 from qptlab.training import MAX_SKIPPED, NotFiniteError, TrainConfig, initial_state, train
@@ -41,7 +42,10 @@ def test_batches_are_the_same_for_a_seed_whatever_the_threads_do():
 
 
 @pytest.mark.parametrize(("names", "sampler"), [(("water", "ethanol"), "perturb"), cases.slow(("water",), "md")])
-def test_a_stream_entered_later_goes_on_as_it_would_have_done(names, sampler):
+def test_a_stream_entered_later_goes_on_as_it_would_have_done(names, sampler, monkeypatch):
+    """Also when the buffer has forgotten its first samples, and chains are in their second segment."""
+    monkeypatch.setattr(stream_module, "REPLAY_MAX", 8)
+    monkeypatch.setattr(geometries, "SEGMENT", 3)
     with stream(names, sampler=sampler) as whole, stream(names, sampler=sampler, step=9) as late:
         taken = list(itertools.islice(whole, 12))
         for ours, theirs in zip(taken[9:], late, strict=False):
