@@ -293,9 +293,10 @@ def write(
 def figure(chosen: Study, rows: Sequence[Row], method: Method):
     """Error by setting beside the baselines, and error against training time."""
     from matplotlib.figure import Figure  # loads only where something is drawn
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     groups = _by_setting(rows)
-    drawn = Figure(figsize=(10, 4.6), layout="constrained")
+    drawn = Figure(figsize=(13, 5), layout="constrained")
     left, right = drawn.subplots(1, 2)
     places = np.arange(len(groups))
     for place, members in zip(places, groups.values(), strict=True):
@@ -314,9 +315,13 @@ def figure(chosen: Study, rows: Sequence[Row], method: Method):
     right.set_xlabel("seconds: compilation, data and labels included")
     right.set_ylabel("energy MAE, meV")
     right.set_xscale("log")
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    right.xaxis.set_minor_formatter(NullFormatter())
     for axes in (left, right):
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+    left.legend(fontsize=8)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the curves, not over them
     drawn.suptitle(f"{chosen.title} ({', '.join(chosen.molecules[:3])}, {method.label})")
     return drawn
