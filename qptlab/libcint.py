@@ -7,6 +7,7 @@ Gaussians move with their atom, so that ∂⟨i|j⟩/∂A is −⟨∇i|j⟩ for
 """
 
 import functools
+import math
 import os
 import warnings
 from typing import NamedTuple
@@ -94,14 +95,24 @@ def host_integrals(given: Moles, threads: int | None) -> HostIntegrals:
         overlap = mol.intor_symmetric("int1e_ovlp")
         _check_overlap(overlap, mol)
         if aux is None:
-            eri = (mol.intor("int2e", aosym="s8"),)
+            npair = mol.nao * (mol.nao + 1) // 2
+            eri = (mol.intor("int2e", aosym="s8", out=_aligned(npair * (npair + 1) // 2)),)
         else:
             int3c = df.incore.aux_e2(mol, aux, "int3c2e", aosym="s2ij")
-            eri = (np.ascontiguousarray(int3c.T), aux.intor_symmetric("int2c2e"))
+            factors = _aligned(*int3c.T.shape)
+            factors[...] = int3c.T
+            eri = (factors, aux.intor_symmetric("int2c2e"))
         return HostIntegrals(
             mol.atom_coords(), overlap, hcore=mol.intor_symmetric("int1e_kin") + mol.intor_symmetric("int1e_nuc"),
             eri=eri, minao_overlap=gto.intor_cross("int1e_ovlp", mol, given.minao),
         )
+
+
+def _aligned(*shape: int) -> np.ndarray:
+    """An array that XLA takes as it is on a CPU; what does not begin at a multiple of 64 bytes it copies first."""
+    raw = np.empty(8 * math.prod(shape) + 64, dtype=np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + 8 * math.prod(shape)].view(np.float64).reshape(shape)
 
 
 def host_shapes(given: Moles) -> HostIntegrals:
