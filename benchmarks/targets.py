@@ -28,7 +28,7 @@ class Target(NamedTuple):
 TARGETS = {
     "water": Target("water", Method("pbe", "def2-svp"), 2, "1 meV in 2 minutes, 0.1 meV in 10"),
     "ethanol": Target("ethanol", Method("pbe", "sto-3g"), 4, "1 meV in 4 minutes"),
-    "ethanol-def2": Target("ethanol", Method("b3lyp", "def2-svp"), 10, "2 meV in 60 minutes"),
+    "ethanol-def2": Target("ethanol", Method("b3lyp", "def2-svp"), 8, "2 meV in 60 minutes"),
 }
 
 
