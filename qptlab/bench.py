@@ -213,12 +213,13 @@ def _start(case: Case) -> tuple[list[Row], list[Row]]:
               reference.PYSCF_FUNCTIONALS[case.xc], case.eri]
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
-        first, second, peer = (
-            _seconds(lambda command=command: subprocess.run(
-                command, env=environment, check=True, stdout=subprocess.DEVNULL))[0]
-            for command in (ours, ours, theirs)
-        )
-    return [{"cold_s": first}, {"warm_s": second}], [{}, {"warm_s": peer}]
+
+        def process(command):
+            return _seconds(lambda: subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL))[0]
+
+        first = process(ours)
+        turns = [(process(ours), process(theirs)) for _ in range(case.repeats)]
+    return [{"cold_s": first}, *({"warm_s": s} for s, _ in turns)], [{}, *({"warm_s": s} for _, s in turns)]
 
 
 class Benchmark(NamedTuple):
@@ -281,12 +282,12 @@ def benchmark(name: str, molecules: tuple[str, ...] = ()) -> Benchmark:
         cases = [Case(smiles, "pbe", "def2-svp", "fitted", 2) for smiles in alkanes]
         title = "Growth of a converged SCF with an alkane's size"
         return Benchmark(title, cases, "PySCF", _TURNS, (_our_scf, _pyscf_scf))
-    cases = [case for case in _grid(chosen, 1) if case.basis == "def2-svp"]
+    cases = [case for case in _grid(chosen, 3) if case.basis == "def2-svp"]
     return Benchmark("From the start of a process to its first energy", cases, "PySCF", _STARTS, None)
 
 
 _TURNS = "Cold: the first geometry of a process, with nothing compiled; warm: the median of those after it."
-_STARTS = "Cold: a process that must compile; warm: the next one, which finds what the first has compiled."
+_STARTS = "Cold: a process that must compile; warm: the next three, which find what the first has compiled."
 NAMES = ("scf", "fock", "tensors", "growth", "start")
 
 
