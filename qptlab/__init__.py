@@ -15,6 +15,8 @@ Dimensions, as they stand in every signature:
 Atomic units and float64 inside; ångström, eV, meV and debye at the edges and then in the name.
 """
 
+import os
+
 import jax
 import platformdirs
 
@@ -23,6 +25,8 @@ if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttrib
     # What was compiled once is found again by the next process; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
     jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("qptlab"))
     jax.config.update("jax_compilation_cache_max_size", 2**30)
+if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+    # Wherever the cache is: with JAX's own second a small molecule's SCF would be compiled each time.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 from qptlab.energy import density_from_fock, energy, fock, kohn_sham, orbitals  # noqa: E402

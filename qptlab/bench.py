@@ -7,6 +7,7 @@ compiled; warm the median of those after it. A ratio is PySCF's time over ours i
 """
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import multiprocessing
@@ -215,7 +216,8 @@ def _start(case: Case) -> tuple[list[Row], list[Row]]:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
 
         def process(command):
-            return _seconds(lambda: subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL))[0]
+            run = functools.partial(subprocess.run, env=environment, check=True, stdout=subprocess.DEVNULL)
+            return _seconds(run, command)[0]
 
         first = process(ours)
         turns = [(process(ours), process(theirs)) for _ in range(case.repeats)]
