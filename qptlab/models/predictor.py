@@ -92,17 +92,22 @@ class Predictor:
             return self.systems[0], self.systems[0].frame.pose_molecule(mol)
         system = self._known(mol)
         if system is None:
+            system = self._stranger(mol)
             warnings.warn(
                 f"{mol.formula} was not among the {len(self.systems)} molecules that the model was trained on: look "
                 "at the prediction's residual before you use it.", stacklevel=3,
             )
-            system = next((each for each in self._others if len(each.molecule.orders(mol))), None)
-        if system is None:
-            # Integrals as in training: what `auto` took then need not be what it takes for this molecule.
-            method = dataclasses.replace(self.method, eri=self.systems[0].template.eri)
-            system = make_system(mol, method, self.model.kinds).with_guess(self.model.config.guess)
-            self._others.append(system)
         return system, system.frame.pose_molecule(mol)
+
+    def _stranger(self, mol):
+        """A system for a molecule that was not trained on, made once."""
+        for system in self._others:
+            if len(system.molecule.orders(mol)):
+                return system
+        # Integrals as in training: what `auto` took then need not be what it takes for this molecule.
+        method = dataclasses.replace(self.method, eri=self.systems[0].template.eri)
+        self._others.append(make_system(mol, method, self.model.kinds).with_guess(self.model.config.guess))
+        return self._others[-1]
 
     def _known(self, mol):
         """The system that was trained on: by its bonds or, where they are stretched, if one alone has its atoms."""
