@@ -72,7 +72,7 @@ def main(
         ):
             found = measure(fresh(molecule, xc, n, eri), ql.Molecule.parse(molecule))
             rows.append({"molecule": molecule, "xc": xc, "eri": eri, "iterations": n, "trained": False, **found})
-            typer.echo(rows[-1])
+            typer.echo(f"{molecule} {xc} {eri} n = {n}: {found['seconds']:.3g} s, PySCF {found['pyscf_s']:.3g} s")
     else:
         predictor = ql.load(run)
         config = predictor.model.config
