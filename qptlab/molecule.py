@@ -122,11 +122,10 @@ class Molecule:
           other: a molecule; other than this where no order is found.
           limit: how many orders to look for at most; like atoms can often be exchanged.
         """
-        same = (self.charge, self.bonds) == (other.charge, other.bonds) and self.symbols == other.symbols
-        if same and limit == 1:
-            return np.arange(len(self.symbols))[None]
         if self.charge != other.charge or sorted(self.symbols) != sorted(other.symbols):
             return np.zeros((0, len(self.symbols)), dtype=int)
+        if limit == 1 and self.symbols == other.symbols and self.bonds == other.bonds:
+            return np.arange(len(self.symbols))[None]
         import networkx as nx  # a tenth of a second; an energy does not need it
 
         graphs = [nx.Graph(), nx.Graph()]
