@@ -60,6 +60,7 @@ CHOICES = (
     Choice("rate 0.003", learning_rate=3e-3),
     Choice("last parameters predict", averaging=0.0),
     Choice("batch 4", batch=4),
+    Choice("batch 8", batch=8),
     Choice("each geometry used 4 times", reuse=4),
     Choice("each geometry used 64 times", reuse=64),
     Choice("AdamW, slower second moments (0.999)", _slow_moments),
@@ -74,19 +75,22 @@ def main(
     seeds: int = 2,
     molecule: str = "water",
     basis: str = "def2-svp",
+    only: Annotated[str, typer.Option(help="Choices that begin so, with commas.")] = "",
 ) -> None:
     """Measure, and write the table."""
+    chosen = [choice for choice in CHOICES if choice.setting.label.startswith(tuple(only.split(",")))]
+    name = "choices-some" if only else "choices"
     folder = pathlib.Path(__file__).parent / "results"
     method, ours = Method("pbe", basis), training.optimiser
-    everything = Study("What was tried in training", [choice.setting for choice in CHOICES], (molecule,))
+    everything = Study("What was tried in training", [choice.setting for choice in chosen], (molecule,))
     command = (f"python benchmarks/choices.py --minutes {minutes:g} --seeds {seeds} --molecule {molecule} "
-               f"--basis {basis}")
+               f"--basis {basis}" + (f" --only {only!r}" if only else ""))
     rows = []
-    for choice in CHOICES:
+    for choice in chosen:
         training.optimiser = choice.optimiser or ours
         for row in studies.measure(everything._replace(settings=[choice.setting]), method, minutes, seeds):
             rows.append(row)
-            studies.write("choices", everything, rows, method, folder, command)
+            studies.write(name, everything, rows, method, folder, command)
             typer.echo(f"{row['setting']}, seed {row['seed']}: {row['energy_mae_mev']:.3g} meV")
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import ase.data
 import ase.units
-import jax.numpy as jnp
 import numpy as np
 import threadpoolctl
 from jaxtyping import Float
@@ -174,8 +173,8 @@ class Walk:
     def _at(self, params, place):
         frame = self._system.frame
         pose = frame.pose(place)
-        energy, slope = self._evaluate(params, jnp.asarray(pose.positions))
-        return float(energy), frame.pull_back(pose, np.asarray(slope))
+        energy, slope = self._evaluate(pose.positions, params)
+        return float(energy), frame.pull_back(pose, slope)
 
     def _ahead(self, place, slope):
         return place - 0.5 * self._epsilon**2 * slope / self._masses

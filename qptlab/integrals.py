@@ -7,6 +7,7 @@ density are made on the device. Everything can be differentiated with respect to
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -239,35 +240,33 @@ class Template:
         """`Integrals` of one geometry (bohr), on the device."""
         return self.complete(self.host_integrals(positions, threads=None))
 
-    def integrals(self, positions: Float[Array, "natm 3"]) -> Integrals:
-        """`Integrals` inside a traced function, differentiable once with respect to positions (bohr), in reverse.
+    def value_and_slope(self, function: Callable[..., Float[Array, ""]]) -> Callable[..., tuple[Array, np.ndarray]]:
+        """A number that depends on the integrals, with its derivative with respect to positions.
 
-        libcint runs on the host when the compiled function does (`jax.pure_callback`).
+        libcint runs before and after what is compiled. (Called back from inside it, two threads could wait for each
+        other's: github.com/jax-ml/jax/issues/24255.)
+
+        Args:
+          function: of `Integrals` and further arguments; differentiable, and compiled here.
+
+        Returns:
+          A function of positions (bohr) and the further arguments: the number, and its slope per bohr, [natm, 3].
+
+        Raises:
+          ValueError: for a padded molecule.
         """
-        return complete(self.constants, self._host(positions), self.layout)
+        if self.shape.nao != self.nao:
+            raise ValueError("a padded molecule was given to differentiate; the same without padding would do.")
 
-    @functools.cached_property
-    def _host(self):
-        shapes = jax.tree.map(
-            lambda zeros: jax.ShapeDtypeStruct(zeros.shape, zeros.dtype), libcint.host_shapes(self._moles)
-        )
-        result = jax.ShapeDtypeStruct((len(self.symbols), 3), np.float64)
+        @jax.jit
+        def value_and_bar(host, *given):
+            return jax.value_and_grad(lambda host: function(complete(self.constants, host, self.layout), *given))(host)
 
-        def make(positions):
-            return libcint.host_integrals(self._moles.at(np.asarray(positions)), None)
+        def at(positions, *given):
+            value, bar = value_and_bar(self.host_integrals(positions, threads=None), *given)
+            return value, libcint.pull_back(self._moles.at(positions), jax.tree.map(np.asarray, bar))
 
-        def slope(positions, bar):
-            return libcint.pull_back(self._moles.at(np.asarray(positions)), bar)
-
-        @jax.custom_vjp
-        def host(positions):
-            return jax.pure_callback(make, shapes, positions, vmap_method="sequential")
-
-        host.defvjp(
-            lambda positions: (host(positions), positions),
-            lambda positions, bar: (jax.pure_callback(slope, result, positions, bar, vmap_method="sequential"),),
-        )
-        return host
+        return at
 
     def overlap(self, positions: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "nao nao"]:
         """Overlap of the atomic orbitals at a geometry (bohr)."""

@@ -115,21 +115,6 @@ def _aligned(*shape: int) -> np.ndarray:
     return raw[start : start + 8 * math.prod(shape)].view(np.float64).reshape(shape)
 
 
-def host_shapes(given: Moles) -> HostIntegrals:
-    """Zeros of the shapes of `host_integrals`; they take no memory."""
-    nao = given.basis.nao
-    npair = nao * (nao + 1) // 2
-    naux = given.aux.nao if given.aux is not None else 0
-
-    def zeros(*shape):
-        return np.broadcast_to(np.float64(0), shape)
-
-    eri = (zeros(npair * (npair + 1) // 2),) if given.aux is None else (zeros(naux, npair), zeros(naux, naux))
-    return HostIntegrals(
-        zeros(given.basis.natm, 3), zeros(nao, nao), zeros(nao, nao), eri, zeros(nao, given.minao.nao)
-    )
-
-
 def pull_back(given: Moles, bar: HostIntegrals) -> Float[np.ndarray, "natm 3"]:
     """Reverse derivative of `host_integrals` with respect to positions.
 
@@ -288,6 +273,42 @@ def auxiliary_basis(mol: gto.Mole, method: Method) -> str | dict:
                 "def2-universal-jkfit would do."
             )
     return method.auxbasis
+
+
+POTENTIAL_POINTS = 4096
+"""Points at which the potential is worked out at a time."""
+
+
+def electrostatic_potential(
+    mol: Molecule, method: Method, dm: Float[np.ndarray, "nao nao"], points: Float[np.ndarray, "npoint 3"]
+) -> Float[np.ndarray, " npoint"]:
+    """Potential of nuclei and electrons at points that are no nucleus, hartree per elementary charge.
+
+    That of the electrons is of their density as fitted by the auxiliary basis (Whitten 1973, doi:10.1063/1.1679012),
+    whose error is second order in what the fit leaves over.
+
+    Args:
+      mol: the geometry.
+      method: the level of theory; of its integrals only the auxiliary basis is read.
+      dm: total density matrix.
+      points: bohr.
+
+    Raises:
+      InputError: as `moles`.
+    """
+    basis = pyscf_molecule(mol, method)
+    aux = df.addons.make_auxmol(basis, auxiliary_basis(basis, method))
+    twice = 2 * dm - np.diag(np.diag(dm))  # of a pair that stands once
+    int3c = df.incore.aux_e2(basis, aux, "int3c2e", aosym="s2ij")
+    fit = np.linalg.solve(aux.intor_symmetric("int2c2e"), twice[np.tril_indices(basis.nao)] @ int3c)
+    found = np.empty(len(points))
+    for start in range(0, len(points), POTENTIAL_POINTS):
+        part = points[start : start + POTENTIAL_POINTS]
+        distance = np.linalg.norm(part[:, None] - basis.atom_coords(), axis=-1)
+        charges = gto.fakemol_for_charges(part)
+        electrons = fit @ gto.intor_cross("int2c2e", aux, charges)
+        found[start : start + POTENTIAL_POINTS] = (1 / distance) @ basis.atom_charges() - electrons
+    return found
 
 
 def dipole_integrals(mol: gto.Mole) -> Float[np.ndarray, "3 nao nao"]:

@@ -8,9 +8,9 @@ import ase.io.cube
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from qptlab import grid, integrals
+from qptlab import grid, integrals, libcint
 from qptlab.energy import density_from_fock, energy
 from qptlab.errors import InputError
 from qptlab.integrals import Template
@@ -59,16 +59,14 @@ def forces(
       ValueError: if the matrix does not fit the molecule and basis.
     """
     template = integrals.template(mol, method)
-    return -np.asarray(_energy_slope(template)(jnp.asarray(mol.positions), jnp.asarray(fock)))
+    return -_energy_and_slope(template)(mol.positions, jnp.asarray(fock))[1]
 
 
 @functools.lru_cache(maxsize=8)
-def _energy_slope(template: Template):
-    def relaxed_energy(positions, fock):
-        ints = template.integrals(positions)
-        return energy(density_from_fock(fock, ints), ints, template.method.xc)
-
-    return jax.jit(jax.grad(relaxed_energy))
+def _energy_and_slope(template: Template):
+    return template.value_and_slope(
+        lambda ints, fock: energy(density_from_fock(fock, ints), ints, template.method.xc)
+    )
 
 
 def dipole_debye(
@@ -164,9 +162,35 @@ def density_on_box(
     return _on_box(mol, template, dm, where, density=True)
 
 
-def _on_box(mol, template, coefficients, where, *, density):
+def potential_on_box(
+    mol: Molecule, method: Method, dm: Float[Array | np.ndarray, "nao nao"], where: Box,
+    wanted: Bool[np.ndarray, "nx ny nz"],
+) -> Float[np.ndarray, "nx ny nz"]:
+    """Electrostatic potential of nuclei and electrons on a box, hartree per elementary charge, float32.
+
+    Args:
+      mol: the geometry.
+      method: the level of theory.
+      dm: total density matrix.
+      where: the points.
+      wanted: the points where it is worked out, none of them a nucleus; it is zero elsewhere. All would take long.
+
+    Raises:
+      ValueError: if the matrix does not fit the molecule and basis.
+    """
+    dm = _total(dm, integrals.template(mol, method))
+    found = np.zeros(where.shape, dtype=np.float32)
+    found[wanted] = libcint.electrostatic_potential(mol, method, dm, _points(where)[wanted.ravel()])
+    return found
+
+
+def _points(where):
     axes = [where.origin[i] + where.spacing[i] * np.arange(where.shape[i]) for i in range(3)]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def _on_box(mol, template, coefficients, where, *, density):
+    points = _points(where)
     values = _box_evaluator(template, density=density)(mol.positions, points, jnp.asarray(coefficients))
     return np.asarray(values, dtype=np.float32).reshape(where.shape)
 

@@ -83,8 +83,8 @@ class Predictor:
           InputError: as calling the predictor.
         """
         system, pose = self.place(mol)
-        _, slope = energy_and_slope(self.model, system)(self.params, jnp.asarray(pose.positions))
-        return -system.frame.pull_back(pose, np.asarray(slope))
+        _, slope = energy_and_slope(self.model, system)(pose.positions, self.params)
+        return -system.frame.pull_back(pose, slope)
 
     def place(self, mol: Molecule) -> tuple[System, Pose]:
         """A molecule's system, and how the geometry lies in its frame; raises and warns as calling the predictor."""
@@ -131,14 +131,9 @@ class Predictor:
 @functools.lru_cache(maxsize=8)
 def energy_and_slope(
     model: QPT, system: System
-) -> Callable[[Params | None, Float[Array, "natm 3"]], tuple[Float[Array, ""], Float[Array, "natm 3"]]]:
-    """Predicted energy (hartree) of parameters and positions in the frame (bohr), and its slope; compiled once."""
-    own = system.unpadded()
-
-    def energy_at(positions, params):
-        return model.energy(params, own.sample_inside(positions))
-
-    return jax.jit(lambda params, positions: jax.value_and_grad(energy_at)(positions, params))
+) -> Callable[[Float[np.ndarray, "natm 3"], Params | None], tuple[Float[Array, ""], Float[np.ndarray, "natm 3"]]]:
+    """Predicted energy (hartree) at positions in the frame (bohr), of parameters, and its slope; compiled once."""
+    return system.value_and_slope(lambda sample, params: model.energy(params, sample))
 
 
 def turn_back(prediction: Prediction, system: System, pose: Pose) -> Prediction:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -88,14 +88,17 @@ class System:
         template, nao = integrals.template(self.molecule, self.template.method), self.template.nao
         return dataclasses.replace(self, template=template, kinds=self.kinds[:nao])
 
-    def sample_inside(self, positions: Float[jax.Array, "natm 3"]) -> Sample:
-        """A sample inside a traced function, differentiable with respect to positions, as `Template.integrals`.
+    def value_and_slope(
+        self, function: Callable[..., Float[jax.Array, ""]]
+    ) -> Callable[..., tuple[jax.Array, np.ndarray]]:
+        """As `Template.value_and_slope`, for a function of a `Sample` and further arguments.
 
         Raises:
           InputError: as `check_derivative`.
         """
         self.check_derivative()
-        return self._finished(self.template.integrals(positions))
+        own = self.unpadded()
+        return own.template.value_and_slope(lambda ints, *given: function(own._finished(ints), *given))
 
     def check_derivative(self) -> None:
         """Refuse what has no derivative with respect to positions.
