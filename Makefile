@@ -4,7 +4,7 @@ SHELL := /bin/bash
 export VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help lab test lint demo lock clean
+.PHONY: help lab test lint demo docs lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,10 @@ demo:  ## train water for a minute without a browser, print the table of errors
 	  echo "Drawing geometries from another trajectory at 500 K, and comparing with PySCF."; \
 	  $(BIN)/qptlab sample water --n 32 --seed 1 --out $$out/other-trajectory.xyz; \
 	  $(BIN)/qptlab evaluate $$out --geometries $$out/other-trajectory.xyz
+
+docs:  ## execute the notebooks in full, render them as pages into docs/gallery
+	@tools/setup.sh run
+	@$(BIN)/python tools/gallery.py docs/gallery
 
 lock:  ## write constraints.txt anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate \

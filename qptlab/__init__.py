@@ -47,15 +47,29 @@ from qptlab.trainer import Trainer  # noqa: E402
 from qptlab.training import TrainConfig, train  # noqa: E402
 
 
+def plot(figure):
+    """A plotly figure, such as those of `qptlab.plots`, on the page: see `widgets.Plot`."""
+    from qptlab.widgets import Plot
+
+    return Plot(figure)
+
+
 def workbench(**choices):
     """The whole workbench in one cell: pick a molecule, train, look at orbitals, compare.
+
+    Run again while a training is under way, the cell shows that one, whatever the choices.
 
     Args:
       **choices: initial values of `session.Session`'s traits, such as `molecule="ethanol"`.
     """
+    from qptlab.session import training_session
     from qptlab.widgets import Workbench  # plotly and the widgets load here, not with the package
 
-    return Workbench(**choices)
+    under_way = training_session()
+    if under_way is None:
+        return Workbench(**choices)
+    under_way.tell("A training was under way when this cell was run again: this is it.", "training")
+    return Workbench(under_way)
 
 
 __all__ = [

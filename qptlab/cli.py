@@ -231,7 +231,7 @@ def _follow(trainer) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=_stderr) as bar:
         task = bar.add_task("starting", total=1.0)
-        seen = 0
+        seen = len(trainer.events())  # a resumed run brings its earlier ones
         trainer.start()
         alive = True
         while alive:
@@ -246,7 +246,7 @@ def _follow(trainer) -> None:
                     bar.update(task, description=f"step {event.row['step']}: {event.text}")
                     if not _stderr.is_terminal:
                         _stderr.print(f"step {event.row['step']}: {event.text}")
-                elif event.kind in ("compiling", "note"):
+                elif event.kind in ("compiling", "news"):
                     bar.update(task, description=event.text)
             time.sleep(0.2)
 

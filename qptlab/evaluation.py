@@ -4,7 +4,9 @@ Energies, matrices and orbitals are compared in the molecule's frame, where both
 same integration grid.
 """
 
+import csv
 import dataclasses
+import io
 import json
 import pathlib
 import time
@@ -17,7 +19,16 @@ from qptlab.errors import InputError
 from qptlab.models.predictor import Predictor
 from qptlab.models.qpt import Prediction
 from qptlab.molecule import Molecule, read_xyz
+from qptlab.properties import dipole_debye
 from qptlab.reference import ERROR_COLUMNS, ErrorSummary, TestSet
+from qptlab.units import HARTREE_EV
+
+GEOMETRY_COLUMNS = (
+    "geometry", "molecule", "energy_ha", "pyscf_energy_ha", "energy_error_mev", "no_network_error_mev",
+    "pyscf_same_fock_builds_error_mev", "fock_mae_uha", "mo_energy_mae_uha", "mo_cosine", "residual_ha",
+    "dipole_debye", "pyscf_dipole_debye", "gap_ev", "pyscf_gap_ev", "pyscf_seconds",
+)
+"""Of `Evaluation.by_geometry`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +98,48 @@ class Evaluation:
     def to_json(self) -> str:
         """`to_dict` as one JSON object."""
         return json.dumps(self.to_dict())
+
+    def to_csv(self) -> str:
+        """A line per geometry: errors of the model and of both baselines, residual, dipoles, gaps and times."""
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([GEOMETRY_COLUMNS, *self.by_geometry()])
+        return text.getvalue()
+
+    def by_geometry(self) -> list[tuple]:
+        """A row per geometry, in the order of `GEOMETRY_COLUMNS`."""
+        found, rows = self.test_set, []
+        for index, (system, positions) in enumerate(zip(found.systems, found.positions, strict=True)):
+            model, truth = self.predictions[index], found.converged[index]
+            plain, stopped = found.no_network[index], found.stopped[index]
+            one = reference.errors([model], [truth])
+            mol = system.molecule.with_positions(positions)
+            dipoles = (dipole_debye(mol, system.template.method, each.dm) for each in (model, truth))
+            gaps = ((each.mo_energy[truth.nocc] - each.mo_energy[truth.nocc - 1]) if len(each.mo_energy) > truth.nocc
+                    else np.nan for each in (model, truth))
+            rows.append((
+                index, mol.name or mol.formula, float(model.energy), truth.energy,
+                *(float(reference.energy_errors_mev([each], [truth])[0]) for each in (model, plain, stopped)),
+                one.fock_mae_uha, one.mo_energy_mae_uha, one.mo_cosine, float(model.residual),
+                *(float(np.linalg.norm(dipole)) for dipole in dipoles),
+                *(float(gap) * HARTREE_EV for gap in gaps), truth.seconds,
+            ))
+        return rows
+
+    def to_latex(self) -> str:
+        """The table as LaTeX (booktabs)."""
+        titles = " & ".join(title.replace("µHa", r"\textmu Ha") for title in ERROR_COLUMNS.values())
+        body = [" & ".join([name, *summary.cells()]) + r" \\" for name, summary in self.rows()]
+        return "\n".join([
+            f"% {self._caption}", rf"\begin{{tabular}}{{l{'r' * len(ERROR_COLUMNS)}}}", r"\toprule",
+            rf" & {titles} \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", "",
+        ])
+
+    def fock_errors_by_atoms(self, index: int) -> np.ndarray:
+        """Mean |error| of the Fock matrix of one geometry over the AOs of each pair of atoms, µHa: [natm, natm]."""
+        model, truth = self.predictions[index], self.test_set.converged[index]
+        of_atom = np.eye(len(self.test_set.positions[index]))[self.test_set.systems[index].template.ao_atom]
+        numbers = of_atom.sum(axis=0)
+        return of_atom.T @ np.abs(model.fock - truth.fock) @ of_atom / np.outer(numbers, numbers) * 1e6
 
     def rows(self) -> list[tuple[str, ErrorSummary]]:
         """The lines of the table, the model first."""

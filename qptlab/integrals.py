@@ -260,7 +260,10 @@ class Template:
 
         @jax.jit
         def value_and_bar(host, *given):
-            return jax.value_and_grad(lambda host: function(complete(self.constants, host, self.layout), *given))(host)
+            def number(host):
+                return function(complete(self.constants, host, self.layout), *given)
+
+            return jax.value_and_grad(number)(host)
 
         def at(positions, *given):
             value, bar = value_and_bar(self.host_integrals(positions, threads=None), *given)

@@ -275,6 +275,9 @@ def auxiliary_basis(mol: gto.Mole, method: Method) -> str | dict:
     return method.auxbasis
 
 
+POTENTIAL_AUXBASIS = "def2-universal-jkfit"
+"""Of fitted densities whose potential is asked for; smaller ones miss the charge by a hundredth of an electron."""
+
 POTENTIAL_POINTS = 4096
 """Points at which the potential is worked out at a time."""
 
@@ -289,7 +292,7 @@ def electrostatic_potential(
 
     Args:
       mol: the geometry.
-      method: the level of theory; of its integrals only the auxiliary basis is read.
+      method: the level of theory.
       dm: total density matrix.
       points: bohr.
 
@@ -297,7 +300,7 @@ def electrostatic_potential(
       InputError: as `moles`.
     """
     basis = pyscf_molecule(mol, method)
-    aux = df.addons.make_auxmol(basis, auxiliary_basis(basis, method))
+    aux = df.addons.make_auxmol(basis, method.auxbasis or POTENTIAL_AUXBASIS)
     twice = 2 * dm - np.diag(np.diag(dm))  # of a pair that stands once
     int3c = df.incore.aux_e2(basis, aux, "int3c2e", aosym="s2ij")
     fit = np.linalg.solve(aux.intor_symmetric("int2c2e"), twice[np.tril_indices(basis.nao)] @ int3c)

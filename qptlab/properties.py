@@ -178,20 +178,20 @@ def potential_on_box(
     Raises:
       ValueError: if the matrix does not fit the molecule and basis.
     """
-    dm = _total(dm, integrals.template(mol, method))
+    total: np.ndarray = np.asarray(_total(dm, integrals.template(mol, method)))
     found = np.zeros(where.shape, dtype=np.float32)
-    found[wanted] = libcint.electrostatic_potential(mol, method, dm, _points(where)[wanted.ravel()])
+    found[wanted] = libcint.electrostatic_potential(mol, method, total, points(where)[wanted.ravel()])
     return found
 
 
-def _points(where):
+def points(where: Box) -> Float[np.ndarray, "npoint 3"]:
+    """All points of a box, z fastest, bohr."""
     axes = [where.origin[i] + where.spacing[i] * np.arange(where.shape[i]) for i in range(3)]
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def _on_box(mol, template, coefficients, where, *, density):
-    points = _points(where)
-    values = _box_evaluator(template, density=density)(mol.positions, points, jnp.asarray(coefficients))
+    values = _box_evaluator(template, density=density)(mol.positions, points(where), jnp.asarray(coefficients))
     return np.asarray(values, dtype=np.float32).reshape(where.shape)
 
 

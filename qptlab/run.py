@@ -2,6 +2,7 @@
 
     config.json      molecules, method, model, training, seed, versions
     metrics.csv      a row per update, appended
+    events.jsonl     what happened besides: checkpoints, skipped updates, compilations, notes
     checkpoints/     Orbax, written atomically, the last two kept
     validation.xyz   the geometries on which errors were measured
     model-card.md    what was trained, how well it does, and where it ends; for people
@@ -10,6 +11,7 @@
 Nothing in it is a pickle.
 """
 
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -38,7 +40,7 @@ from qptlab.training import TrainConfig, TrainState, initial_state
 
 COLUMNS = (
     "step", "seconds", "energy_ha", "loss", "grad_norm", "learning_rate", "skipped", "data_wait_s",
-    "compile_s", "geometries", "validation_mae_mev", "validation_max_mev",
+    "compile_s", "geometries", "memory_mib", "validation_mae_mev", "validation_max_mev",
     "no_network_mae_mev", "pyscf_stopped_mae_mev",
 )
 """Of metrics.csv; the validation's are empty where none was done."""
@@ -152,11 +154,29 @@ class Run:
                 rows = list(csv.reader(file))
         except OSError:
             return []
+        head = rows[0] if rows else []  # the file's own: earlier versions had fewer columns
         return [
-            {name: float(cell) for name, cell in zip(COLUMNS, row, strict=True) if cell}
+            {name: float(cell) for name, cell in zip(head, row, strict=True) if cell}
             for row in rows[1:]
-            if len(row) == len(COLUMNS)
+            if len(row) == len(head)
         ]
+
+    def log(self, kind: str, text: str, step: int, seconds: float) -> None:
+        """Add an event to those of the run: what happened, at which step and training time."""
+        with (self.path / "events.jsonl").open("a") as file:
+            file.write(json.dumps({"kind": kind, "text": text, "step": step, "seconds": seconds}) + "\n")
+
+    def events(self) -> list[dict]:
+        """The events so far; a line cut short by a crash is left out."""
+        try:
+            lines = (self.path / "events.jsonl").read_text().splitlines()
+        except OSError:
+            return []
+        found = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint; rows of metrics up to it are on disk before it is."""
@@ -216,10 +236,12 @@ class Run:
         return TrainState(**tree)
 
     def resume(self) -> TrainState | None:
-        """The last checkpoint, with the metrics of later, lost steps taken off the table."""
+        """The last checkpoint, with the metrics and events of later, lost steps forgotten."""
         state = self.restore()
         last = state.step if state else 0
         self._rewrite(row for row in self.metrics() if row["step"] <= last)
+        lines = (json.dumps(event) + "\n" for event in self.events() if event["step"] <= last)
+        _write_atomically(self.path / "events.jsonl", "".join(lines))
         return state
 
     def model(self) -> tuple[QPT, list[System]]:
@@ -236,6 +258,12 @@ class Run:
         orbax = _orbax()
         options = orbax.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         return orbax.CheckpointManager((self.path / "checkpoints").absolute(), options=options)
+
+
+def find_runs(folder: str | pathlib.Path = "runs") -> list[pathlib.Path]:
+    """The runs below a folder, newest first; none where there is no such folder."""
+    found = [path.parent for path in pathlib.Path(folder).glob("*/config.json")]
+    return sorted(found, key=lambda path: (path / "config.json").stat().st_mtime, reverse=True)
 
 
 def load(path: str | pathlib.Path) -> Predictor:

@@ -33,7 +33,7 @@ GUESSES = ("minao", "core", "random", "atomic-density", "atomic-potential")
 """Where a search may start: PySCF's `minao`; the bare core Hamiltonian; orbitals at random; superpositions of the
 densities, or of the screened potentials, of free atoms."""
 
-SOLVERS = ("diis", "minimise")
+SOLVERS = ("diis", "plain", "minimise")
 
 
 class History(NamedTuple):
@@ -42,10 +42,12 @@ class History(NamedTuple):
     Attributes:
       energy: total energy after each cycle, hartree, that of the guess first.
       residual: largest element of the commutator FDS − SDF in an orthonormal basis, hartree.
+      dm: density matrix after each cycle, if it was to be kept.
     """
 
     energy: Float[Array, " ncycles"]
     residual: Float[Array, " ncycles"]
+    dm: Float[Array, "ncycles *spin nao nao"] | None = None
 
 
 class SCFResult(NamedTuple):
@@ -98,6 +100,7 @@ def scf(
     max_cycles: int = MAX_CYCLES,
     tolerance: float = COMMUTATOR_TOLERANCE,
     seed: int = 0,
+    trace: bool = False,
 ) -> SCFResult:
     """Converge a Kohn–Sham calculation; unrestricted where the molecule has unpaired electrons.
 
@@ -105,13 +108,15 @@ def scf(
       mol: the molecule.
       method: the level of theory; by default PBE/def2-SVP, grid level 1.
       guess: where to start, one of `GUESSES`.
-      solver: "diis", or "minimise" for gradient descent on the energy.
+      solver: "diis"; "plain" for iteration without extrapolation, damped or not; or "minimise" for gradient descent
+        on the energy.
       level_shift: added to virtual levels while searching, hartree; helps where the gap is small.
       damping: share of the last Fock matrix that is kept, 0 to below 1; helps against oscillation.
       max_cycles: after which the search ends without having converged.
       tolerance: largest element of the commutator at convergence, hartree; dipoles and forces are as far off as
         a few times this, the energy far less.
       seed: of the random guess.
+      trace: keep the density matrix of every cycle in the history.
 
     Raises:
       InputError: as `integrals.template`, or for an option that is not one of those named.
@@ -127,8 +132,11 @@ def scf(
     ints = template.build(mol.positions)
     dm = guess_density(guess, template, ints, seed)
     if solver == "minimise":
-        return minimise(ints, method.xc, dm, tolerance=tolerance, max_cycles=max_cycles)
-    return solve(ints, method.xc, dm, level_shift, damping, tolerance, max_cycles=max_cycles)
+        return minimise(ints, method.xc, dm, tolerance=tolerance, max_cycles=max_cycles, trace=trace)
+    space = DIIS_SPACE if solver == "diis" else 1
+    return solve(
+        ints, method.xc, dm, level_shift, damping, tolerance, max_cycles=max_cycles, space=space, trace=trace
+    )
 
 
 def scf_batch(
@@ -233,7 +241,7 @@ class _Search(NamedTuple):
     history: History
 
 
-@functools.partial(jax.jit, static_argnames=("xc", "max_cycles"))
+@functools.partial(jax.jit, static_argnames=("xc", "max_cycles", "space", "trace"))
 def solve(
     ints: Integrals,
     xc: str,
@@ -243,8 +251,13 @@ def solve(
     tolerance: float | Array = COMMUTATOR_TOLERANCE,
     *,
     max_cycles: int = MAX_CYCLES,
+    space: int = DIIS_SPACE,
+    trace: bool = False,
 ) -> SCFResult:
-    """Converge by DIIS from a density matrix, by default the guess that the integrals hold; arguments as `scf`."""
+    """Converge by DIIS from a density matrix, by default the guess that the integrals hold.
+
+    Other arguments as `scf`; `space` is the number of Fock matrices that are combined, 1 for plain iteration.
+    """
     dm = start_density(ints.dm_guess, ints) if dm is None else dm
 
     def evaluate(dm, filled):
@@ -259,13 +272,12 @@ def solve(
         return _remember(search, dm, fock, e_tot, error, damping)
 
     fock, e_tot, error = evaluate(dm, None)
-    nothing = jnp.full(max_cycles + 1, jnp.nan)
-    empty = jnp.zeros((DIIS_SPACE, *dm.shape))
+    empty = jnp.zeros((space, *dm.shape))
     residual = jnp.max(jnp.abs(error))
     start = _Search(
         dm, fock, e_tot, jnp.asarray(jnp.inf), residual,
         empty.at[0].set(fock), empty.at[0].set(error), jnp.asarray(0),
-        History(nothing.at[0].set(e_tot), nothing.at[0].set(residual)),
+        _history(max_cycles, e_tot, residual, dm if trace else None),
     )
     end = jax.lax.while_loop(lambda s: ~_is_converged(s, tolerance) & (s.cycles < max_cycles), cycle, start)
     return _result(end, ints, tolerance)
@@ -297,11 +309,11 @@ def _virtual_projector(dm, ints):
 
 
 def _remember(search, dm, fock, e_tot, error, damping):
-    slot = search.cycles + 1
-    place = slot % DIIS_SPACE
-    last = search.focks[search.cycles % DIIS_SPACE]
+    slot, space = search.cycles + 1, len(search.focks)
+    place = slot % space
+    last = search.focks[search.cycles % space]
     residual = jnp.max(jnp.abs(error))
-    history = History(search.history.energy.at[slot].set(e_tot), search.history.residual.at[slot].set(residual))
+    history = _entered(search.history, slot, e_tot, residual, dm)
     return _Search(
         dm, fock, e_tot, jnp.abs(e_tot - search.energy), residual,
         search.focks.at[place].set((1 - damping) * fock + damping * last),
@@ -309,10 +321,23 @@ def _remember(search, dm, fock, e_tot, error, damping):
     )
 
 
+def _history(max_cycles, e_tot, residual, dm) -> History:
+    """That of a search which has not begun; with `dm` density matrices are kept."""
+    nothing = jnp.full(max_cycles + 1, jnp.nan)
+    kept = None if dm is None else jnp.full((max_cycles + 1, *dm.shape), jnp.nan).at[0].set(dm)
+    return History(nothing.at[0].set(e_tot), nothing.at[0].set(residual), kept)
+
+
+def _entered(history, slot, e_tot, residual, dm) -> History:
+    kept = None if history.dm is None else history.dm.at[slot].set(dm)
+    return History(history.energy.at[slot].set(e_tot), history.residual.at[slot].set(residual), kept)
+
+
 def _extrapolate(search):
     """The combination of the remembered Fock matrices whose errors cancel best."""
-    used = jnp.arange(DIIS_SPACE) <= search.cycles
-    flat = search.errors.reshape(DIIS_SPACE, -1)
+    space = len(search.focks)
+    used = jnp.arange(space) <= search.cycles
+    flat = search.errors.reshape(space, -1)
     overlap = flat @ flat.T
     both = used[:, None] & used[None, :]
     scale = jnp.maximum(jnp.max(jnp.where(both, overlap, 0.0)), 1e-300)
@@ -321,13 +346,13 @@ def _extrapolate(search):
         [jnp.where(both, overlap / scale, jnp.diag(1.0 - border)), border[:, None]],
         [border[None, :], jnp.zeros((1, 1))],
     ])
-    target = jnp.zeros(DIIS_SPACE + 1).at[-1].set(1.0)
+    target = jnp.zeros(space + 1).at[-1].set(1.0)
     # Nearly parallel errors make the matrix singular towards the end: least squares, not solve.
     weights = jnp.linalg.lstsq(matrix, target, rcond=1e-14)[0][:-1]
     return jnp.tensordot(weights, search.focks, axes=1)
 
 
-@functools.partial(jax.jit, static_argnames=("xc", "optimiser", "max_cycles"))
+@functools.partial(jax.jit, static_argnames=("xc", "optimiser", "max_cycles", "trace"))
 def minimise(
     ints: Integrals,
     xc: str,
@@ -336,6 +361,7 @@ def minimise(
     optimiser: optax.GradientTransformationExtraArgs | optax.GradientTransformation | None = None,
     tolerance: float | Array = COMMUTATOR_TOLERANCE,
     max_cycles: int = MAX_CYCLES,
+    trace: bool = False,
 ) -> SCFResult:
     """Converge by minimising the energy over orthonormal orbitals, without ever diagonalising a Fock matrix.
 
@@ -348,6 +374,7 @@ def minimise(
       optimiser: of optax, by default L-BFGS with its line search; adam or sgd teach more and take longer.
       tolerance: as `scf`.
       max_cycles: steps after which the search ends without having converged.
+      trace: as `scf`.
     """
     dm = start_density(ints.dm_guess, ints) if dm is None else dm
     optimiser = optax.with_extra_args_support(optimiser or optax.lbfgs(memory_size=20))
@@ -375,7 +402,7 @@ def minimise(
         free = optax.apply_updates(free, updates)
         dm, fock, e_tot, residual = evaluate(free)
         slot = search.cycles + 1
-        history = History(search.history.energy.at[slot].set(e_tot), search.history.residual.at[slot].set(residual))
+        history = _entered(search.history, slot, e_tot, residual, dm)
         change = jnp.abs(e_tot - search.energy)
         return free, state, search._replace(
             dm=dm, fock=fock, energy=e_tot, change=change, residual=residual, cycles=slot, history=history
@@ -386,10 +413,10 @@ def minimise(
     _, vectors = jnp.linalg.eigh(x.T @ kohn_sham(dm, ints, xc).fock @ x)
     free = vectors[..., :most]
     dm, fock, e_tot, residual = evaluate(free)
-    nothing, unused = jnp.full(max_cycles + 1, jnp.nan), jnp.zeros(0)
+    unused = jnp.zeros(0)
     start = _Search(
         dm, fock, e_tot, jnp.asarray(jnp.inf), residual, unused, unused, jnp.asarray(0),
-        History(nothing.at[0].set(e_tot), nothing.at[0].set(residual)),
+        _history(max_cycles, e_tot, residual, dm if trace else None),
     )
     carry = (free, optimiser.init(free), start)
     *_, end = jax.lax.while_loop(lambda c: ~_is_converged(c[2], tolerance) & (c[2].cycles < max_cycles), cycle, carry)

@@ -4,43 +4,36 @@ Widgets are views of a session. Training is its trainer's thread; the traits her
 thread that calls a method, so that views can observe them.
 """
 
-from typing import NamedTuple
+import pathlib
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import traitlets
-from jaxtyping import Float
 
-from qptlab import properties
+from qptlab import attention, coordinates, estimates, exploration, profiling, scenes
+from qptlab.attention import Attended
+from qptlab.coordinates import Coordinate
 from qptlab.errors import InputError
 from qptlab.evaluation import Evaluation, evaluate
+from qptlab.exploration import CYCLES, Exploration
 from qptlab.geometries import SAMPLERS, Sampling
 from qptlab.integrals import template
 from qptlab.method import FUNCTIONALS, GRID_LEVELS, Method
 from qptlab.models.qpt import PRESETS, QPTConfig
-from qptlab.molecule import Molecule
-from qptlab.properties import Box
+from qptlab.molecule import Molecule, read_xyz
+from qptlab.profiling import Profile
+from qptlab.properties import cube_text
 from qptlab.reference import TestSet
+from qptlab.scenes import Scene, Subject
+from qptlab.tasks import Cancelled, Report, Task
 from qptlab.trainer import Trainer
 from qptlab.training import TrainConfig
-from qptlab.units import HARTREE_EV
+from qptlab.units import significant
 
-
-class OrbitalPair(NamedTuple):
-    """One orbital, predicted and PySCF's, at one geometry of the comparison.
-
-    Attributes:
-      molecule: the geometry.
-      box: where the values are.
-      values: predicted and PySCF's orbital, bohr^(−3/2), the same sign.
-      captions: what each is, for a title.
-      name: of the predicted one, for a file.
-    """
-
-    molecule: Molecule
-    box: Box
-    values: tuple[Float[np.ndarray, "nx ny nz"], Float[np.ndarray, "nx ny nz"]]
-    captions: tuple[str, str]
-    name: str
+TOPICS = ("molecule", "exploration", "training", "orbitals", "comparison", "attention", "kernels")
+"""The parts of the workbench, in order."""
 
 
 class Message(NamedTuple):
@@ -48,7 +41,7 @@ class Message(NamedTuple):
 
     Attributes:
       text: the sentence; empty when there is nothing to say.
-      topic: the part of the workbench it belongs to: `molecule`, `training`, `orbitals`, `comparison`.
+      topic: the part of the workbench it belongs to, one of `TOPICS`.
       is_error: whether something could not be done.
     """
 
@@ -63,8 +56,11 @@ class Session(traitlets.HasTraits):
     Attributes:
       molecule: what is studied; set it with `choose`.
       message: what there is to say to the user, a `Message`.
+      exploration: the last SCF looked into, or None.
       trainer: the present training, or None.
       evaluation: the last comparison with PySCF, or None.
+      profile: the last profile of training steps, or None.
+      compared: folders of runs that are drawn beside the present one.
     """
 
     molecule = traitlets.Instance(Molecule)
@@ -87,10 +83,22 @@ class Session(traitlets.HasTraits):
         Evaluation, allow_none=True
     )
 
+    exploration: traitlets.Instance[Exploration | None] = traitlets.Instance(  # pyright: ignore[reportAssignmentType]
+        Exploration, allow_none=True
+    )
+    profile: traitlets.Instance[Profile | None] = traitlets.Instance(  # pyright: ignore[reportAssignmentType]
+        Profile, allow_none=True
+    )
+    compared = traitlets.List(traitlets.Unicode())
+
     def __init__(self, molecule: str | Molecule = "water", **choices):
         chosen = Molecule.parse(molecule) if isinstance(molecule, str) else molecule
         super().__init__(molecule=chosen, **choices)
         self._reported: Trainer | None = None
+        self._tasks: dict[str, tuple[Task, Callable[[Any], None]]] = {}
+        self._subject: tuple[tuple, Subject] | None = None
+        self._attended: tuple[tuple, Attended] | None = None
+        _sessions.add(self)
 
     # Choosing -------------------------------------------------------------------------------
 
@@ -98,6 +106,11 @@ class Session(traitlets.HasTraits):
         """Take a built-in name, a SMILES, the path of an XYZ file or XYZ text as the molecule."""
         with _Told(self, "molecule"):
             self.molecule = Molecule.parse(text)
+
+    def move(self, coordinate: Coordinate, value: float) -> None:
+        """Give a bond length (ångström) or a torsion (degrees) of the molecule another value."""
+        with _Told(self, "molecule"):
+            self.molecule = coordinates.moved(self.molecule, coordinate, value)
 
     @property
     def method(self) -> Method:
@@ -118,6 +131,16 @@ class Session(traitlets.HasTraits):
             f"{self.molecule.formula}, {charge}{self.molecule.nelectron} electrons, "
             f"{chosen.nao} atomic orbitals, {chosen.eri} integrals, {memory} a geometry"
         )
+
+    def estimate(self) -> str:
+        """How long an SCF of the molecule will take, in a sentence; measures how fast this machine is, once.
+
+        Raises:
+          InputError: if the method cannot treat the molecule.
+        """
+        seconds = estimates.scf_seconds(template(self.molecule, self.method))
+        about = significant(max(seconds, 0.01), 1)
+        return f"An SCF will take about {about} s here, and some seconds to compile once."
 
     # Training -------------------------------------------------------------------------------
 
@@ -175,6 +198,18 @@ class Session(traitlets.HasTraits):
         energies = [answer.energy for answer in self.trainer.validation.converged]
         return float(np.mean(energies)), "⟨E converged⟩"
 
+    # Looking into the SCF ------------------------------------------------------------------
+
+    def explore(self, guess: str = "minao", cycles: int = CYCLES) -> None:
+        """Search the present molecule's ground state in several ways, in the background."""
+        mol, method = self.molecule, self.method
+
+        def done(found: Exploration) -> None:
+            self.exploration = found
+            self.tell(found.words(), "exploration")
+
+        self.begin("exploration", lambda report: exploration.explore(mol, method, guess, cycles, report), done)
+
     # Comparing ------------------------------------------------------------------------------
 
     def compare(self) -> None:
@@ -183,61 +218,164 @@ class Session(traitlets.HasTraits):
             trainer, validation = self._judged()
             self.evaluation = evaluate(trainer.predictor, validation)
 
-    def _judged(self) -> tuple[Trainer, TestSet]:
+    def compare_with(self, geometries: str = "") -> None:
+        """Compare in the background, on the validation geometries or on those of an XYZ file."""
+        with _Told(self, "comparison"):
+            if geometries.strip():
+                trainer, given = self._trained(), read_xyz(geometries.strip())
+            else:
+                trainer, given = self._judged()
+            predictor = trainer.predictor
+
+            def work(report) -> Evaluation:
+                report(0, 1, "predicting")
+                return evaluate(predictor, given, lambda done, total: report(done, total, "PySCF's answers"))
+
+            def done(found: Evaluation) -> None:
+                self.evaluation = found
+
+            self.begin("comparison", work, done)
+
+    def save_comparison(self) -> None:
+        """Write the last comparison into the run's folder: every geometry as CSV, the summary as LaTeX."""
+        with _Told(self, "comparison"):
+            trainer, found = self.trainer, self.evaluation
+            if trainer is None or found is None:
+                raise InputError("there is no comparison to save yet; compare with PySCF first.")
+            stem = trainer.out / f"comparison-step-{trainer.step}"
+            stem.with_suffix(".csv").write_text(found.to_csv())
+            stem.with_suffix(".tex").write_text(found.to_latex())
+            self.tell(f"saved {stem}.csv and {stem}.tex.", "comparison")
+
+    def _trained(self) -> Trainer:
         if self.trainer is None or self.trainer.step == 0:
             raise InputError("there is no trained model yet; start a training first.")
-        if self.trainer.validation is None:
+        return self.trainer
+
+    def _judged(self) -> tuple[Trainer, TestSet]:
+        trainer = self._trained()
+        if trainer.validation is None:
             raise InputError("PySCF is still at work on the validation geometries; try again in a moment.")
-        return self.trainer, self.trainer.validation
+        return trainer, trainer.validation
 
-    # Orbitals -------------------------------------------------------------------------------
+    # Orbitals and attention ------------------------------------------------------------------
 
-    def orbital_choices(self) -> list[tuple[str, int]]:
-        """Labels and indices of the orbitals, HOMO and LUMO named; empty before there is a model."""
-        trainer = self.trainer
-        if trainer is None or trainer.step == 0 or trainer.validation is None:
-            return []
-        nocc = trainer.molecules[0].nelectron // 2
-        names = {nocc - 1: "HOMO", nocc: "LUMO"}
-        energies = trainer.validation.converged[0].mo_energy * HARTREE_EV
-        return [
-            (f"{i + 1}  {names.get(i, 'occupied' if i < nocc else 'empty')}  {energy:.1f} eV", i)
-            for i, energy in enumerate(energies)
-        ]
+    @property
+    def can_draw(self) -> bool:
+        """Whether there is a model and PySCF's answers to draw beside it."""
+        return self.trainer is not None and self.trainer.step > 0 and self.trainer.validation is not None
 
-    def orbital_pair(self, index: int, geometry: int = 0, points: int = 60) -> OrbitalPair:
-        """One orbital of a validation geometry, predicted by the present model and PySCF's, on a box.
+    def subject(self, geometry: int = 0, *, anew: bool = False) -> Subject:
+        """A validation geometry as the model sees it, with PySCF's answer.
 
         Args:
-          index: of the orbital, from 0.
           geometry: of the validation set, from 0.
-          points: of the box along each axis.
+          anew: predict with the present parameters; else what was last predicted for it is kept.
 
         Raises:
-          InputError: before there is a model, or for an index out of range.
+          InputError: before there is a model, or for a geometry that does not exist.
         """
         trainer, validation = self._judged()
-        truth = validation.converged[geometry]
-        if not 0 <= index < len(truth.mo_energy):
-            raise InputError(f"orbital {index} does not exist; 0 to {len(truth.mo_energy) - 1} would do.")
-        positions = validation.positions[geometry]
-        system = validation.systems[geometry]
-        step, model = trainer.step, trainer.predictor.in_frame(system, positions)
-        mol = system.molecule.with_positions(positions)
-        where, basis = properties.box(mol, points), template(mol, trainer.method)
-        predicted = properties.orbital_on_box(mol, basis, model.mo_coeff[:, index], where)
-        pyscf = properties.orbital_on_box(mol, basis, truth.mo_coeff[:, index], where)
-        # The sign of an orbital means nothing; turned alike, the two can be compared by eye.
-        if float(np.sum(predicted * pyscf)) < 0:
-            pyscf = -pyscf
-        occupation = 2 if index < int(model.nocc) else 0
-        qpt, reference = (
-            f"{who}: orbital {index + 1}, {found.mo_energy[index] * HARTREE_EV:.3f} eV, "
-            f"occupation {occupation}"
-            for who, found in ((f"QPT, step {step}", model), ("PySCF", truth))
-        )
-        name = f"orbital-{index + 1}-geometry-{geometry}-step-{step}"
-        return OrbitalPair(mol, where, (predicted, pyscf), (qpt, reference), name)
+        if not 0 <= geometry < len(validation.positions):
+            raise InputError(f"geometry {geometry} does not exist; 0 to {len(validation.positions) - 1} would do.")
+        key = id(trainer), geometry
+        if self._subject is None or self._subject[0] != key or anew:
+            system, positions = validation.systems[geometry], validation.positions[geometry]
+            step, model = trainer.step, trainer.predictor.in_frame(system, positions)
+            mol = system.molecule.with_positions(positions)
+            self._subject = key, Subject(
+                mol, trainer.method, step, model, validation.no_network[geometry], validation.converged[geometry],
+                geometry,
+            )
+        return self._subject[1]
+
+    def scene(
+        self, kind: str = "orbital", index: int | None = None, geometry: int = 0, *, points: int = 60,
+        isovalue: float | None = None, anew: bool = False,
+    ) -> Scene:
+        """What to draw of a validation geometry; arguments as `scenes.draw` and `subject`.
+
+        Raises:
+          InputError: as they do.
+        """
+        return scenes.draw(kind, self.subject(geometry, anew=anew), index, points=points, isovalue=isovalue)
+
+    def save_scene(self, scene: Scene) -> pathlib.Path:
+        """Write the first volume of a scene as a cube file into the run's folder; returns the path."""
+        trainer = self._trained()
+        path = trainer.out / f"{scene.name}-step-{trainer.step}.cube"
+        path.write_text(cube_text(scene.molecule, scene.values[0], scene.box, scene.captions[0]))
+        return path
+
+    def attended(self, geometry: int = 0, *, anew: bool = False) -> Attended:
+        """What the network's heads look at, at a validation geometry; arguments as `subject`.
+
+        Raises:
+          InputError: as `subject`.
+        """
+        trainer, validation = self._judged()
+        if not 0 <= geometry < len(validation.positions):
+            raise InputError(f"geometry {geometry} does not exist; 0 to {len(validation.positions) - 1} would do.")
+        key = id(trainer), geometry
+        if self._attended is None or self._attended[0] != key or anew:
+            place = validation.systems[geometry], validation.positions[geometry]
+            self._attended = key, attention.attended(trainer.predictor, *place)
+        return self._attended[1]
+
+    # Kernels ---------------------------------------------------------------------------------
+
+    def inspect(self, steps: int = 5) -> None:
+        """Profile some steps of the training that is under way, in the background."""
+        with _Told(self, "kernels"):
+            trainer = self.trainer
+            if trainer is None or trainer.status != "running":
+                raise InputError("no training is running; start one, or go on with one, to look into its steps.")
+
+            def done(found: Profile) -> None:
+                self.profile = found
+
+            self.begin("kernels", lambda report: profiling.profile(trainer, steps, report), done)
+
+    # Work in the background ------------------------------------------------------------------
+
+    def begin(self, topic: str, work: Callable[[Report], Any], done: Callable[[Any], None]) -> None:
+        """Start work in a thread; `deliver` hands its result to `done` later.
+
+        Args:
+          topic: one of `TOPICS`, of which each has one thing under way at a time.
+          work: called in the thread with a `report`, see `tasks.Task`.
+          done: called with what the work returned, on the thread of the kernel.
+        """
+        if topic in self._tasks:
+            self.refuse("this is under way already; wait for it, or call it off.", topic)
+            return
+        self.tell("", topic)
+        self._tasks[topic] = Task(work, topic), done
+
+    def task(self, topic: str) -> Task | None:
+        """What is under way in a part of the workbench."""
+        return self._tasks[topic][0] if topic in self._tasks else None
+
+    def deliver(self) -> None:
+        """Hand over what has been done in the background, and say what went wrong; for the thread of the kernel."""
+        for topic, (task, done) in list(self._tasks.items()):
+            if task.is_alive:
+                continue
+            del self._tasks[topic]
+            if isinstance(task.error, Cancelled):
+                self.tell("called off.", topic)
+            elif task.error is not None:
+                self.refuse(str(task.error) or type(task.error).__name__, topic)
+            else:
+                done(task.result)
+        self._report_training()
+
+    def wait(self, topic: str, timeout: float | None = None) -> None:
+        """Wait for what is under way in a part of the workbench, and have it delivered."""
+        task = self.task(topic)
+        if task is not None:
+            task.wait(timeout)
+        self.deliver()
 
     # Saying ---------------------------------------------------------------------------------
 
@@ -256,12 +394,19 @@ class Session(traitlets.HasTraits):
         """Show a sentence about something that could not be done."""
         self.message = Message(sentence, topic, True)
 
-    def report(self) -> None:
-        """Put into words what the background training has met; for the thread of the kernel."""
+    def _report_training(self) -> None:
         trainer = self.trainer
         if trainer is not None and trainer.error is not None and trainer is not self._reported:
             self._reported = trainer
             self.refuse(f"Training failed: {trainer.error}", "training")
+
+
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def training_session() -> Session | None:
+    """The session of this process whose training is under way, if there is one: a cell that is run again finds it."""
+    return next((session for session in _sessions if session.is_training), None)
 
 
 class _Told:

@@ -17,6 +17,10 @@ import weakref
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import numpy as np
+import psutil
+
 from qptlab import geometries
 from qptlab.errors import InputError
 from qptlab.method import Method
@@ -26,11 +30,15 @@ from qptlab.models.system import make_systems
 from qptlab.molecule import Molecule
 from qptlab.reference import ErrorSummary, TestSet, errors, make_test_set, taught
 from qptlab.run import Run
-from qptlab.training import NotFiniteError, TrainConfig, TrainState, check_memory, initial_state, train
+from qptlab.stream import Drawn
+from qptlab.training import NotFiniteError, TrainConfig, TrainState, Watch, check_memory, initial_state, train
 from qptlab.units import significant
 
 BUDGET = ("minutes", "steps", "validation")
 """What a resumed training may have otherwise."""
+
+KEPT_EVENTS = ("compiling", "checkpoint", "skipped", "note", "error")
+"""Kinds that are written into the run's folder, to be marked on its curve later."""
 
 VALIDATION_STRIDE = 8
 """Frames of the validation trajectory from one geometry to the next (40 fs): nearly independent."""
@@ -45,14 +53,19 @@ class Event(NamedTuple):
     """Something that happened.
 
     Attributes:
-      kind: `status`, `compiling`, `step`, `validation`, `checkpoint`, `note` or `error`.
+      kind: `status`, `compiling`, `step`, `validation`, `checkpoint`, `skipped`, `news`, `note` (a user's) or
+        `error`.
       text: for people.
       row: of the metrics table, with `step` and `validation`.
+      step: updates done when it happened.
+      seconds: training time then.
     """
 
     kind: str
     text: str
     row: dict | None = None
+    step: int = 0
+    seconds: float = 0.0
 
 
 class Trainer:
@@ -66,6 +79,12 @@ class Trainer:
       out: the run's folder, new or empty; by default a new one under `runs/`.
       resume: go on with the run that `out` holds. Molecules, method, model and training must be the same; the
         budget (minutes, steps) and the number of validation geometries may be others.
+
+    Attributes:
+      status: `ready`, `compiling`, `running`, `paused`, `finished`, `stopped` or `failed`.
+      error: what ended a training that failed.
+      validation: the validation geometries with PySCF's answers, once there are any.
+      executables: the compiled functions of a training step, by name, and the seconds that compiling each took.
 
     Raises:
       InputError: for an output folder that holds something else, a molecule that the method
@@ -90,6 +109,8 @@ class Trainer:
         self.method = method or Method()
         self.model_config = model or QPTConfig()
         self.train_config = train or TrainConfig()
+        self.executables: dict[str, tuple[jax.stages.Compiled, float]] = {}
+        self._batch: Sequence[Drawn] = ()
         self._log: list[Event] = []
         self._rows: list[dict] = []
         self._going = threading.Event()
@@ -142,6 +163,9 @@ class Trainer:
         run.extend(self.train_config)
         self.molecules = run.molecules  # their geometries define the frames
         self._rows = run.metrics()
+        self._log = [
+            Event(each["kind"], each["text"], None, int(each["step"]), each["seconds"]) for each in run.events()
+        ]
         return run, state
 
     # Steering -------------------------------------------------------------------------------
@@ -186,6 +210,16 @@ class Trainer:
             raise RuntimeError(f"training failed: {self.error}") from self.error
         return self
 
+    def note(self, text: str) -> None:
+        """Write a remark down at the present step; it is kept with the run.
+
+        Raises:
+          InputError: for an empty one.
+        """
+        if not text.strip():
+            raise InputError("an empty note was given; a few words would do.")
+        self._emit("note", " ".join(text.split()))
+
     def wait(self, timeout: float | None = None) -> "Trainer":
         """Wait until training has ended."""
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -224,6 +258,14 @@ class Trainer:
         """Updates done."""
         return self._state.step if self._state else 0
 
+    @property
+    def geometry(self) -> Molecule | None:
+        """The newest geometry trained on, in its frame; None before the first step."""
+        for drawn in self._batch:
+            mol = drawn.system.molecule
+            return mol.with_positions(np.asarray(drawn.sample.ints.positions)[: len(mol.symbols)])
+        return None
+
     # The thread -----------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -244,7 +286,7 @@ class Trainer:
             if isinstance(error, NotFiniteError):
                 frames = "".join(mol.to_xyz() for mol in error.geometries)
                 (self.out / "not-finite.xyz").write_text(frames)
-                self._emit("note", f"the geometries at fault are kept in {self.out / 'not-finite.xyz'}")
+                self._emit("news", f"the geometries at fault are kept in {self.out / 'not-finite.xyz'}")
             self._emit("error", str(error))
             self._set_status("failed")
 
@@ -253,12 +295,14 @@ class Trainer:
         saved = time.perf_counter()
         for state, metrics in train(
             self._model, taught(self._systems, self.train_config.loss), self.train_config, start,
-            lambda what: self._emit("compiling", f"compiling the {what}"), self._refilled,
+            _Watch(self),
         ):
             if self.status == "compiling":
                 self._set_status("running")
             self._state = state
-            row = metrics._asdict()
+            row = {**metrics._asdict(), "memory_mib": _memory_mib()}
+            if metrics.skipped:
+                self._emit("skipped", f"the update of step {state.step} was not finite and was left out")
             if self._validation_due(references):
                 with contextlib.suppress(concurrent.futures.CancelledError):  # stopped while it waited
                     row |= self._validate(references)
@@ -298,7 +342,7 @@ class Trainer:
     def _validate(self, references: concurrent.futures.Future) -> dict[str, float]:
         """Errors of the present parameters and of both baselines, as columns of the table."""
         if not references.done():
-            self._emit("note", "waiting for PySCF's answers on the validation geometries")
+            self._emit("news", "waiting for PySCF's answers on the validation geometries")
         found = references.result()
         predictor, places = self.predictor, list(zip(found.systems, found.positions, strict=True))
         if self._baselines is None:
@@ -345,19 +389,45 @@ class Trainer:
     def _check_wanted(self, done: int, total: int) -> None:
         if self._enough.is_set() or self._stopping.is_set():
             raise concurrent.futures.CancelledError
-        self._emit("note", f"PySCF's answers for validation: {done} of {total}")
-
-    def _refilled(self, done: int, total: int) -> None:
-        if self._stopping.is_set():
-            raise concurrent.futures.CancelledError
-        self._emit("note", f"earlier geometries made again: {done} of {total}")
+        self._emit("news", f"PySCF's answers for validation: {done} of {total}")
 
     def _set_status(self, status: str) -> None:
         self.status = status
         self._emit("status", status)
 
     def _emit(self, kind: str, text: str, row: dict | None = None) -> None:
-        self._log.append(Event(kind, text, row))
+        step, seconds = (self._state.step, self._state.seconds) if self._state else (0, 0.0)
+        self._log.append(Event(kind, text, row, step, seconds))
+        if kind in KEPT_EVENTS:
+            with contextlib.suppress(OSError):  # a full disk is said where metrics are written
+                self.run_folder.log(kind, text, step, seconds)
+
+
+class _Watch(Watch):
+    """Turns what a training tells into its trainer's events."""
+
+    def __init__(self, trainer: Trainer):
+        self._trainer = trainer
+
+    def compiling(self, what: str) -> None:
+        self._trainer._emit("compiling", f"compiling the {what}")
+
+    def compiled(self, name: str, executable: jax.stages.Compiled, seconds: float) -> None:
+        self._trainer.executables[name] = executable, seconds  # of molecules of several shapes, the last
+
+    def refilled(self, done: int, total: int) -> None:
+        if self._trainer._stopping.is_set():
+            raise concurrent.futures.CancelledError
+        self._trainer._emit("news", f"earlier geometries made again: {done} of {total}")
+
+    def drew(self, batch: Sequence[Drawn]) -> None:
+        self._trainer._batch = batch
+
+
+def _memory_mib() -> float:
+    """In use: on an accelerator its own memory, else this process's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return (stats.get("bytes_in_use") or psutil.Process().memory_info().rss) / 2**20
 
 
 def _stop_at_exit(trainer: weakref.ref) -> None:

@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ from qptlab.libcint import memory_bytes
 from qptlab.models.qpt import QPT, Params, check_iterations
 from qptlab.models.system import Sample, System
 from qptlab.molecule import Molecule
-from qptlab.stream import Stream
+from qptlab.stream import Drawn, Stream
 
 LOSSES = ("energy", "self-consistency", "labels")
 
@@ -160,6 +160,25 @@ class Metrics(NamedTuple):
     geometries: int
 
 
+class Watch:
+    """What a training tells whoever watches; to be overridden, since here nothing listens.
+
+    All but `compiled` are called between steps on the thread that trains, which waits meanwhile.
+    """
+
+    def compiling(self, what: str) -> None:
+        """Something is being compiled, which takes seconds."""
+
+    def compiled(self, name: str, executable: jax.stages.Compiled, seconds: float) -> None:
+        """A function of the training step is compiled; from any thread."""
+
+    def refilled(self, done: int, total: int) -> None:
+        """So many of the earlier geometries are made again, of so many; what it raises ends the training."""
+
+    def drew(self, batch: Sequence[Drawn]) -> None:
+        """These geometries are trained on in the next step, the newest first."""
+
+
 class NotFiniteError(FloatingPointError):
     """Training gave up, because updates were not finite.
 
@@ -237,8 +256,7 @@ def train(
     systems: Sequence[System],
     config: TrainConfig,
     state: TrainState | None = None,
-    on_compile: Callable[[str], None] = lambda what: None,
-    on_refill: Callable[[int, int], None] = lambda done, total: None,
+    watch: Watch | None = None,
 ) -> Iterator[tuple[TrainState, Metrics]]:
     """Train, yielding after every update.
 
@@ -251,14 +269,13 @@ def train(
       systems: the molecules to train on.
       config: how to train.
       state: where to go on from; by default a fresh start.
-      on_compile: told what is being compiled, because it takes seconds.
-      on_refill: told how many of the earlier geometries are made again, of how many; what it raises ends the work.
+      watch: told what happens between steps.
 
     Raises:
       NotFiniteError: after `MAX_SKIPPED` updates in a row that are not finite.
       InputError: what the source of geometries raised.
     """
-    state = state or initial_state(model, config)
+    state, watch = state or initial_state(model, config), watch or Watch()
     if config.iterations is not None:
         model = model.with_iterations(config.iterations)
     stream = Stream(
@@ -266,8 +283,8 @@ def train(
     )
     stream.params = state.params
     with stream, concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "qptlab-gradients") as cores:
-        step_once = _Stepper(model, config, stream, cores, on_compile)
-        stream.refill(on_refill)
+        step_once = _Stepper(model, config, stream, cores, watch)
+        stream.refill(watch.refilled)
         began = time.perf_counter()
         while config.progress(state.step, state.seconds) < 1:
             state, metrics = step_once(state, began)
@@ -278,9 +295,9 @@ def train(
 class _Stepper:
     """One update with its bookkeeping; holds the compiled functions and the stream."""
 
-    def __init__(self, model, config, stream, cores, on_compile):
+    def __init__(self, model, config, stream, cores, watch):
         self._model, self._config, self._stream, self._cores = model, config, stream, cores
-        self._on_compile = on_compile
+        self._watch = watch
         self._optimiser = optimiser(config)
         self._is_batched = jax.default_backend() != "cpu"
         self._compiled = {}
@@ -293,6 +310,7 @@ class _Stepper:
         compile_s = time.perf_counter() - compiling if is_new else 0.0
         waited, self._stream.params = self._stream.waited, state.params
         drawn = next(self._stream)
+        self._watch.drew(drawn)
         waited = self._stream.waited - waited
         judged, gradient = self._gradient(functions, state.params, [each.sample for each in drawn])
         loss, energy = float(jnp.mean(judged.loss)), float(jnp.mean(judged.energy))
@@ -314,7 +332,7 @@ class _Stepper:
         key = jax.tree.structure(sample), tuple(leaf.shape for leaf in jax.tree.leaves(sample))
         if key in self._compiled:
             return self._compiled[key], False
-        self._on_compile("training step")
+        self._watch.compiling("training step")
         part = (sample,) * (self._config.microbatch or self._config.batch)
         seen = tuple(each.features for each in part)
         deltas = jax.eval_shape(self._correct, params, seen)
@@ -324,8 +342,14 @@ class _Stepper:
             jax.jit(self._pull).lower(params, seen, jax.eval_shape(lambda *each: jnp.stack(each), *deltas)),
         )
         # Tracing is Python's, one after another; compiling is not, and goes side by side.
-        self._compiled[key] = _Functions(*self._cores.map(lambda each: each.compile(), lowered))
+        self._compiled[key] = _Functions(*self._cores.map(self._compile, _Functions._fields, lowered))
         return self._compiled[key], True
+
+    def _compile(self, name, lowered):
+        began = time.perf_counter()
+        executable = lowered.compile()
+        self._watch.compiled(name, executable, time.perf_counter() - began)
+        return executable
 
     def _gradient(self, functions, params, samples) -> "tuple[_Judged, Params]":
         """Mean over a batch; part by part, so that no more than a part's memory is needed."""
@@ -371,8 +395,16 @@ class _Stepper:
             average = optax.incremental_update(params, average, 1 - decay.astype(jnp.float32))
             return params, average, opt_state, optax.tree.norm(gradient)
 
-        compiled = jax.jit(update)
-        return lambda current, gradient, *numbers: compiled(current, gradient, *map(jnp.asarray, numbers))
+        executable = None
+
+        def compiled(current, gradient, *numbers):
+            nonlocal executable
+            given = current, gradient, *map(jnp.asarray, numbers)
+            if executable is None:
+                executable = self._compile("update", jax.jit(update).lower(*given))
+            return executable(*given)
+
+        return compiled
 
     def _given_up(self, step, drawn, judged):
         finite = np.isfinite(judged.loss) & np.isfinite(judged.slope).all(axis=(1, 2))

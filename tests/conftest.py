@@ -18,6 +18,9 @@ atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_e
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 
+# The notebooks of the course, run by nbmake, are shortened; whoever opens them sees them in full.
+os.environ["QPTLAB_FAST"] = "1"
+
 # The same examples each time: what fails in CI fails here too.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")

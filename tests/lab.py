@@ -83,7 +83,8 @@ def _wait_for(address, process, log):
 class Lab:
     """One notebook open in one page."""
 
-    def __init__(self, browser: Browser, address: str, notebook: str):
+    def __init__(self, browser: Browser, address: str, notebook: str, folder: pathlib.Path):
+        self.folder = folder
         self.outside: list[str] = []
         self.errors: list[str] = []
         self.page: Page = browser.new_page(viewport={"width": 1280, "height": 800})
@@ -105,6 +106,13 @@ class Lab:
             except TimeoutError:
                 if attempt == attempts - 1:
                     raise
+
+    def reload(self) -> None:
+        """Save the notebook and load the page again, as a person does, and wait until it is back."""
+        self.page.keyboard.press("Escape")
+        self.page.keyboard.press("Control+s")
+        self.page.wait_for_timeout(2000)
+        self._open(self.page.url)
 
     def _route(self, route: Route) -> None:
         address = route.request.url
@@ -147,10 +155,12 @@ class Lab:
         output.wait_for(timeout=seconds * 1000)
         return output.inner_text()
 
-    def show(self, heading: str) -> None:
-        """Scroll to a section of the workbench."""
-        self.page.locator("h3", has_text=heading).scroll_into_view_if_needed()
-        self.page.locator("h3", has_text=heading).evaluate("element => element.scrollIntoView({block: 'start'})")
+    def show(self, title: str) -> None:
+        """Turn to a tab of the workbench, and bring it to the top of the window."""
+        tab = self.page.locator(".jupyter-widgets .lm-TabBar-tab", has_text=title)
+        tab.scroll_into_view_if_needed()
+        tab.click()
+        tab.evaluate("element => element.scrollIntoView({block: 'start'})")
         self.page.mouse.move(5, 500)  # so that no toolbar hovers
         self.page.wait_for_timeout(300)
 
@@ -158,9 +168,14 @@ class Lab:
         # Before the word may stand the character of an icon font.
         self.page.get_by_role("button", name=re.compile(f"(^|\\W){re.escape(button)}$")).click()
 
+    def plots(self, axis: str):
+        """The plots that are seen and have an axis of this title."""
+        shown = self.page.locator(".js-plotly-plot:visible")
+        return shown.filter(has=self.page.locator("text", has_text=axis))
+
     def points(self) -> int:
         """How many points the curve of the loss has in the browser."""
-        return self.page.evaluate("() => document.querySelector('.js-plotly-plot').data[0].x?.length ?? 0")
+        return self.plots("training time, s").first.evaluate("plot => plot._fullData[0].x?.length ?? 0")
 
     def prompts(self) -> list[str]:
         """What stands beside every code cell: [ ], [*] or the number of its execution."""
@@ -181,7 +196,7 @@ class Lab:
 
     def canvas_pixels(self) -> list[np.ndarray]:
         """The pixels of every orbital canvas, as the browser shows them."""
-        boxes = self.page.locator(".qptlab-viewer-canvas")
+        boxes = self.page.locator(".qptlab-viewer-canvas:visible")
         images = []
         for index in range(boxes.count()):
             boxes.nth(index).scroll_into_view_if_needed()

@@ -1,11 +1,16 @@
 """What a person sees: a real JupyterLab in headless Chromium that can reach nothing but this machine."""
 
+import csv
+import pathlib
+import re
 import shutil
 import time
 
 import lab
+import numpy as np
 import pytest
 from cases import wait_until
+from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 NOTEBOOK = "01-first-light.ipynb"
@@ -23,7 +28,7 @@ def opened(tmp_path):
     shutil.copy(lab.ARTIFACTS.parent / "notebooks" / NOTEBOOK, tmp_path)
     with lab.server(tmp_path) as address, sync_playwright() as playwright:
         browser = lab.launch(playwright)
-        notebook = lab.Lab(browser, address, NOTEBOOK)
+        notebook = lab.Lab(browser, address, NOTEBOOK, tmp_path)
         try:
             yield notebook
         finally:
@@ -35,36 +40,54 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     """Run all; press Start; points arrive while another cell answers; pause, stop; look at everything."""
     page = opened.page
     opened.run(0)
-    section = page.locator("h3", has_text="2. Training")
-    section.wait_for(timeout=60_000)
-    opened.show("1. Molecule and method")
+    page.locator(".lm-TabBar-tab", has_text="3. Training").wait_for(timeout=60_000)
+    opened.show("1. Molecule")
+    wait_until(lambda: np.ptp(opened.canvas_pixels()[0]) > 100)
     opened.screenshot("1-molecule")
 
+    opened.add_and_run("app.session.minutes = 10.0; print()")
+    opened.show("3. Training")
     opened.press("Start")
-    opened.show("2. Training")
-    expect(page.locator("text=/step \\d+ ·/")).to_be_visible(timeout=90_000)
+    expect(page.locator("text=/step \\d+ ·/").first).to_be_visible(timeout=90_000)
     before = opened.points()
     answered = opened.add_and_run("trainer = app.session.trainer; print(trainer.status, trainer.step > 0)")
     assert answered.split() == ["running", "True"]
-    opened.show("2. Training")
+    opened.show("3. Training")
     wait_until(lambda: opened.points() > before + 10)
+    page.get_by_label("Note").fill("first light")
+    opened.press("Keep")
+    expect(page.locator("text=/note — first light/")).to_be_visible()
     opened.screenshot("2-training")
 
+    # The page is loaded again in mid-run: the training goes on, and the plot comes back whole.
+    seen = opened.points()
+    opened.reload()
+    opened.show("3. Training")
+    wait_until(lambda: opened.points() > seen)
+
+    opened.show("7. Kernels")
+    opened.press("Profile")
+    expect(page.locator("text=/steps took/")).to_be_visible(timeout=90_000)
+    opened.screenshot("7-kernels")
+    expect(page.locator("td", has_text=re.compile(r"\w+\.py:\d+")).first).to_be_visible()
+    assert opened.plots("time, ms").first.evaluate("plot => plot.data.length") >= 3
+
+    opened.show("3. Training")
     opened.press("Pause")
     expect(page.get_by_role("button", name="Resume")).to_be_visible(timeout=60_000)
     halted = opened.add_and_run("print(trainer.status, trainer.step)").split()
     assert halted[0] == "paused"
 
-    # Orbitals appear by themselves, two of them, both signs of each.
+    # Orbitals are there, two of them, both signs of each.
+    opened.show("4. Orbitals")
     wait_until(lambda: [min(lab.shares(canvas)) > 0.002 for canvas in opened.canvas_pixels()] == [True, True])
-    opened.show("3. Orbitals")
     opened.screenshot("3-orbitals")
     assert opened.add_and_run("print(app.orbitals.viewer.status)").strip() == "ready"
 
     # The camera stays where a user has turned it when another orbital is shown.
-    opened.show("3. Orbitals")
+    opened.show("4. Orbitals")
     straight = opened.canvas_pixels()[0]
-    page.locator(".qptlab-viewer-canvas").first.focus()
+    page.locator(".qptlab-viewer-canvas:visible").first.focus()
     for _ in range(6):
         page.keyboard.press("ArrowRight")
     wait_until(lambda: (opened.canvas_pixels()[0] != straight).mean() > 0.01)
@@ -75,28 +98,69 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     assert (again != turned).mean() < 0.01, "the same view after an update"
     assert (again != straight).mean() > 0.01
 
+    # A click on a level shows its orbital.
+    levels = opened.plots("orbital energy, eV").first.locator(".scatterlayer .trace")
+    level = levels.nth(1).locator("path.point").first
+    level.click(force=True)
+    expect(page.locator("figcaption", has_text="QPT").first).to_contain_text(re.compile("orbital [67],"), timeout=15_000)
+    page.get_by_label("Show", exact=True).select_option("density difference")
+    expect(page.locator("figcaption", has_text="electrons misplaced").first).to_be_visible(timeout=15_000)
+    wait_until(lambda: max(lab.shares(opened.canvas_pixels()[0])) > 0.002)
+    opened.screenshot("3-difference")
+    page.get_by_label("Show", exact=True).select_option("electrostatic potential")
+    expect(page.locator("figcaption", has_text="potential").first).to_be_visible(timeout=15_000)
+    time.sleep(1)
+    opened.screenshot("3-potential")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="PNG").locator("visible=true").first.click()
+    assert download.value.suggested_filename == "potential-geometry-0.png"
+    assert np.ptp(np.asarray(Image.open(download.value.path()).convert("RGB"))) > 100
+    page.get_by_label("Show", exact=True).select_option("orbital")
+
+    opened.show("5. Comparison")
     opened.press("Compare with PySCF")
-    table = page.locator(".qptlab-table")
-    table.wait_for(timeout=30_000)
+    table = page.locator(".qptlab-table:visible").first
+    table.wait_for(timeout=60_000)
     rows = [line.split("\t") for line in table.inner_text().splitlines()[1:]]
     assert [row[0] for row in rows[1:]] == ["QPT", "no network, same iterations", "PySCF, same Fock builds"]
     qpt, plain, stopped = (float(row[1]) for row in rows[1:])
     assert 0 < qpt < min(plain, stopped)
-    opened.show("4. Comparison")
     time.sleep(1)
     opened.screenshot("4-comparison")
+    opened.press("Save CSV and LaTeX")
+    saved = page.locator("[role=status]", has_text="saved").locator("visible=true")
+    expect(saved).to_be_visible()
+    path = pathlib.Path(saved.inner_text().split()[1])
+    rows = list(csv.DictReader((opened.folder / path).read_text().splitlines()))
+    assert np.mean([abs(float(row["energy_error_mev"])) for row in rows]) == pytest.approx(qpt, rel=1e-3)
 
+    opened.show("6. Attention")
+    opened.press("Look")
+    expect(page.locator("text=/Layer 0, head 0: .* stays on the atom/")).to_be_visible(timeout=60_000)
+    wait_until(lambda: np.ptp(opened.canvas_pixels()[0]) > 100)
+    opened.screenshot("6-attention")
+
+    opened.show("3. Training")
     opened.press("Stop")
-    expect(page.locator("[role=status]", has_text="stopped")).to_be_visible(timeout=60_000)
+    expect(page.locator("[role=status]", has_text="stopped").first).to_be_visible(timeout=60_000)
     assert int(opened.add_and_run("print(trainer.step)")) >= int(halted[1])
 
-    opened.dark()
-    opened.show("3. Orbitals")
+    opened.show("2. SCF")
+    opened.press("Run SCF")
+    expect(page.locator("text=/DIIS: converged after/").first).to_be_visible(timeout=90_000)
+    assert opened.plots("iteration").first.evaluate("plot => plot._fullData[2].y.length") >= 3
     time.sleep(1)
-    opened.screenshot("5-dark")
+    opened.screenshot("5-scf")
+
+    opened.dark()
+    for number, title in enumerate(
+        ("1. Molecule", "2. SCF", "3. Training", "4. Orbitals", "5. Comparison", "6. Attention", "7. Kernels"), 1
+    ):
+        opened.show(title)
+        time.sleep(1)
+        opened.screenshot(f"dark-{number}")
+    opened.show("4. Orbitals")
     assert min(lab.shares(opened.canvas_pixels()[0])) > 0.002
-    opened.show("2. Training")
-    opened.screenshot("6-dark-training")
 
     assert page.locator(".modebar-btn[data-title*='hare']").count() == 0, "nothing uploads a chart"
     assert opened.outside == []
@@ -106,7 +170,7 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
 def test_bad_input_is_explained_beside_the_control(opened):
     page = opened.page
     opened.run(0)
-    page.locator("h3", has_text="1. Molecule").wait_for(timeout=60_000)
+    page.locator(".lm-TabBar-tab", has_text="1. Molecule").wait_for(timeout=60_000)
     field = page.get_by_label("SMILES or path")
     field.fill("C1CC")
     field.press("Tab")

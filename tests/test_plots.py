@@ -1,15 +1,25 @@
 """Figures: what is on them, and what must not be."""
 
+import base64
+import io
+import json
+
 import cases
 import numpy as np
 import plotly.graph_objects as go
+import plotly.offline
 import pytest
+from PIL import Image
 
 import qptlab as ql
-from qptlab import plots
+from qptlab import pictures, plots
 from qptlab.units import HARTREE_MEV
 
-ROWS = [{"seconds": float(i), "energy_ha": -75.0 - 0.01 * i} for i in range(5000)]
+ROWS = [
+    {"step": i + 1, "seconds": float(i), "energy_ha": -75.0 - 0.01 * i, "grad_norm": 1.0 / (i + 1), "geometries": i,
+     "learning_rate": 1e-3, "data_wait_s": 0.1, "memory_mib": 500.0}
+    for i in range(5000)
+]
 ROWS[10] |= {
     "validation_mae_mev": 12.0, "validation_max_mev": 20.0,
     "no_network_mae_mev": 2000.0, "pyscf_stopped_mae_mev": 900.0,
@@ -42,7 +52,7 @@ def test_both_baselines_and_both_marks_stand_beside_the_error():
     traces = plots.training_traces(ROWS, -75.0)
     figure = plots.training_figure()
     plots.fill(figure, traces)
-    drawn = {trace.name: trace.y for trace in figure.data}
+    drawn = {trace.name: tuple(trace.y) for trace in figure.data}
     assert drawn["validation error, mean"] == (12.0,)
     assert drawn["no network"] == (2000.0, 2000.0)
     assert drawn["PySCF, same Fock builds"] == (900.0, 900.0)
@@ -52,8 +62,24 @@ def test_both_baselines_and_both_marks_stand_beside_the_error():
 
 def test_before_the_first_validation_no_baseline_is_drawn():
     traces = plots.training_traces(ROWS[:5], -75.0)
-    assert [len(x) for x, _ in traces] == [5, 0, 0, 0, 0, 2, 2]
-    assert all(len(x) == 0 for x, _ in plots.training_traces([], 0.0))
+    assert [len(trace[0]) for trace in traces] == [5, 0, 0, 0, 0, 2, 2, 0, 5]
+    assert all(len(trace[0]) == 0 for trace in plots.training_traces([], 0.0))
+
+
+def test_smoothing_averages_and_events_are_marked_where_they_happened():
+    traces = plots.training_traces(
+        ROWS[:100], -75.0, smoothing=3, x_axis="step",
+        events=[("checkpoint", "saved", 50), ("status", "running", 51), ("note", "here", 0)],
+    )
+    energy = np.array([(row["energy_ha"] + 75.0) * HARTREE_MEV / 1e3 for row in ROWS[:100]])
+    np.testing.assert_allclose(traces[0][1][2:], np.convolve(energy, np.ones(3) / 3, "valid"))
+    x, y, texts, symbols = traces[7]
+    assert x.tolist() == [50, 1]
+    assert y[0] == pytest.approx(energy[47:50].mean())
+    assert texts[0] == "checkpoint, step 50: saved"
+    assert symbols == ["diamond", "star"]
+    for quantity in plots.QUANTITIES:
+        assert len(plots.training_traces(ROWS[:100], 0.0, quantity=quantity)[8][0]) == 100
 
 
 def test_parity_plot_shows_every_geometry_and_orbital(trained):
@@ -77,11 +103,24 @@ def test_parity_plot_of_several_molecules_takes_each_ones_own_levels_and_zero():
     assert len(traces[4][0]) == 10 + 1 + 4 + 1
 
 
-def test_live_figures_hold_what_plain_ones_do():
-    live = plots.widget(plots.training_figure())
-    plots.fill(live, plots.training_traces(ROWS[:20], -75.0))
-    assert isinstance(live, go.FigureWidget)
-    assert len(live.data[0].x) == 20
+def test_live_figures_send_what_plain_ones_hold():
+    live = ql.plot(plots.training_figure())
+    live.fill(plots.training_traces(ROWS[:20], -75.0))
+    sent = json.loads(live.figure_json)["data"]
+    seconds = np.frombuffer(base64.b64decode(sent[0]["x"]["bdata"]), sent[0]["x"]["dtype"])
+    np.testing.assert_array_equal(seconds, np.arange(20))
+    assert sent[1]["name"] == "validation error, mean"
+    clicks = []
+    live.on_click(lambda *where: clicks.append(where))
+    live._hear(None, {"click": [3, 7]}, [])
+    assert clicks == [(3, 7)]
+
+
+def test_plots_share_one_copy_of_plotly():
+    one, two = ql.plot(go.Figure()), ql.plot(go.Figure())
+    assert len(one._esm) < 10_000
+    assert one.library is two.library
+    assert one.library.source.decode() == plotly.offline.get_plotlyjs()
 
 
 def test_convergence_is_drawn_above_the_ground_state_from_the_first_iteration_on():
@@ -92,7 +131,7 @@ def test_convergence_is_drawn_above_the_ground_state_from_the_first_iteration_on
     assert len(nothing) == 0
     figure = plots.convergence_figure(["plain", "DIIS"])
     plots.fill(figure, [(x, y), (nothing, nothing)])
-    assert figure.data[0].x == (1, 2)
+    assert list(figure.data[0].x) == [1, 2]
     assert [trace.line.dash for trace in figure.data] == ["solid", "dash"]  # told apart without colour too
 
 
@@ -116,3 +155,22 @@ def test_curves_of_a_study_have_one_legend_entry_for_each_setting():
     assert list(figure.data[3].y) == [10.0, 2.0]
     both = plots.iterations_figure([0, 1], [1.0, 0.1], [100.0, 10.0])
     assert all(axis.title.text for axis in (both.layout.xaxis, both.layout.yaxis))
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        plots.training_figure(), plots.heatmaps({"S": np.eye(3)}, ["a", "b", "c"]), plots.levels_figure(),
+        plots.mixing_figure(np.arange(3), ["a", "b", "c"]), plots.matrix_errors_figure(np.eye(2), ["C0", "O1"]),
+    ],
+    ids=lambda figure: figure.data[0].type,
+)
+def test_every_kind_of_figure_has_a_still_picture(figure):
+    picture = np.asarray(Image.open(io.BytesIO(pictures.png(figure))).convert("L"))
+    assert picture.shape[1] == 1100
+    assert (picture < 128).mean() > 0.001, "something is drawn"
+
+
+def test_a_live_figure_brings_its_picture_for_pages_without_widgets():
+    bundle = ql.plot(plots.heatmaps({"S": np.eye(3)}, ["a", "b", "c"]))._repr_mimebundle_()[0]
+    assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)

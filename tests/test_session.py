@@ -1,11 +1,15 @@
 """The workbench without a screen."""
 
+import csv
+import time
+
 import cases
 import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab.session import Session
+from qptlab import exploration
+from qptlab.session import Session, training_session
 
 
 @pytest.fixture
@@ -53,10 +57,16 @@ def test_what_needs_a_model_says_so_before_there_is_one():
     session = Session("water")
     session.compare()
     assert session.message == ("there is no trained model yet; start a training first.", "comparison", True)
-    assert session.orbital_choices() == []
+    assert not session.can_draw
     assert session.training_status == "idle"
-    with pytest.raises(ql.InputError, match="no trained model"):
-        session.orbital_pair(0)
+    for ask in (session.scene, session.attended):
+        with pytest.raises(ql.InputError, match="no trained model"):
+            ask()
+    session.inspect()
+    assert session.message.topic == "kernels"
+    assert "no training is running" in session.message.text
+    session.save_comparison()
+    assert "no comparison to save" in session.message.text
 
 
 def test_zero_minutes_and_a_taken_folder_are_refused_and_nothing_is_written(tmp_path):
@@ -77,20 +87,75 @@ def test_comparison_and_orbitals_of_a_trained_model(after_training):
     session.compare()
     assert session.message.text == ""
     assert session.evaluation.n == 2
-    labels = [label for label, _ in session.orbital_choices()]
+    labels = session.subject().orbital_labels()
     assert len(labels) == 7
     assert "HOMO" in labels[4]
     assert "LUMO" in labels[5]
-    pair = session.orbital_pair(4, geometry=1, points=24)
-    ours, theirs = pair.values
-    assert ours.shape == (24, 24, 24)
-    # The prediction is good: the same orbital, turned to the same sign.
-    assert np.sum(ours * theirs) / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.99
-    assert "orbital 5" in pair.captions[0]
-    assert "occupation 2" in pair.captions[1]
-    assert "occupation 0" in session.orbital_pair(5, points=8).captions[0]
-    with pytest.raises(ql.InputError, match="orbital 7 does not exist; 0 to 6 would do"):
-        session.orbital_pair(7)
+    assert session.scene(geometry=1, points=8).captions[0].startswith("QPT, step 60: orbital 5")
+    assert session.subject(1) is session.subject(1), "kept until another is asked for"
+    with pytest.raises(ql.InputError, match="geometry 2 does not exist; 0 to 1 would do"):
+        session.subject(2)
+
+
+def test_a_comparison_is_saved_as_csv_with_a_line_for_each_geometry_and_as_latex(after_training, trained):
+    session = after_training
+    session.compare_with(str(trained.out / "validation.xyz"))
+    session.wait("comparison")
+    session.save_comparison()
+    (table,) = trained.out.glob("comparison-*.csv")
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert [float(row["energy_error_mev"]) for row in rows] == pytest.approx(session.evaluation.energy_errors_mev)
+    gaps = [float(row["pyscf_gap_ev"]) for row in rows]
+    assert gaps == pytest.approx(
+        [(a.mo_energy[5] - a.mo_energy[4]) * 27.21138602 for a in session.evaluation.test_set.converged]
+    )
+    latex = table.with_suffix(".tex").read_text()
+    assert latex.count("\\\\") == 4, "a line of titles and three of numbers"
+    session.compare_with("nowhere.xyz")
+    assert "nowhere.xyz" in session.message.text
+
+
+def test_an_scf_is_searched_in_the_background_and_can_be_called_off():
+    session = Session("water", xc="lda", basis="sto-3g", grid_level=0)
+    session.explore(cycles=12)
+    session.explore()
+    assert "under way already" in session.message.text
+    session.wait("exploration")
+    assert set(session.exploration.paths) == set(exploration.WAYS)
+    assert "DIIS: converged" in session.message.text
+    before = session.exploration
+    session.begin("exploration", _endless, print)
+    session.task("exploration").cancel()
+    session.wait("exploration", 60)
+    assert session.exploration is before
+    assert session.message.text == "called off."
+    session.explore(guess="nonsense")
+    session.wait("exploration")
+    assert session.message.is_error
+    assert "nonsense" in session.message.text
+
+
+def _endless(report):
+    while True:
+        report(0, 1, "on and on")
+        time.sleep(0.01)
+
+
+def test_the_training_of_a_session_is_found_again(tmp_path):
+    session = Session(
+        "water", xc="lda", basis="sto-3g", grid_level=0, iterations=0, sampler="perturb", minutes=5.0,
+        out=str(tmp_path / "w"),
+    )
+    assert training_session() is None
+    session.start()
+    try:
+        app = ql.workbench(molecule="ethanol")
+        assert app.session is session
+        assert "under way when this cell was run again" in session.message.text
+    finally:
+        session.stop()
+        session.trainer.wait(60)
+    assert training_session() is None
 
 
 def test_the_loss_is_drawn_against_the_converged_energy_of_the_validation_geometries(after_training, trained):

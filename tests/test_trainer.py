@@ -1,13 +1,17 @@
 """Training in the background, run folders, and going on after a crash."""
 
 import dataclasses
+import gc
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import cases
+import jax
 import numpy as np
 import pytest
 
@@ -66,7 +70,7 @@ def test_events_tell_the_whole_story_to_every_watcher(trained):
     kinds = [event.kind for event in trained.events()]
     assert kinds.count("step") == 60
     assert kinds[0] == "status"
-    assert {"compiling", "validation", "checkpoint", "note"} <= set(kinds)
+    assert {"compiling", "validation", "checkpoint", "news"} <= set(kinds)
     assert trained.events(since=5) == trained.events()[5:]
     statuses = [event.text for event in trained.events() if event.kind == "status"]
     assert statuses == ["compiling", "running", "finished"]
@@ -216,3 +220,31 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
     assert checkpoint <= sum(same) < len(lost)
     assert all(same[: sum(same)])
     assert json.loads(done.stdout)["steps"] == goal
+
+
+@pytest.mark.slow
+def test_a_hundred_starts_and_stops_leave_no_thread_and_no_memory_behind(tmp_path):
+    """Every tenth is waited for until it has made a step; the others are stopped wherever they are."""
+    water = ql.Molecule.from_name("water")
+
+    def once(index):
+        trainer = ql.Trainer(water, cases.QUICK_METHOD, cases.QUICK_MODEL, cases.quick(50), out=tmp_path / str(index))
+        trainer.start()
+        if index % 10 == 0:
+            wait_until(lambda: trainer.step >= 1 or not trainer.is_alive)
+        trainer.stop()
+        assert trainer.status in ("stopped", "finished")
+        shutil.rmtree(tmp_path / str(index))
+
+    def left():
+        gc.collect()
+        own = [thread.name for thread in threading.enumerate() if thread.name.startswith("qptlab")]
+        return own, sum(array.nbytes for array in jax.live_arrays())
+
+    for index in range(10):  # what is kept for good is made once
+        once(index)
+    threads, memory = left()
+    for index in range(10, 110):
+        once(index)
+    assert left()[0] == threads == []
+    assert left()[1] <= memory + 2**20

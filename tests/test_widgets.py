@@ -1,10 +1,27 @@
 """Widgets in plain Python: what they hold and say. What a person sees is in test_browser.py."""
 
+import shutil
+
 import numpy as np
 import pytest
 
+from qptlab import plots
+from qptlab.run import Run
+from qptlab.scenes import KINDS
 from qptlab.session import Session
-from qptlab.widgets import Comparison, MoleculePicker, Orbitals, OrbitalViewer, TrainingMonitor, Workbench, preview
+from qptlab.widgets import (
+    AttentionView,
+    Comparison,
+    KernelInspector,
+    MoleculePicker,
+    Orbitals,
+    OrbitalViewer,
+    SCFExplorer,
+    TrainingMonitor,
+    Workbench,
+    library,
+    preview,
+)
 
 BOX = (np.zeros(3), np.ones(3))
 
@@ -15,7 +32,9 @@ def test_the_workbench_shares_one_session():
     assert all(view.session is app.session for view in (app.picker, app.monitor, app.orbitals, app.comparison))
 
 
-@pytest.mark.parametrize("view", [MoleculePicker, TrainingMonitor, Orbitals, Comparison])
+@pytest.mark.parametrize(
+    "view", [MoleculePicker, SCFExplorer, TrainingMonitor, Orbitals, Comparison, AttentionView, KernelInspector]
+)
 def test_every_view_works_alone(view):
     assert view().session.molecule.formula == "H2O"
 
@@ -68,21 +87,114 @@ def test_views_show_a_finished_training(trained):
         view.refresh()
     session.compare()
     assert "finished" in monitor._status.value
-    assert "step 60" in monitor._numbers.value
+    assert "step <b>60</b>" in monitor._numbers.value
     assert len(monitor.figure.data[0].x) == 60
     assert monitor._progress.value == 1.0
     assert "QPT, step 60" in orbitals.viewer.captions[0]
     assert "PySCF" in orbitals.viewer.captions[1]
     assert [len(volume) for volume in orbitals.viewer.volumes] == [4 * 60**3] * 2
     assert "<td>" in comparison._table.value
-    assert comparison._plot.layout.display == "block"
+    assert comparison._found.layout.display == "flex"
+    for plot in comparison._plot.options:
+        comparison._plot.value = plot
+        assert comparison.figure.layout.title.text or comparison.figure.layout.annotations
+    worst = int(np.abs(session.evaluation.energy_errors_mev).argmax())
+    assert comparison._geometry.value == worst
+    assert comparison.viewer.captions[0].startswith(f"geometry {worst}:")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_scene_is_drawn_and_orbitals_are_chosen_from_the_levels(trained, kind):
+    session = Session("water")
+    orbitals = Orbitals(session)
+    session.trainer = trained
+    orbitals.refresh()
+    orbitals._kind.value = kind
+    assert len(orbitals.viewer.volumes) == 2
+    assert bool(orbitals.viewer.potentials) == (kind == "electrostatic potential")
+    assert orbitals.viewer.isovalue == pytest.approx(orbitals._isovalue.value)
+    assert "H2O" in orbitals._words.value
+    lumo = orbitals.levels.figure.data[1]
+    orbitals._click(1, 0)
+    assert orbitals._kind.value == "orbital"
+    assert orbitals.viewer.captions[0].startswith("QPT, step 60: orbital 6")
+    assert list(orbitals.levels.figure.data[4].y) == [lumo.y[0], orbitals.levels.figure.data[3].y[0]]
+
+
+def test_attention_is_shown_beside_the_matrix_that_biased_it(trained):
+    session = Session("water")
+    view = AttentionView(session)
+    assert view._look.disabled
+    session.trainer = trained
+    view.refresh()
+    assert not view._look.disabled
+    view.update()
+    assert view.matrices.figure.data[0].name == "attention"
+    view._head.value = 3
+    assert "head 3" in view.viewer.captions[0]
+    assert view.viewer.links
+    assert max(width for _, _, width in view.viewer.links) == 1.0
+
+
+def test_a_second_run_is_drawn_beside_the_first_and_notes_are_kept(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained.out, tmp_path / "runs" / "other")
+    session = Session("water")
+    monitor = TrainingMonitor(session)
+    other = "runs/other"
+    assert monitor._runs.options == (other,)
+    monitor._runs.value = (other,)
+    assert [trace.name for trace in monitor.figure.data][-2:] == [other, other]
+    assert len(monitor.figure.data[-1].x) == 60
+    session.trainer = trained
+    monitor.refresh()
+    monitor._note.value = "<b>looks good</b>"
+    monitor._do(monitor._keep_note)
+    assert "&lt;b&gt;looks good&lt;/b&gt;" in monitor._events.value
+    assert Run.open(trained.out).events()[-1]["text"] == "<b>looks good</b>"
+    monitor._do(monitor._keep_note)
+    assert "an empty note" in session.message.text
+    for quantity in plots.QUANTITIES:
+        monitor._quantity.value = quantity
+        assert np.isfinite(np.array(monitor.figure.data[8].y, float)).all()
+
+
+def test_the_explorer_shows_the_matrices_of_a_cycle():
+    session = Session("water", xc="lda", basis="sto-3g", grid_level=0)
+    explorer = SCFExplorer(session)
+    session.explore(cycles=10)
+    session.wait("exploration")
+    assert len(explorer.curves.figure.data) == 4
+    explorer._cycle.value = 2
+    shown = explorer.matrices.figure.data[2]
+    np.testing.assert_allclose(shown.z, session.exploration.matrices("DIIS", 2)["Density matrix D, electrons"])
+    explorer.curves._toggle.value = True
+    assert "<td>" in explorer.curves._table.value
+
+
+def test_sliders_move_atoms_and_undo_takes_a_whole_way_back():
+    picker = MoleculePicker(Session("ethanol"))
+    before = picker.session.molecule
+    picker._coordinate.value = next(each for label, each in picker._coordinate.options if label.startswith("torsion"))
+    for value in (10.0, 20.0, 90.0):
+        picker._value.value = value
+    assert not np.allclose(picker.session.molecule.positions, before.positions)
+    picker._undo()
+    np.testing.assert_array_equal(picker.session.molecule.positions, before.positions)
+    assert picker._back.disabled
+    bond = next(each for label, each in picker._coordinate.options if label.startswith("bond"))
+    picker._coordinate.value = bond
+    picker._value.value = 3.9  # no bond any more, and still under the slider
+    assert picker._coordinate.value == bond
+    picker.session.choose("water")
+    assert all("torsion" not in label for label, _ in picker._coordinate.options)
 
 
 def test_a_saved_orbital_is_a_cube_and_a_page_that_needs_no_network(trained, tmp_path, monkeypatch):
     session = Session("water")
     orbitals = Orbitals(session)
     orbitals.save()
-    assert "no orbital to save" in session.message.text
+    assert "nothing to save" in session.message.text
     session.trainer = trained
     monkeypatch.setattr(trained.run_folder, "path", tmp_path)
     orbitals.refresh()
@@ -102,12 +214,14 @@ def test_the_viewer_refuses_what_does_not_fit_together():
         viewer.show(["H"], np.zeros((1, 3)), [cube, np.zeros((4, 4, 5))], ["one", "two"], *BOX)
     with pytest.raises(ValueError, match="1 captions were given for 2 volumes"):
         viewer.show(["H"], np.zeros((1, 3)), [cube, cube], ["one"], *BOX)
+    with pytest.raises(ValueError, match="1 potentials were given for 2 volumes"):
+        viewer.show(["H"], np.zeros((1, 3)), [cube, cube], ["one", "two"], *BOX, potentials=[cube])
     assert viewer.revision == 0
     viewer.show(["H"], np.zeros((1, 3)), [cube], ["one"], *BOX)
     assert viewer.revision == 1
 
 
 def test_a_missing_script_is_said_not_shown_as_a_blank_box(monkeypatch, tmp_path):
-    monkeypatch.setattr(preview, "SCRIPT", tmp_path / "none.js")
-    assert "3Dmol.js was not bundled" in preview.preview_html(["H"], np.zeros((1, 3)))
+    monkeypatch.setattr(library, "SCRIPT_3DMOL", tmp_path / "none.js")
+    assert library.SOURCES["3dmol"]() == b""
     assert "3Dmol.js was not bundled" in preview.script_html()

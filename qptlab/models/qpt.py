@@ -101,6 +101,18 @@ class Prediction(NamedTuple):
     nocc: Int[Array, ""]
 
 
+class Attention(NamedTuple):
+    """What a network's heads look at.
+
+    Attributes:
+      weights: how much the AO of a row attends to that of a column; a row sums to one.
+      mixing: how strongly each matrix of `features.BIASES` biases a head.
+    """
+
+    weights: Float[Array, "layer head nao nao"]
+    mixing: Float[Array, "layer nbias head"]
+
+
 Params = hk.MutableParams | dict
 """Haiku's nested dictionary of arrays."""
 
@@ -121,7 +133,10 @@ class QPT:
         self.config = config
         self.xc = xc
         self.kinds = kinds
-        self._network = hk.without_apply_rng(hk.transform(lambda feats: correction(feats, len(kinds), config)))
+        self._network = hk.without_apply_rng(hk.transform(lambda feats: correction(feats, len(kinds), config)[0]))
+        self._seen = hk.without_apply_rng(
+            hk.transform(lambda feats: correction(feats, len(kinds), config, keep_attention=True)[1])
+        )
 
     def with_iterations(self, iterations: int) -> "QPT":
         """The same network with another number of DFT iterations after it; parameters fit both."""
@@ -140,6 +155,10 @@ class QPT:
         if params is None:
             return jnp.zeros_like(feats.fock_guess)
         return self._network.apply(params, feats)
+
+    def attention(self, params: Params, feats: Features) -> Attention:
+        """What the network's heads look at while it works out `correction`."""
+        return self._seen.apply(params, feats)
 
     def refine(
         self, delta: Float[Array, "nao nao"], sample: Sample
@@ -182,14 +201,22 @@ class QPT:
         """`predict`, compiled once for all predictors of this model."""
         return jax.jit(self.predict)
 
+    @functools.cached_property
+    def compiled_attention(self):
+        """`attention`, compiled once."""
+        return jax.jit(self.attention)
 
-def correction(features: Features, nkinds: int, config: QPTConfig) -> Float[Array, "nao nao"]:
+
+def correction(
+    features: Features, nkinds: int, config: QPTConfig, *, keep_attention: bool = False
+) -> tuple[Float[Array, "nao nao"], Attention | None]:
     """The network: a symmetric correction to the guess's Fock matrix, hartree (in a Haiku transform).
 
     Args:
       features: of one geometry in the molecule's frame.
       nkinds: how many kinds of AOs there are.
       config: the shape of the network.
+      keep_attention: return what the heads look at, too.
     """
     shape, precision = PRESETS[config.preset], jnp.dtype(config.precision)
     biases = jnp.moveaxis(features.biases, 0, -1)  # [nao, nao, nbias]
@@ -199,13 +226,16 @@ def correction(features: Features, nkinds: int, config: QPTConfig) -> Float[Arra
 
     @hk.remat  # backwards a layer is run again: what is kept does not grow with attention matrices
     def layer(x):
-        x = x + _attention(_norm(x, "attention_norm").astype(precision), biases, seen, shape).astype(x.dtype)
-        return x + _mlp(_norm(x, "mlp_norm").astype(precision), shape["width"]).astype(x.dtype)
+        change, attention = _attention(_norm(x, "attention_norm").astype(precision), biases, seen, shape)
+        x = x + change.astype(x.dtype)
+        x = x + _mlp(_norm(x, "mlp_norm").astype(precision), shape["width"]).astype(x.dtype)
+        return (x, attention) if keep_attention else x
 
-    x = hk.layer_stack(shape["layers"], name="layers")(layer)(x)
+    stacked = hk.layer_stack(shape["layers"], with_per_layer_inputs=keep_attention, name="layers")(layer)
+    x, attention = stacked(x) if keep_attention else (stacked(x), None)
     delta = _symmetric_head(_norm(x, "head_norm"), biases)
     both = features.mask[:, None] & features.mask
-    return jnp.where(both, delta, 0.0).astype(features.fock_guess.dtype)
+    return jnp.where(both, delta, 0.0).astype(features.fock_guess.dtype), attention
 
 
 def _embed(features, biases, nkinds, width):
@@ -237,7 +267,7 @@ def _attention(x, biases, seen, shape):
     logits = jnp.einsum("ihd,jhd->ijh", query, key).astype(biases.dtype) / math.sqrt(width // heads)
     weights = jax.nn.softmax(logits + biases @ mixing + seen, axis=1).astype(x.dtype)
     attended = jnp.einsum("ijh,jhd->ihd", weights, value)
-    return _linear(attended.reshape(len(x), width), width, "out")
+    return _linear(attended.reshape(len(x), width), width, "out"), Attention(jnp.moveaxis(weights, -1, 0), mixing)
 
 
 def _mlp(x, width):

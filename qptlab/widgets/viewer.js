@@ -50,16 +50,15 @@ class Scene {
     this.volumes = [];
   }
 
-  activate() {
-    if (globalThis.$3Dmol === undefined) {
-      sentence(
-        this.box,
-        "3D views are missing: 3Dmol.js was not bundled when qptlab was installed. Install qptlab again " +
-          "with the npm registry in reach (pip install -e .), restart the kernel, and run the cell again.",
-      );
+  async activate() {
+    try {
+      globalThis.$3Dmol ??= await library(this.model);
+    } catch (error) {
+      sentence(this.box, error.message);
       this.report("no-script");
       return;
     }
+    if (this.isGone) return;
     while (open.length >= MAX_CONTEXTS) open.shift().retire();
     open.push(this);
     this.read();
@@ -73,9 +72,9 @@ class Scene {
       for (const b of this.panels) if (a !== b) a.viewer.linkViewer(b.viewer);
     this.watcher = new ResizeObserver(() => this.panels.forEach(({ viewer }) => viewer.resize()));
     this.watcher.observe(this.box);
-    this.themes = new MutationObserver(() => this.paint());
+    this.themes = new MutationObserver(() => this.guarded(() => this.paint()));
     this.themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "class"] });
-    this.paint();
+    this.guarded(() => this.paint());
     this.fresh = true;
   }
 
@@ -88,7 +87,15 @@ class Scene {
     canvas.tabIndex = 0;
     canvas.setAttribute("role", "img");
     canvas.addEventListener("keydown", (event) => this.turn(event, index));
-    figure.append(caption, canvas);
+    const save = document.createElement("button");
+    save.textContent = "PNG";
+    save.title = "Save this view as a picture";
+    save.className = "qptlab-viewer-save";
+    save.addEventListener("click", () => this.guarded(() => this.savePicture(index)));
+    const head = document.createElement("div");
+    head.className = "qptlab-viewer-head";
+    head.append(caption, save);
+    figure.append(head, canvas);
     this.box.appendChild(figure);
     const viewer = $3Dmol.createViewer(canvas, { antialias: true });
     return { canvas, caption, viewer };
@@ -98,7 +105,10 @@ class Scene {
   paint() {
     const colour = getComputedStyle(this.box).backgroundColor;
     const [r, g, b] = colour.match(/[\d.]+/g)?.map(Number) ?? [255, 255, 255];
-    for (const { viewer } of this.panels) viewer.setBackgroundColor((r << 16) | (g << 8) | b, 1);
+    for (const { viewer } of this.panels) {
+      viewer.setBackgroundColor((r << 16) | (g << 8) | b, 1);
+      this.write(viewer);
+    }
   }
 
   turn(event, index) {
@@ -107,6 +117,13 @@ class Scene {
     event.preventDefault();
     event.stopPropagation();
     this.panels[index].viewer.rotate(...turns[event.key]);
+  }
+
+  savePicture(index) {
+    const link = document.createElement("a");
+    link.href = this.panels[index].viewer.pngURI();
+    link.download = `${this.model.get("name")}${index ? "-second" : ""}.png`;
+    link.click();
   }
 
   read() {
@@ -121,25 +138,65 @@ class Scene {
     }
     if (this.panels.length !== count) this.build(count);
     this.volumes = bytes.map((view) => volumeOf(this.model, view));
+    this.potentials = this.model.get("potentials").map((view) => volumeOf(this.model, view));
     this.panels.forEach(({ viewer, caption, canvas }, i) => {
       viewer.removeAllModels();
       viewer.addModel(xyzOf(this.model), "xyz");
       viewer.setStyle({}, { stick: { radius: 0.11 }, sphere: { scale: 0.22 } });
       caption.textContent = captions[i] ?? "";
+      this.write(viewer);
       canvas.setAttribute("aria-label", `${captions[i] ?? "molecule"}; arrow keys turn the view`);
     });
     this.surfaces(began);
   }
 
+  // Atoms' symbols and numbers, in the colour of the theme.
+  write(viewer) {
+    viewer.removeAllLabels();
+    if (!this.model.get("labels")) return;
+    const style = getComputedStyle(this.box);
+    const symbols = this.model.get("symbols");
+    this.model.get("positions_angstrom").forEach(([x, y, z], i) => {
+      viewer.addLabel(`${symbols[i]}${i}`, {
+        position: { x, y, z }, fontSize: 12, fontColor: style.color, inFront: true,
+        showBackground: false, alignment: "bottomCenter",
+      });
+    });
+  }
+
+  labels() {
+    for (const { viewer } of this.panels) {
+      this.write(viewer);
+      viewer.render();
+    }
+  }
+
+  link(viewer) {
+    const atoms = this.model.get("positions_angstrom");
+    for (const [i, j, width] of this.model.get("links")) {
+      const [a, b] = [atoms[i], atoms[j]].map(([x, y, z]) => ({ x, y, z }));
+      viewer.addCylinder({ start: a, end: b, radius: 0.02 + 0.18 * width, color: POSITIVE, opacity: 0.35 + 0.5 * width,
+        fromCap: 1, toCap: 1 });
+    }
+  }
+
   surfaces(began = performance.now()) {
     const isovalue = this.model.get("isovalue");
     const opacity = this.model.get("opacity");
+    const limit = this.model.get("potential_limit");
     this.panels.forEach(({ viewer }, i) => {
       viewer.removeAllShapes();
       const volume = this.volumes[i];
-      for (const [sign, color] of volume ? [[1, POSITIVE], [-1, NEGATIVE]] : []) {
-        viewer.addIsosurface(volume, { isoval: sign * isovalue, color, opacity, smoothness: 4 });
+      const potential = this.potentials?.[i];
+      if (volume && potential) {
+        const volscheme = new $3Dmol.Gradient.RWB(-limit, limit);
+        viewer.addIsosurface(volume, { isoval: isovalue, opacity, smoothness: 4, voldata: potential, volscheme });
+      } else {
+        for (const [sign, color] of volume ? [[1, POSITIVE], [-1, NEGATIVE]] : []) {
+          viewer.addIsosurface(volume, { isoval: sign * isovalue, color, opacity, smoothness: 4 });
+        }
       }
+      this.link(viewer);
       if (this.fresh) viewer.zoomTo();
       viewer.render();
     });
@@ -179,6 +236,7 @@ class Scene {
     for (const { canvas, viewer } of this.panels) {
       viewer.removeAllShapes();
       viewer.removeAllModels();
+      viewer.removeAllLabels();
       const surface = canvas.querySelector("canvas");
       const context = surface?.getContext("webgl2") ?? surface?.getContext("webgl");
       context?.getExtension("WEBGL_lose_context")?.loseContext();
@@ -200,19 +258,23 @@ class Scene {
 export default {
   render({ model, el }) {
     const scene = new Scene(model, el);
-    const read = () => scene.guarded(() => scene.read());
+    const read = () => open.includes(scene) && scene.guarded(() => scene.read());
     const surfaces = () => scene.guarded(() => scene.surfaces());
+    const labels = () => scene.guarded(() => scene.labels());
+    model.on("change:labels", labels);
     model.on("change:revision", read);
     model.on("change:isovalue", surfaces);
     model.on("change:opacity", surfaces);
     // The box has no size until it is in the page, and 3Dmol asks for one.
-    requestAnimationFrame(() => scene.guarded(() => scene.activate()));
+    requestAnimationFrame(() => scene.activate().catch((error) => scene.guarded(() => { throw error; })));
     return () => {
       model.off("change:revision", read);
       model.off("change:isovalue", surfaces);
       model.off("change:opacity", surfaces);
+      model.off("change:labels", labels);
       const place = open.indexOf(scene);
       if (place >= 0) open.splice(place, 1);
+      scene.isGone = true;
       scene.dispose();
     };
   },

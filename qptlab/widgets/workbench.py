@@ -3,14 +3,18 @@
 import ipywidgets as ipw
 
 from qptlab.session import Session
+from qptlab.widgets.attention import AttentionView
 from qptlab.widgets.comparison import Comparison
+from qptlab.widgets.explorer import SCFExplorer
+from qptlab.widgets.kernels import KernelInspector
 from qptlab.widgets.monitor import TrainingMonitor
 from qptlab.widgets.orbitals import Orbitals
 from qptlab.widgets.picker import MoleculePicker
+from qptlab.widgets.view import View
 
 
-class Workbench(ipw.VBox):
-    """Pick a molecule, train, compare, look at orbitals.
+class Workbench(View):
+    """Pick a molecule, look into its SCF, train, look at orbitals, compare, look into the network and the kernels.
 
     Args:
       session: to share with other cells; by default a new one.
@@ -20,14 +24,17 @@ class Workbench(ipw.VBox):
     def __init__(self, session: Session | None = None, **choices):
         self.session = session or Session(**choices)
         self.picker = MoleculePicker(self.session)
+        self.explorer = SCFExplorer(self.session)
         self.monitor = TrainingMonitor(self.session)
-        self.comparison = Comparison(self.session)
         self.orbitals = Orbitals(self.session)
-        parts = []
-        for number, (title, view) in enumerate(
-            (("Molecule and method", self.picker), ("Training", self.monitor),
-             ("Orbitals", self.orbitals), ("Comparison with PySCF", self.comparison)),
-            start=1,
-        ):
-            parts += [ipw.HTML(f"<h3>{number}. {title}</h3>"), view]
-        super().__init__(parts)
+        self.comparison = Comparison(self.session)
+        self.attention = AttentionView(self.session)
+        self.kernels = KernelInspector(self.session)
+        views = {
+            "Molecule": self.picker, "SCF": self.explorer, "Training": self.monitor, "Orbitals": self.orbitals,
+            "Comparison": self.comparison, "Attention": self.attention, "Kernels": self.kernels,
+        }
+        self.tabs = ipw.Tab(
+            list(views.values()), titles=[f"{number}. {title}" for number, title in enumerate(views, start=1)],
+        )
+        super().__init__([self.tabs])

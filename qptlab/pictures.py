@@ -1,0 +1,104 @@
+"""Still pictures of the figures of `plots`, for pages that run no widgets and for saving.
+
+plotly draws in a browser only. What our figures hold (lines, points, bars, heatmaps) matplotlib draws without one.
+"""
+
+import io
+
+import numpy as np
+import plotly.graph_objects as go
+
+PIXELS = 100.0
+"""Of a figure's height per inch."""
+
+LABELLED = 40
+"""Rows of a heatmap up to which there is room for their names."""
+
+LINES = {
+    "solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3)),
+    "longdashdot": (0, (8, 3, 2, 3)),
+}
+POINTS = {"circle": "o", "diamond": "D", "square": "s", "x": "x", "star": "*", "cross": "P", "line-ew": "_",
+          "x-thin-open": "x", "diamond-open": "d"}
+
+
+def png(figure: go.Figure) -> bytes:
+    """A figure as a PNG file, on white."""
+    from matplotlib.figure import Figure  # loads only where something is drawn
+
+    layout = figure.to_plotly_json()["layout"]
+    drawn = Figure(figsize=(11, float(layout.get("height") or 400) / PIXELS + 0.6), dpi=100)
+    places = {}
+    for trace in figure.data:
+        key = getattr(trace, "xaxis", None) or "x"
+        if key not in places:
+            places[key] = _axes(drawn, layout, key[1:])
+        _draw(places[key], trace)
+    for note in layout.get("annotations") or []:  # titles of the plots of a figure
+        x, y = (0.08 + 0.86 * note["x"], 0.22 + 0.66 * note["y"])
+        drawn.text(x, y + 0.02, note["text"], ha="center")
+    title = (layout.get("title") or {}).get("text")
+    if title:
+        drawn.suptitle(title)
+    _legend(drawn, places.values())
+    file = io.BytesIO()
+    drawn.savefig(file, format="png")
+    return file.getvalue()
+
+
+def _axes(drawn, layout, number):
+    x_axis, y_axis = (layout.get(f"{name}axis{number}") or {} for name in "xy")
+    (left, right), (bottom, top) = (axis.get("domain") or (0.0, 1.0) for axis in (x_axis, y_axis))
+    axes = drawn.add_axes((0.08 + 0.86 * left, 0.22 + 0.66 * bottom, 0.86 * (right - left), 0.66 * (top - bottom)))
+    for axis, name in ((x_axis, "x"), (y_axis, "y")):
+        getattr(axes, f"set_{name}label")((axis.get("title") or {}).get("text") or "")
+        if axis.get("type") == "log":
+            getattr(axes, f"set_{name}scale")("log")
+    if y_axis.get("autorange") == "reversed":
+        axes.invert_yaxis()
+    axes.grid(alpha=0.25)
+    return axes
+
+
+def _draw(axes, trace) -> None:
+    if trace.type == "heatmap":
+        colours = "RdBu" if trace.zmid == 0 else "cividis"
+        image = axes.imshow(
+            np.asarray(trace.z, float), cmap=colours, vmin=trace.zmin, vmax=trace.zmax, aspect="auto"
+        )
+        axes.figure.colorbar(image, ax=axes)
+        axes.grid(visible=False)
+        if len(trace.x) <= LABELLED:
+            axes.set_xticks(range(len(trace.x)), list(trace.x), rotation=90, fontsize=7)
+            axes.set_yticks(range(len(trace.y)), list(trace.y), fontsize=7)
+    elif trace.type == "histogram":
+        axes.hist(np.asarray(trace.x, float), bins=20, color=trace.marker.color, label=trace.name)
+    elif trace.type == "bar" and trace.orientation == "h":
+        left = None if trace.base is None else list(trace.base)
+        axes.barh(list(trace.y), list(trace.x), left=left, label=trace.name)
+    elif trace.type == "bar":
+        axes.bar(list(trace.x), list(trace.y), label=trace.name)
+        axes.tick_params(axis="x", rotation=40)
+    elif trace.x is not None and len(trace.x):
+        _draw_scatter(axes, trace)
+
+
+def _draw_scatter(axes, trace) -> None:
+    line, marker = trace.line, trace.marker
+    has_lines, has_points = "lines" in trace.mode, "markers" in trace.mode
+    symbol = marker.symbol if isinstance(marker.symbol, str) else "circle"
+    colour = (line.color if has_lines else marker.color) or marker.line.color
+    axes.plot(
+        list(trace.x), list(trace.y), linestyle=LINES[line.dash or "solid"] if has_lines else "", color=colour,
+        linewidth=line.width or 1.5, marker=POINTS.get(symbol, "o") if has_points else "",
+        markersize=20 if symbol == "line-ew" else 5, label=None if trace.showlegend is False else trace.name,
+    )
+
+
+def _legend(drawn, places) -> None:
+    found = {}
+    for axes in places:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    if found:
+        drawn.legend(found.values(), found.keys(), loc="lower center", ncols=4, frameon=False, fontsize=9)

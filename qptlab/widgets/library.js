@@ -1,0 +1,24 @@
+// Large libraries are part of one widget that all views share, and run once per page.
+
+async function load(shared) {
+  const source = shared.get("source");
+  if (!source.byteLength) throw new Error(shared.get("missing"));
+  // A module of its own, so that a page's AMD loader does not swallow the script.
+  const parts = [
+    "const module = { exports: {} };\n(function (module, exports, define) {\n",
+    source,
+    "\n}).call(globalThis, module, module.exports, undefined);\nexport default module.exports;\n",
+  ];
+  const url = URL.createObjectURL(new Blob(parts, { type: "text/javascript" }));
+  try {
+    return (await import(/* webpackIgnore: true */ url)).default;
+  } finally {
+    URL.revokeObjectURL(url);
+  }
+}
+
+async function library(model) {
+  const loaded = (globalThis.__qptlabLibraries ??= {});
+  const shared = await model.widget_manager.get_model(model.get("library").slice("IPY_MODEL_".length));
+  return (loaded[shared.get("name")] ??= load(shared));
+}

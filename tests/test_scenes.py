@@ -1,0 +1,79 @@
+"""What is drawn around a molecule."""
+
+import cases
+import numpy as np
+import pytest
+
+import qptlab as ql
+from qptlab import libcint, properties, reference, scenes
+from qptlab.scenes import KINDS, Subject
+
+
+@pytest.fixture(scope="module")
+def subject():
+    model, system = cases.model("water", cases.QUICK_METHOD, 1)
+    positions = system.frame.home
+    mol = system.molecule.with_positions(positions)
+    predictor = cases.predictor("water", cases.QUICK_METHOD, 1)
+    return Subject(
+        mol, cases.QUICK_METHOD, 7, predictor.in_frame(system, positions),
+        ql.Predictor(model, None, [system]).in_frame(system, positions), reference.converged(mol, cases.QUICK_METHOD),
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_has_two_panels_captions_and_words(subject, kind):
+    scene = scenes.draw(kind, subject, points=20)
+    assert [values.shape for values in scene.values] == [(20, 20, 20)] * 2
+    assert len(scene.captions) == 2
+    assert "H2O" in scene.words
+    assert all(np.abs(values).max() > scene.isovalue for values in scene.values), "something to see"
+
+
+def test_orbitals_are_turned_alike_and_named(subject):
+    scene = scenes.draw("orbital", subject, 4, points=24)
+    ours, theirs = scene.values
+    assert np.sum(ours * theirs) > 0
+    assert "orbital 5" in scene.captions[0]
+    assert "occupation 2" in scene.captions[1]
+    assert "occupation 0" in scenes.draw("orbital", subject, 5, points=8).captions[0]
+    with pytest.raises(ql.InputError, match="orbital 7 does not exist; 0 to 6 would do"):
+        scenes.draw("orbital", subject, 7)
+    with pytest.raises(ql.InputError, match="'spin' cannot be drawn; one of orbital"):
+        scenes.draw("spin", subject)
+    with pytest.raises(ql.InputError, match=r"isovalue -1 cannot be drawn"):
+        scenes.draw("density", subject, isovalue=-1)
+
+
+def test_densities_hold_the_electrons_and_differences_none(subject):
+    """A box of 5 bohr around water holds all ten; the two densities have as many."""
+    scene = scenes.draw("density", subject, points=70)
+    volume = np.prod(scene.box.spacing)
+    assert scene.values[1].sum() * volume == pytest.approx(10, abs=0.15)  # nuclei fall between points
+    difference = scenes.draw("density difference", subject, points=70)
+    assert difference.values[0].sum() * volume == pytest.approx(0, abs=0.01)
+
+
+def test_the_potential_is_that_of_the_exact_integrals(subject):
+    """The auxiliary basis makes it right to a millihartree, also close to the nuclei."""
+    mol, dm = subject.molecule, subject.truth.dm
+    points = np.random.default_rng(1).normal(scale=4.0, size=(40, 3))
+    built = libcint.pyscf_molecule(mol, cases.QUICK_METHOD)
+    exact = []
+    for point in points:
+        with built.with_rinv_origin(point):
+            electrons = np.sum(built.intor("int1e_rinv") * dm)
+        exact.append(np.sum(built.atom_charges() / np.linalg.norm(built.atom_coords() - point, axis=1)) - electrons)
+    found = libcint.electrostatic_potential(mol, cases.QUICK_METHOD, dm, points)
+    np.testing.assert_allclose(found, exact, atol=2e-3)
+
+
+def test_the_potential_of_water_is_negative_at_its_oxygen_and_positive_at_its_hydrogens(subject):
+    scene = scenes.draw("electrostatic potential", subject, points=40)
+    where, potential = scene.box, scene.potentials[1]
+    points = properties.points(where)
+    for atom, sign in ((0, -1), (1, 1), (2, 1)):
+        outwards = subject.molecule.positions[atom] - subject.molecule.positions.mean(axis=0)
+        seen = (points @ outwards > 0.95 * np.linalg.norm(points, axis=1) * np.linalg.norm(outwards))
+        near = potential.ravel()[seen & (potential.ravel() != 0)]
+        assert np.sign(near.mean()) == sign
