@@ -55,7 +55,7 @@ class Choice:
 
 
 CHOICES = (
-    Choice("as it is: AdamW, rate 0.001, batch 16, reuse 16, mean of parameters"),
+    Choice("as it is: AdamW, rate 0.001, batch 16"),
     Choice("rate 0.0003", learning_rate=3e-4),
     Choice("rate 0.003", learning_rate=3e-3),
     Choice("last parameters predict", averaging=0.0),

@@ -347,8 +347,8 @@ def timeline_figure(found: Profile) -> go.Figure:
     figure.update_xaxes(title="time, ms")
     figure.update_yaxes(title="stream, number" if found.is_accelerator else "thread, number")
     figure.update_layout(
-        title="When operations ran", height=160 + 30 * len(lanes), barmode="overlay", showlegend=True,
-        legend={"orientation": "h", "y": -0.4, "x": 0.5, "xanchor": "center"},
+        title="When operations ran", height=340, barmode="overlay", showlegend=True,
+        legend={"orientation": "h", "y": -0.36, "x": 0.5, "xanchor": "center"},
     )
     return _dress(figure)
 
@@ -367,14 +367,14 @@ def roofline_figure(found: Profile) -> go.Figure:
     for index, each in enumerate(known):
         figure.add_scatter(
             x=[each.flops / each.nbytes], y=[each.flops * each.calls / each.seconds], mode="markers+text",
-            text=[each.name], textposition="top center", name=each.name + (", at least" if each.has_loops else ""),
+            text=[("≥ " if each.has_loops else "") + each.name], textposition="top center", showlegend=False,
             marker={"size": 11, "color": OTHERS[index % 5], "symbol": ("circle", "diamond", "square")[index % 3]},
         )
     figure.update_xaxes(title="intensity, operations per byte", type="log")
-    figure.update_yaxes(title="rate, operations per second", type="log", exponentformat="power")
+    figure.update_yaxes(title="operations per second", type="log", exponentformat="power")
     figure.update_layout(
-        title="Under the roofline (peaks measured here)", height=340, showlegend=True,
-        legend={"orientation": "h", "y": -0.3, "x": 0.5, "xanchor": "center"},
+        title="Roofline, measured here", height=340, showlegend=True,
+        legend={"orientation": "h", "y": -0.36, "x": 0.5, "xanchor": "center"},
     )
     return _dress(figure)
 

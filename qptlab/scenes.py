@@ -134,7 +134,8 @@ def _orbital(subject: Subject, where: Box, index: int, isovalue: float) -> Scene
     )
     return Scene(
         "orbital", mol, where, (ours, theirs), (), captions, isovalue, f"orbital-{index + 1}",
-        f"Orbital {index + 1} of {mol.formula}: {captions[0]}; {captions[1]}. Overlap of the two: {abs(alike):.6f}.",
+        f"Orbital {index + 1} of {mol.formula}: {captions[0]}; {captions[1]}. "
+        f"Overlap of the two: {min(abs(alike), 1):.5f}.",
     )
 
 

@@ -4,6 +4,7 @@ Widgets are views of a session. Training is its trainer's thread; the traits her
 thread that calls a method, so that views can observe them.
 """
 
+import dataclasses
 import pathlib
 import weakref
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from qptlab.molecule import Molecule, read_xyz
 from qptlab.profiling import Profile
 from qptlab.properties import cube_text
 from qptlab.reference import TestSet
+from qptlab.run import Run
 from qptlab.scenes import Scene, Subject
 from qptlab.tasks import Cancelled, Report, Task
 from qptlab.trainer import Trainer
@@ -152,6 +154,9 @@ class Session(traitlets.HasTraits):
                 return
             if self.is_training:
                 raise InputError("a training is under way; stop it first to start another.")
+            if self.is_opened:
+                self._go_on()
+                return
             self.evaluation = None
             self.trainer = Trainer(
                 self.molecule,
@@ -164,6 +169,50 @@ class Session(traitlets.HasTraits):
                 out=self.out or None,
             ).start()
             self.tell(f"The run is kept in {self.trainer.out}.", "training")
+
+    def open_run(self, path: str) -> None:
+        """Take a run on disk as the present training, to look at it or to go on with it; in the background."""
+        with _Told(self, "training"):
+            if self.is_training:
+                raise InputError("a training is under way; stop it first to open another run.")
+            run = Run.open(path)
+            trainer = Trainer(run.molecules, run.method, run.model_config, run.train_config, out=path, resume=True)
+
+            def work(report) -> Trainer:
+                report(0, 1, "PySCF's answers")
+                trainer.make_validation(lambda done, total: report(done, total, f"PySCF: {done} of {total}"))
+                return trainer
+
+            self.begin("training", work, self._take_run)
+
+    def _take_run(self, trainer: Trainer) -> None:
+        run = trainer.run_folder
+        with self.hold_trait_notifications():
+            self.molecule = run.molecules[0]
+            self.xc, self.basis, self.grid_level = run.method.xc, run.method.basis, run.method.grid_level
+            self.preset, self.iterations = run.model_config.preset, run.model_config.iterations
+            sampling = run.train_config.sampling
+            if sampling.sampler != "file":
+                self.sampler, self.temperature = sampling.sampler, sampling.temperature
+            self.seed = run.train_config.seed
+        self.evaluation, self.trainer = None, trainer
+        self.tell(f"{trainer.out} is open; Start goes on with it for the minutes that are chosen.", "training")
+
+    def _go_on(self) -> None:
+        """Train an opened run further."""
+        opened = self.trainer
+        if opened is None:
+            return
+        spent = opened.rows[-1]["seconds"] / 60 if opened.rows else 0.0
+        config = dataclasses.replace(opened.train_config, minutes=spent + self.minutes, steps=None)
+        self.trainer = Trainer(
+            opened.molecules, opened.method, opened.model_config, config, out=opened.out, resume=True
+        ).start()
+
+    @property
+    def is_opened(self) -> bool:
+        """Whether the present training is a run from disk that has not gone on."""
+        return self.trainer is not None and self.trainer.status == "ready"
 
     def pause(self) -> None:
         """Pause after the current step."""

@@ -12,6 +12,7 @@ import itertools
 import json
 import pathlib
 import statistics
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -296,32 +297,36 @@ def figure(chosen: Study, rows: Sequence[Row], method: Method):
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     groups = _by_setting(rows)
-    drawn = Figure(figsize=(13, 5), layout="constrained")
+    drawn = Figure(figsize=(13, max(5.0, 1.5 + 0.4 * len(groups))), layout="constrained")
     left, right = drawn.subplots(1, 2)
     places = np.arange(len(groups))
     for place, members in zip(places, groups.values(), strict=True):
-        left.plot([place] * len(members), [row["energy_mae_mev"] for row in members], "o", color="#0072B2",
-                  label="trained, each seed" if place == 0 else None)
+        errors = [row["energy_mae_mev"] for row in members]
+        left.plot(errors, [place] * len(errors), "o", color="#0072B2", label=None if place else "trained, each seed")
     for key, name, mark, colour in (("no_network", "no network", "x", "#D55E00"),
-                                    ("pyscf_same_fock_builds", "PySCF, same Fock builds", "_", "#009E73")):
+                                    ("pyscf_same_fock_builds", "PySCF, same Fock builds", "|", "#009E73")):
         values = [members[0]["baselines"][key]["energy_mae_mev"] for members in groups.values()]
-        left.plot(places, values, mark, color=colour, markersize=9, label=name)
-    left.set_xticks(places, list(groups), rotation=30, ha="right")
-    left.set_ylabel("energy MAE, meV")
+        left.plot(values, places, mark, color=colour, markersize=9, label=name)
+    left.set_yticks(places, [textwrap.fill(label, 40) for label in groups])
+    left.invert_yaxis()
+    left.set_xlabel("energy MAE, meV")
+    left.set_xscale("log")
     styles = itertools.product(("-", "--", ":"), ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"))
     for (label, members), (line, colour) in zip(groups.items(), styles, strict=False):
         for index, row in enumerate(members):
-            right.plot(*zip(*row["curve"], strict=True), line, color=colour, label=None if index else label)
+            name = None if index else textwrap.fill(label, 28)
+            right.plot(*zip(*row["curve"], strict=True), line, color=colour, label=name)
     right.set_xlabel("seconds: compilation, data and labels included")
     right.set_ylabel("energy MAE, meV")
     right.set_xscale("log")
     right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     right.xaxis.set_minor_formatter(NullFormatter())
+    right.set_yscale("log")
     for axes in (left, right):
-        axes.set_yscale("log")
         axes.grid(alpha=0.3)
-    left.legend(fontsize=8)
-    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the curves, not over them
+    # Beside points and curves, not over them.
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.1), ncols=3)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     drawn.suptitle(f"{chosen.title} ({', '.join(chosen.molecules[:3])}, {method.label})")
     return drawn

@@ -14,7 +14,7 @@ import pathlib
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -272,7 +272,7 @@ class Trainer:
         try:
             self._set_status("compiling")
             with concurrent.futures.ThreadPoolExecutor(1, "qptlab-reference") as pool:
-                references = pool.submit(self._make_validation)
+                references = pool.submit(self.make_validation)
                 try:
                     self._loop(references)
                 finally:
@@ -282,7 +282,8 @@ class Trainer:
             self._set_status("stopped")
         except Exception as error:  # noqa: BLE001  a thread's last words, shown by whoever watches
             self.error = error
-            self._save()
+            with contextlib.suppress(OSError):  # it may be the disk itself
+                self._save()
             if isinstance(error, NotFiniteError):
                 frames = "".join(mol.to_xyz() for mol in error.geometries)
                 (self.out / "not-finite.xyz").write_text(frames)
@@ -368,8 +369,14 @@ class Trainer:
         self._emit("validation", text, {"step": self.step, **row})
         return row
 
-    def _make_validation(self) -> TestSet:
-        """PySCF's answers, in a thread beside the training; the same for the same seed."""
+    def make_validation(self, progress: Callable[[int, int], None] = lambda done, total: None) -> TestSet:
+        """Draw the validation geometries, the same for the same seed, and have PySCF do them, beside the training.
+
+        A training does this by itself; a run that is only looked at needs it, too.
+
+        Args:
+          progress: told how many are done, of how many; what it raises ends the work.
+        """
         config, systems = self.train_config, self._systems
         count = config.validation
         chosen = systems[:: max(1, len(systems) // count)][:count]  # of many molecules some
@@ -383,7 +390,12 @@ class Trainer:
         (self.out / "validation.xyz").write_text("".join(frames))
         # One thread, beside the training.
         plain = Predictor(self._model, None, systems)
-        self.validation = make_test_set(plain, places, self._check_wanted, threads=1)
+
+        def report(done, total):
+            progress(done, total)
+            self._check_wanted(done, total)
+
+        self.validation = make_test_set(plain, places, report, threads=1)
         return self.validation
 
     def _check_wanted(self, done: int, total: int) -> None:

@@ -102,7 +102,8 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     levels = opened.plots("orbital energy, eV").first.locator(".scatterlayer .trace")
     level = levels.nth(1).locator("path.point").first
     level.click(force=True)
-    expect(page.locator("figcaption", has_text="QPT").first).to_contain_text(re.compile("orbital [67],"), timeout=15_000)
+    shown = page.locator("figcaption", has_text="QPT").first
+    expect(shown).to_contain_text(re.compile("orbital [67],"), timeout=15_000)
     page.get_by_label("Show", exact=True).select_option("density difference")
     expect(page.locator("figcaption", has_text="electrons misplaced").first).to_be_visible(timeout=15_000)
     wait_until(lambda: max(lab.shares(opened.canvas_pixels()[0])) > 0.002)
@@ -112,7 +113,7 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     time.sleep(1)
     opened.screenshot("3-potential")
     with page.expect_download() as download:
-        page.get_by_role("button", name="PNG").locator("visible=true").first.click()
+        page.locator(".qptlab-viewer-save:visible").first.click()
     assert download.value.suggested_filename == "potential-geometry-0.png"
     assert np.ptp(np.asarray(Image.open(download.value.path()).convert("RGB"))) > 100
     page.get_by_label("Show", exact=True).select_option("orbital")
@@ -186,6 +187,24 @@ def test_bad_input_is_explained_beside_the_control(opened):
     expect(alert).to_have_count(0)
     opened.show("1. Molecule")
     opened.screenshot("8-ethanol")
+
+    # A bond follows its slider; undo takes it back.
+    atoms = page.get_by_label("Atoms (XYZ, Å)")
+    before = atoms.input_value()
+    slider = page.locator(".noUi-handle:visible").last
+    slider.focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    wait_until(lambda: atoms.input_value() != before)
+    page.get_by_role("button", name="Undo").click()
+    wait_until(lambda: atoms.input_value() == before)
+
+    for name, content, says in (("he.xyz", "2\n\nHe 0 0 0\nHe 0 0 3\n", "He2, 4 electrons"),
+                                ("bad.xyz", "not a\nmolecule", "is not complete XYZ")):
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name=re.compile(r"Upload \.xyz")).click()
+        chooser.value.set_files({"name": name, "mimeType": "text/plain", "buffer": content.encode()})
+        expect(page.locator(f"text={says}").first).to_be_visible(timeout=30_000)
     assert opened.errors == []
 
 

@@ -1,6 +1,7 @@
 """The workbench without a screen."""
 
 import csv
+import shutil
 import time
 
 import cases
@@ -183,3 +184,42 @@ def test_start_pause_resume_and_stop_from_a_session(tmp_path):
     session.trainer.wait(60)
     assert session.training_status == "stopped"
     assert session.trainer.step > halted
+
+
+def test_a_run_on_disk_is_opened_looked_at_and_gone_on_with(trained, tmp_path):
+    shutil.copytree(trained.out, tmp_path / "w")
+    session = Session("ethanol", minutes=0.02)
+    session.open_run(str(tmp_path / "none"))
+    assert "holds no run" in session.message.text
+    session.open_run(str(tmp_path / "w"))
+    session.wait("training")
+    assert session.is_opened
+    assert (session.molecule.formula, session.method) == ("H2O", trained.method)
+    found = session.scene(points=8)
+    after = trained.validation
+    np.testing.assert_allclose(session.trainer.validation.positions, after.positions)
+    assert found.captions[0].startswith("QPT, step 60")
+    session.compare()
+    assert session.evaluation.errors.energy_mae_mev == pytest.approx(
+        ql.evaluate(trained.predictor, after).errors.energy_mae_mev, rel=1e-6
+    )
+    session.start()
+    session.trainer.wait(60)
+    assert session.trainer.step > 60
+    assert session.training_status == "finished"
+
+
+def test_what_ends_a_training_is_shown_and_its_state_is_kept(tmp_path):
+    session = Session(
+        "water", xc="lda", basis="sto-3g", grid_level=0, iterations=0, sampler="perturb", minutes=5.0,
+        out=str(tmp_path / "w"),
+    )
+    session.start()
+    cases.wait_until(lambda: session.trainer.step >= 3)
+    (tmp_path / "w" / "metrics.csv").unlink()
+    (tmp_path / "w" / "metrics.csv").mkdir()  # as if the disk were gone
+    session.trainer.wait(60)
+    session.deliver()
+    assert session.training_status == "failed"
+    assert session.message.topic == "training"
+    assert "Training failed" in session.message.text

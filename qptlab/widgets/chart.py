@@ -7,6 +7,14 @@ import plotly.graph_objects as go
 
 from qptlab.widgets.plot import Plot
 
+STYLE = """<style>
+.qptlab-table table { border-collapse: collapse; }
+.qptlab-table caption { text-align: left; padding: 2px 0 6px; }
+.qptlab-table th, .qptlab-table td { padding: 2px 10px; text-align: right; border-bottom: 1px solid #8884; }
+.qptlab-table tr th:first-child { text-align: left; }
+</style>"""
+"""Of the tables of all views."""
+
 MAX_ROWS = 300
 """Of the table: more would not be read."""
 
@@ -76,7 +84,8 @@ def table_html(title: str, figure: go.Figure) -> str:
             last = pairs[-max(1, MAX_ROWS // len(traces)) :]
             lines += [_row("td", [name, _number(x), _number(y)]) for x, y in last]
     return (
-        f'<div class="qptlab-table"><table><caption>{html.escape(title)}: the last values of each line</caption>'
+        f'{STYLE}<div class="qptlab-table"><table>'
+        f"<caption>{html.escape(title)}: the last values of each line</caption>"
         f"{''.join(lines)}</table></div>"
     )
 

@@ -6,18 +6,11 @@ import numpy as np
 from qptlab import plots
 from qptlab.evaluation import Evaluation
 from qptlab.session import Session
-from qptlab.widgets.chart import Chart
+from qptlab.widgets.chart import STYLE, Chart
 from qptlab.widgets.live import keep_fresh
 from qptlab.widgets.taskbar import TaskBar
 from qptlab.widgets.view import View
 from qptlab.widgets.viewer import OrbitalViewer
-
-_STYLE = """<style>
-.qptlab-table table { border-collapse: collapse; }
-.qptlab-table caption { text-align: left; padding: 2px 0 6px; }
-.qptlab-table th, .qptlab-table td { padding: 2px 10px; text-align: right; border-bottom: 1px solid #8884; }
-.qptlab-table tr th:first-child { text-align: left; }
-</style>"""
 
 PLOTS = ("parity", "error of each geometry", "histogram of errors", "Fock error by atoms", "time")
 
@@ -94,7 +87,7 @@ class Comparison(View):
         if found is None:
             self._table.value = "No comparison yet."
             return
-        self._table.value = f'{_STYLE}<div class="qptlab-table">{found._repr_html_()}</div>'
+        self._table.value = f'{STYLE}<div class="qptlab-table">{found._repr_html_()}</div>'
         self._geometry.max = found.n - 1
         self._draw()
         self._show_worst()

@@ -8,7 +8,7 @@ from qptlab import plots
 from qptlab.profiling import Profile
 from qptlab.session import Session
 from qptlab.units import significant
-from qptlab.widgets.chart import Chart
+from qptlab.widgets.chart import STYLE, Chart
 from qptlab.widgets.live import keep_fresh
 from qptlab.widgets.taskbar import TaskBar
 from qptlab.widgets.view import View
@@ -109,4 +109,4 @@ def _table(title, head, rows):
     cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     caption = f"<caption>{html.escape(title)}</caption>"
-    return f'<div class="qptlab-table"><table>{caption}<tr>{cells}</tr>{body}</table></div>'
+    return f'{STYLE}<div class="qptlab-table"><table>{caption}<tr>{cells}</tr>{body}</table></div>'

@@ -13,6 +13,7 @@ from qptlab.units import significant
 from qptlab.widgets.chart import Chart
 from qptlab.widgets.live import keep_fresh
 from qptlab.widgets.message import MessageLine
+from qptlab.widgets.taskbar import TaskBar
 from qptlab.widgets.view import View
 from qptlab.widgets.viewer import OrbitalViewer
 
@@ -51,7 +52,8 @@ class TrainingMonitor(View):
             self.chart,
             ipw.HBox([
                 ipw.VBox([
-                    ipw.HBox([self._runs, self._find]), ipw.HBox([self._note, self._add_note]), self._events,
+                    ipw.HBox([self._runs, self._find]), self._open, ipw.HBox([self._note, self._add_note]),
+                    self._events,
                 ], layout={"width": "62%"}),
                 ipw.VBox([self.viewer], layout={"width": "38%"}),
             ]),
@@ -81,6 +83,11 @@ class TrainingMonitor(View):
             tooltip=f"Other runs on disk, up to {MAX_COMPARED}; Ctrl or Shift selects several",
         )
         self._find = ipw.Button(icon="refresh", tooltip="Look for runs on disk again", layout={"width": "40px"})
+        self._open = TaskBar(
+            self.session, "training", "Open", "folder-open", lambda: self.session.open_run(self._runs.value[0]),
+            lambda: "" if self._runs.value and not self.session.is_training else
+            "Choose one of the runs to open it; no training may be under way", with_message=False,
+        )
         self._note = ipw.Text(placeholder="a remark, kept with the run", description="Note", style=narrow,
                               layout={"width": "400px"})
         self._add_note = ipw.Button(description="Keep", tooltip="Write the remark down at the present step",
@@ -115,7 +122,7 @@ class TrainingMonitor(View):
 
     def refresh(self) -> None:
         """Show the trainer's present state; cheap when nothing has changed."""
-        self.session.deliver()
+        self._open.refresh()
         trainer = self.session.trainer
         status = self.session.training_status
         seen = (id(trainer), status, len(trainer.events()) if trainer else 0)

@@ -44,7 +44,7 @@ class MoleculePicker(View):
         small = {"width": "72px"}
         self._use_text = ipw.Button(description="Use", tooltip="Use this SMILES or file", layout=small)
         self._xyz = ipw.Textarea(
-            description="Atoms (XYZ, Å)", rows=8, style=_FIELD, layout={"width": "80%"},
+            description="Atoms (XYZ, Å)", rows=9, style=_FIELD, layout={"width": "98%"},
             tooltip="The present geometry; edit it, or paste another",
         )
         self._use_xyz = ipw.Button(description="Use", tooltip="Use these atoms", layout=small)
@@ -70,7 +70,7 @@ class MoleculePicker(View):
     def _sources(self) -> ipw.VBox:
         return ipw.VBox([
             ipw.HTML("<b>Molecule</b>"), self._names, ipw.HBox([self._text, self._use_text]),
-            ipw.HBox([self._xyz, ipw.VBox([self._use_xyz, self._back])]), self._upload,
+            self._xyz, ipw.HBox([self._upload, self._use_xyz, self._back]),
         ], layout={"width": "54%"})
 
     def _settings(self) -> ipw.VBox:
@@ -179,6 +179,7 @@ class MoleculePicker(View):
             found = coordinates.coordinates(mol)
             if [each.label for each in found] != [label for label, _ in self._coordinate.options]:
                 self._coordinate.options = [(each.label, each) for each in found]
+                self._coordinate.index = 0 if found else None
             self._show_value()
         try:
             text = f"{self.session.summary()}. {self.session.estimate()}"
@@ -191,7 +192,7 @@ class MoleculePicker(View):
 def _atoms_text(mol: Molecule) -> str:
     """XYZ in narrow lines, to be edited."""
     atoms = zip(mol.symbols, mol.positions_angstrom, strict=True)
-    lines = [f"{symbol:2} {x:10.6f} {y:10.6f} {z:10.6f}" for symbol, (x, y, z) in atoms]
+    lines = [f"{symbol:2}{x:10.5f}{y:10.5f}{z:10.5f}" for symbol, (x, y, z) in atoms]
     return "\n".join([str(len(lines)), f"charge={mol.charge} spin={mol.spin}", *lines])
 
 

@@ -18,11 +18,12 @@ class TaskBar(ipw.HBox):
       icon: of the button.
       begin: begins the work.
       why_not: what stands in the way of beginning, in a sentence; empty if nothing does.
+      with_message: whether messages are shown, or somewhere else already.
     """
 
     def __init__(
         self, session: Session, topic: str, label: str, icon: str, begin: Callable[[], None],
-        why_not: Callable[[], str] = lambda: "",
+        why_not: Callable[[], str] = lambda: "", *, with_message: bool = True,
     ):
         self._session, self._topic, self._label, self._why_not = session, topic, label, why_not
         self._begin = ipw.Button(description=label, icon=icon, layout={"width": "auto"}, button_style="primary")
@@ -30,7 +31,7 @@ class TaskBar(ipw.HBox):
         self._bar = ipw.FloatProgress(min=0, max=1, layout={"width": "140px"})
         self._text = ipw.Label()
         self._busy = ipw.HBox([self._cancel, self._bar, self._text])
-        super().__init__([self._begin, self._busy, MessageLine(session, topic)])
+        super().__init__([self._begin, self._busy, *([MessageLine(session, topic)] if with_message else [])])
         self._begin.on_click(lambda _: self._start(begin))
         self._cancel.on_click(lambda _: self._stop())
         self.refresh()

@@ -159,7 +159,7 @@ class Scene {
     this.model.get("positions_angstrom").forEach(([x, y, z], i) => {
       viewer.addLabel(`${symbols[i]}${i}`, {
         position: { x, y, z }, fontSize: 12, fontColor: style.color, inFront: true,
-        showBackground: false, alignment: "bottomCenter",
+        backgroundColor: style.backgroundColor, backgroundOpacity: 0.6, alignment: "bottomCenter",
       });
     });
   }
