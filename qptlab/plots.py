@@ -370,8 +370,8 @@ def roofline_figure(found: Profile) -> go.Figure:
             text=[("≥ " if each.has_loops else "") + each.name], textposition="top center", showlegend=False,
             marker={"size": 11, "color": OTHERS[index % 5], "symbol": ("circle", "diamond", "square")[index % 3]},
         )
-    figure.update_xaxes(title="intensity, operations per byte", type="log")
-    figure.update_yaxes(title="operations per second", type="log", exponentformat="power")
+    figure.update_xaxes(title="intensity, operations per byte", type="log", dtick=1)
+    figure.update_yaxes(title="operations per second", type="log", dtick=1, exponentformat="power")
     figure.update_layout(
         title="Roofline, measured here", height=340, showlegend=True,
         legend={"orientation": "h", "y": -0.36, "x": 0.5, "xanchor": "center"},
@@ -539,6 +539,7 @@ def heatmaps(
     figure.update_yaxes(autorange="reversed", tickfont={"size": 9}, showticklabels=labelled)
     figure.update_xaxes(tickangle=-90, tickfont={"size": 9}, showticklabels=labelled)
     figure.update_layout(height=(340 if columns < 4 else 290) * rows + 60)
+    figure.update_annotations(font_size=16 if columns < 4 else 12)
     return _dress(figure)
 
 

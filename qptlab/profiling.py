@@ -90,8 +90,9 @@ class Profile(NamedTuple):
       is_accelerator: whether operations are a device's kernels.
       steps: training steps that were profiled.
       seconds: they took.
-      busy_s: of them, in which at least one operation ran.
-      waited_s: of them, in which the training waited for geometries and integrals.
+      traced_s: from the first operation of the trace to the end of the last; a little more or less.
+      busy_s: of these, in which at least one operation ran.
+      waited_s: of the steps' seconds, in which the training waited for geometries and integrals.
       operations: those that took longest first.
       executables: compiled functions of a step.
       timeline: the longest spans, in the order of their starts.
@@ -106,6 +107,7 @@ class Profile(NamedTuple):
     is_accelerator: bool
     steps: int
     seconds: float
+    traced_s: float
     busy_s: float
     waited_s: float
     operations: list[Operation]
@@ -130,12 +132,12 @@ class Profile(NamedTuple):
 
     def words(self) -> str:
         """What bounds the step, in plain sentences."""
-        waiting, busy = self.waited_s / self.seconds, self.busy_s / self.seconds
+        waiting, busy = self.waited_s / self.seconds, self.busy_s / self.traced_s
         what = "kernels" if self.is_accelerator else "operations"
         known = [each for each in self.executables if each.seconds and each.nbytes]
         first = (
-            f"{self.steps} steps took {self.seconds:.2f} s; {what} ran in {busy:.0%} of it, and {waiting:.0%} went "
-            "into waiting for geometries and their integrals."
+            f"{self.steps} steps took {self.seconds:.2f} s. In {busy:.0%} of the time {what} ran, and {waiting:.0%} "
+            "went into waiting for geometries and their integrals."
         )
         if waiting > 0.2:
             return f"{first} The step is bounded by its data."
@@ -191,7 +193,8 @@ def profile(
     operations, by_function = _operations(spans, executables)
     return Profile(
         device=jax.local_devices()[0].device_kind, is_accelerator=jax.default_backend() != "cpu",
-        steps=len(rows) - 1, seconds=rows[-1]["seconds"] - rows[0]["seconds"], busy_s=_covered(spans),
+        steps=len(rows) - 1, seconds=rows[-1]["seconds"] - rows[0]["seconds"],
+        traced_s=max(span.start + span.length for span in spans), busy_s=_covered(spans),
         waited_s=sum(row["data_wait_s"] for row in rows[1:]), operations=operations,
         executables=[
             _executable(name, *found, *by_function.get(name, (0, 0.0))) for name, found in executables.items()

@@ -255,7 +255,7 @@ class Session(traitlets.HasTraits):
 
         def done(found: Exploration) -> None:
             self.exploration = found
-            self.tell(found.words(), "exploration")
+            self.tell("done.", "exploration")
 
         self.begin("exploration", lambda report: exploration.explore(mol, method, guess, cycles, report), done)
 

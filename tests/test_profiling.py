@@ -23,7 +23,7 @@ def test_operations_are_named_and_their_time_fits_the_steps(profiled):
     trainer, found, halted = profiled
     assert halted == "running", "the training goes on after its peaks were measured"
     assert found.steps >= 6
-    assert 0 < found.busy_s < found.seconds + 1
+    assert 0 < found.busy_s <= found.traced_s
     assert {each.name for each in found.executables} == {"correct", "judge", "pull", "update"}
     assert all(each.calls > 0 and each.seconds > 0 for each in found.executables)
     assert sum(each.seconds for each in found.operations) == pytest.approx(

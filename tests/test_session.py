@@ -123,7 +123,7 @@ def test_an_scf_is_searched_in_the_background_and_can_be_called_off():
     assert "under way already" in session.message.text
     session.wait("exploration")
     assert set(session.exploration.paths) == set(exploration.WAYS)
-    assert "DIIS: converged" in session.message.text
+    assert "DIIS: converged" in session.exploration.words()
     before = session.exploration
     session.begin("exploration", _endless, print)
     session.task("exploration").cancel()

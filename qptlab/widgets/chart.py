@@ -41,7 +41,7 @@ class Chart(ipw.VBox):
         self._table = ipw.HTML(layout={"max_height": "260px", "overflow": "auto"})
         self._toggle = ipw.ToggleButton(
             description="Data", icon="table", tooltip=f"The numbers of the plot “{title}” as a table",
-            layout={"width": "90px"},
+            layout={"flex": "0 0 auto", "width": "90px"},
         )
         self._toggle.observe(lambda _: self._fill_table(), "value")
         super().__init__([self.plot, ipw.HBox([self._toggle, self._words]), self._table])

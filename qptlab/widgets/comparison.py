@@ -43,15 +43,13 @@ class Comparison(View):
                                  layout={"width": "90px"})
         self._one = ipw.Label()
         self.chart = Chart(plots.parity_figure(), "comparison with PySCF")
-        self.viewer = OrbitalViewer(height=300, labels=True)
+        self.viewer = OrbitalViewer(height=260, labels=True)
         self._found = ipw.VBox([
             ipw.HBox([self._plot, self._geometry, self._worst, self._one]),
-            ipw.HBox([
-                ipw.VBox([self.chart], layout={"width": "68%"}), ipw.VBox([self.viewer], layout={"width": "32%"}),
-            ]),
+            self.chart, self.viewer,
         ], layout={"display": "none"})
         super().__init__([
-            ipw.HBox([self._geometries, self._run]), ipw.HBox([self._table]), self._save, self._found,
+            ipw.HBox([self._geometries, self._save]), self._run, self._table, self._found,
         ])
         self.chart.plot.on_click(self._click)
         self._save.on_click(lambda _: self.session.save_comparison())

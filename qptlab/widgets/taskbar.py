@@ -26,7 +26,8 @@ class TaskBar(ipw.HBox):
         why_not: Callable[[], str] = lambda: "", *, with_message: bool = True,
     ):
         self._session, self._topic, self._label, self._why_not = session, topic, label, why_not
-        self._begin = ipw.Button(description=label, icon=icon, layout={"width": "auto"}, button_style="primary")
+        self._begin = ipw.Button(description=label, icon=icon, layout={"flex": "0 0 auto", "width": "auto"},
+                                 button_style="primary")
         self._cancel = ipw.Button(description="Cancel", icon="times", layout={"width": "90px"})
         self._bar = ipw.FloatProgress(min=0, max=1, layout={"width": "140px"})
         self._text = ipw.Label()
