@@ -166,7 +166,7 @@ def train(
     ] = 0,
     guess: Annotated[str, typer.Option("--guess", help=f"One of {', '.join(GUESSES)}.")] = "minao",
     loss: Annotated[str, typer.Option("--loss", help=f"One of {', '.join(LOSSES)}.")] = "energy",
-    batch: Annotated[int, typer.Option("--batch", help="Geometries per update.")] = 16,
+    batch: Annotated[int, typer.Option("--batch", help="Geometries per update.")] = 4,
     microbatch: Annotated[
         int | None, typer.Option("--microbatch", help="Geometries at a time, to save memory; default all.")
     ] = None,
