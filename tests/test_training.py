@@ -203,7 +203,7 @@ def test_updates_that_are_not_finite_are_skipped_then_reported(monkeypatch):
         ({"averaging": 1.0}, "averaging 1.0"),
         ({"loss": "truth"}, "loss 'truth' is not known; one of energy, self-consistency"),
         ({"iterations": 17}, "17 DFT iterations"),
-        ({"microbatch": 5}, "a batch of 16 has no parts of 5"),
+        ({"batch": 16, "microbatch": 5}, "a batch of 16 has no parts of 5"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(choice, said):
