@@ -74,13 +74,11 @@ def ours(molecule: str, eri: str) -> dict:
 
 def _counts(template) -> dict:
     """Operations of one Fock build, and bytes of integrals that it reads."""
-    nao, naux, nocc = template.nao, template.naux, template.nocc
-    npair = nao * (nao + 1) // 2
-    grid = 4 * nao**2 * template.ngrids  # the density on the grid, and the matrix back
-    if template.eri == "fitted":
-        # Coulomb: two products with all factors; exchange: each factor times the orbitals, and that with itself.
-        return {"flops": 4 * naux * npair + 4 * naux * nao**2 * nocc + grid, "read_bytes": 3 * 8 * naux * npair}
-    return {"flops": 2 * 2 * npair**2 + grid, "read_bytes": 2 * 8 * npair * (npair + 1) // 2}
+    from qptlab.estimates import fock_operations
+
+    npair = template.nao * (template.nao + 1) // 2
+    read = 3 * 8 * template.naux * npair if template.eri == "fitted" else 2 * 8 * npair * (npair + 1) // 2
+    return {"flops": fock_operations(template), "read_bytes": read}
 
 
 def index_lists(nao: int, ngrids: int) -> dict:

@@ -33,6 +33,7 @@ def fock_operations(template: Template) -> float:
     npair = nao * (nao + 1) // 2
     grid = 4 * nao**2 * template.ngrids
     if template.eri == "fitted":
+        # Coulomb: two products with all factors; exchange: each factor times the orbitals, and that with itself.
         return 4 * naux * npair + 4 * naux * nao**2 * nocc + grid
     return 2 * 2 * npair**2 + grid
 

@@ -99,7 +99,7 @@ def training_figure(compared: Sequence[str] = ()) -> go.Figure:
     figure.update_yaxes(
         title="energy error, meV", type="log", dtick=1, exponentformat="power", row=1, col=2
     )
-    figure.update_layout(height=360, legend={"orientation": "h", "y": -0.3, "x": 0.5, "xanchor": "center"})
+    figure.update_layout(height=360, legend=_legend_below(-0.3))
     return _dress(figure)
 
 
@@ -214,7 +214,7 @@ def parity_figure() -> go.Figure:
         figure.update_yaxes(title="predicted, eV", row=1, col=col)
     figure.update_xaxes(title="residual, hartree", type="log", dtick=1, exponentformat="power", row=1, col=3)
     figure.update_yaxes(title="energy error, meV", type="log", dtick=1, exponentformat="power", row=1, col=3)
-    figure.update_layout(height=340, legend={"orientation": "h", "y": -0.32, "x": 0.5, "xanchor": "center"})
+    figure.update_layout(height=340, legend=_legend_below(-0.32))
     return _dress(figure)
 
 
@@ -269,7 +269,7 @@ def errors_figure(found: Evaluation) -> go.Figure:
     figure.update_yaxes(title="|energy error|, meV", type="log", dtick=1, exponentformat="power")
     figure.update_layout(
         title="Error of each geometry: click one", height=340, hovermode="closest", showlegend=True,
-        legend={"orientation": "h", "y": -0.25, "x": 0.5, "xanchor": "center"},
+        legend=_legend_below(-0.25),
     )
     return _dress(figure)
 
@@ -348,7 +348,7 @@ def timeline_figure(found: Profile) -> go.Figure:
     figure.update_yaxes(title="stream, number" if found.is_accelerator else "thread, number")
     figure.update_layout(
         title="When operations ran", height=340, barmode="overlay", showlegend=True,
-        legend={"orientation": "h", "y": -0.36, "x": 0.5, "xanchor": "center"},
+        legend=_legend_below(-0.36),
     )
     return _dress(figure)
 
@@ -374,7 +374,7 @@ def roofline_figure(found: Profile) -> go.Figure:
     figure.update_yaxes(title="operations per second", type="log", dtick=1, exponentformat="power")
     figure.update_layout(
         title="Roofline, measured here", height=340, showlegend=True,
-        legend={"orientation": "h", "y": -0.36, "x": 0.5, "xanchor": "center"},
+        legend=_legend_below(-0.36),
     )
     return _dress(figure)
 
@@ -401,7 +401,7 @@ def levels_figure() -> go.Figure:
     figure.update_yaxes(title="orbital energy, eV")
     figure.update_layout(
         title="Levels: click one", height=380, hovermode="closest",
-        legend={"orientation": "h", "y": -0.12, "x": 0.5, "xanchor": "center"},
+        legend=_legend_below(-0.12),
     )
     return _dress(figure)
 
@@ -445,7 +445,7 @@ def convergence_figure(names: Sequence[str]) -> go.Figure:
     figure.update_yaxes(title="E − E(ground state), meV", type="log", dtick=2, exponentformat="power")
     figure.update_layout(
         title="Ways to the ground state", height=380, showlegend=True,
-        legend={"orientation": "h", "y": -0.25, "x": 0.5, "xanchor": "center"},
+        legend=_legend_below(-0.25),
     )
     return _dress(figure)
 
@@ -481,7 +481,7 @@ def iterations_figure(
     figure.update_yaxes(title="energy MAE, meV", type="log", dtick=1, exponentformat="power")
     figure.update_layout(
         title="What iterations add to a prediction", height=380, showlegend=True,
-        legend={"orientation": "h", "y": -0.25, "x": 0.5, "xanchor": "center"},
+        legend=_legend_below(-0.25),
     )
     return _dress(figure)
 
@@ -502,7 +502,7 @@ def study_figure(rows: Sequence[dict]) -> go.Figure:
     figure.update_yaxes(title="energy MAE, meV", type="log", dtick=1, exponentformat="power")
     figure.update_layout(
         title="Error on unseen geometries", height=400, showlegend=True,
-        legend={"orientation": "h", "y": -0.25, "x": 0.5, "xanchor": "center"},
+        legend=_legend_below(-0.25),
     )
     return _dress(figure)
 
@@ -541,6 +541,11 @@ def heatmaps(
     figure.update_layout(height=(340 if columns < 4 else 290) * rows + 60)
     figure.update_annotations(font_size=16 if columns < 4 else 12)
     return _dress(figure)
+
+
+def _legend_below(y: float) -> dict:
+    """A legend in a row under the plots; `y` is where, in heights of the plot."""
+    return {"orientation": "h", "y": y, "x": 0.5, "xanchor": "center"}
 
 
 def _dress(figure: go.Figure) -> go.Figure:

@@ -3,7 +3,7 @@
 import ipywidgets as ipw
 import numpy as np
 
-from qptlab import plots
+from qptlab import pictures, plots
 from qptlab.errors import InputError
 from qptlab.models.features import BIASES
 from qptlab.session import Session
@@ -12,9 +12,6 @@ from qptlab.widgets.live import keep_fresh
 from qptlab.widgets.message import MessageLine
 from qptlab.widgets.view import View
 from qptlab.widgets.viewer import OrbitalViewer
-
-LABELLED = 40
-"""Orbitals up to which the axes of a matrix have room for their names."""
 
 LEAST_LINK = 0.03
 """Share of the largest below which a line between atoms is left out."""
@@ -86,7 +83,7 @@ class AttentionView(View):
         bias = found.biases[BIASES.index(name)]
         self.matrices.show(found.words(layer, head), plots.attention_figure(
             found.weights[layer, head], bias, name.replace("_", " "), found.ao_labels,
-            labelled=len(found.ao_labels) <= LABELLED,
+            labelled=len(found.ao_labels) <= pictures.LABELLED,
         ))
         self.mixing.show(
             f"Layer {layer}, head {head}: a positive weight draws attention to pairs with large entries.",

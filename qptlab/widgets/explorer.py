@@ -3,16 +3,13 @@
 import ipywidgets as ipw
 import numpy as np
 
-from qptlab import exploration, plots
+from qptlab import exploration, pictures, plots
 from qptlab.scf import GUESSES
 from qptlab.session import Session
 from qptlab.widgets.chart import Chart
 from qptlab.widgets.live import keep_fresh
 from qptlab.widgets.taskbar import TaskBar
 from qptlab.widgets.view import View
-
-LABELLED = 40
-"""Orbitals up to which the axes of a matrix have room for their names."""
 
 
 class SCFExplorer(View):
@@ -86,5 +83,5 @@ class SCFExplorer(View):
         labels = found.template.ao_labels
         self.matrices.show(
             f"{way}, cycle {cycle}: blue is positive, red negative; each matrix has its own scale.",
-            plots.heatmaps(shown, labels, columns=4, labelled=len(labels) <= LABELLED),
+            plots.heatmaps(shown, labels, columns=4, labelled=len(labels) <= pictures.LABELLED),
         )

@@ -101,9 +101,8 @@ class TrainingMonitor(View):
         self._find.on_click(lambda _: self._list_runs())
         self._add_note.on_click(lambda _: self._do(self._keep_note))
         self._runs.observe(lambda _: self._choose_runs(), "value")
-        for control in (self._x, self._quantity, self._smoothing):
+        for control in (self._x, self._scale, self._quantity, self._smoothing):
             control.observe(lambda _: self._draw(), "value")
-        self._scale.observe(lambda _: self._draw(), "value")
         self.session.observe(lambda _: self._take_runs(), "compared")
 
     def _do(self, action) -> None:
