@@ -26,6 +26,12 @@ MAX_TIMELINE = 3000
 WAIT_SECONDS = 120.0
 """After which a profile ends, whatever the training has done."""
 
+PROFILED = ("compiling", "running")
+"""Statuses of a training whose steps can be profiled."""
+
+NOTHING = "no training is running; start one, or go on with one, to look into its steps."
+"""Said where there is none."""
+
 MATRIX, VECTOR_BYTES = 1024, 128 * 2**20
 """What peaks are measured with: a product of matrices of this size, and a copy of so many bytes."""
 
@@ -158,6 +164,8 @@ def profile(
 ) -> Profile:
     """Profile some steps of a training that is under way; it goes on meanwhile, a little slower.
 
+    A training that still compiles is waited for.
+
     Args:
       trainer: the training.
       steps: how many steps.
@@ -168,9 +176,12 @@ def profile(
     """
     if steps < 1:
         raise InputError(f"{steps} steps cannot be profiled; 5 would do.")
+    if trainer.status not in PROFILED:
+        raise InputError(NOTHING)
+    while trainer.status in PROFILED and not (trainer.status == "running" and trainer.rows):
+        progress(0, steps, "waiting for the first step")
+        time.sleep(0.02)
     first = len(trainer.rows)
-    if trainer.status != "running" or not first:
-        raise InputError("no training is running; start one, or go on with one, to look into its steps.")
     folder = pathlib.Path(tempfile.mkdtemp(prefix="profile-", dir=trainer.out))
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # Python's own calls would bury everything else

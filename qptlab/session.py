@@ -377,8 +377,8 @@ class Session(traitlets.HasTraits):
         """Profile some steps of the training that is under way, in the background."""
         with _Told(self, "kernels"):
             trainer = self.trainer
-            if trainer is None or trainer.status != "running":
-                raise InputError("no training is running; start one, or go on with one, to look into its steps.")
+            if trainer is None or trainer.status not in profiling.PROFILED:
+                raise InputError(profiling.NOTHING)
 
             def done(found: Profile) -> None:
                 self.profile = found
@@ -420,11 +420,17 @@ class Session(traitlets.HasTraits):
         self._report_training()
 
     def wait(self, topic: str, timeout: float | None = None) -> None:
-        """Wait for what is under way in a part of the workbench, and have it delivered."""
+        """Wait for what is under way in a part of the workbench, and have it delivered; for cells and scripts.
+
+        Raises:
+          InputError: what the message says, if the last thing asked for there could not be done.
+        """
         task = self.task(topic)
         if task is not None:
             task.wait(timeout)
         self.deliver()
+        if self.message.is_error and self.message.topic == topic:
+            raise InputError(self.message.text)
 
     # Saying ---------------------------------------------------------------------------------
 

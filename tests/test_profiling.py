@@ -12,8 +12,7 @@ def profiled(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "w"
     water = ql.Molecule.from_name("water")
     trainer = ql.Trainer(water, cases.QUICK_METHOD, cases.QUICK_MODEL, cases.quick(400), out=out).start()
-    cases.wait_until(lambda: trainer.step > 3)
-    found = profiling.profile(trainer, 6)
+    found = profiling.profile(trainer, 6)  # which waits until all is compiled
     halted = trainer.status
     trainer.stop()
     return trainer, found, halted

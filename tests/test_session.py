@@ -131,7 +131,8 @@ def test_an_scf_is_searched_in_the_background_and_can_be_called_off():
     assert session.exploration is before
     assert session.message.text == "called off."
     session.explore(guess="nonsense")
-    session.wait("exploration")
+    with pytest.raises(ql.InputError, match="nonsense"):
+        session.wait("exploration")
     assert session.message.is_error
     assert "nonsense" in session.message.text
 

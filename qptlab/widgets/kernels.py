@@ -5,7 +5,7 @@ import html
 import ipywidgets as ipw
 
 from qptlab import plots
-from qptlab.profiling import Profile
+from qptlab.profiling import PROFILED, Profile
 from qptlab.session import Session
 from qptlab.units import significant
 from qptlab.widgets.chart import STYLE, Chart
@@ -47,7 +47,7 @@ class KernelInspector(View):
         keep_fresh(self)
 
     def _why_not(self) -> str:
-        running = self.session.training_status == "running"
+        running = self.session.training_status in PROFILED
         return "" if running else "No training is running; start one, or go on with one"
 
     def refresh(self) -> None:
