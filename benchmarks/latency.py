@@ -3,9 +3,11 @@
     python benchmarks/latency.py [--molecule uracil] [--basis def2-svp]
 
 A click on an orbital until its surface is drawn (training paused); a cell's answer while training; steps per second
-with the monitor in the page and without any view, taking turns. Writes `results/latency.json` and `.md`.
+with the monitor in the page and without any view, taking turns; Start until the first point of the curve, in a kernel
+that has one core, as on mybinder.org, and in one that has all. Writes `results/latency.json` and `.md`.
 """
 
+import contextlib
 import json
 import pathlib
 import statistics
@@ -29,6 +31,15 @@ def begin(molecule, basis, folder, validation):
     method, train = ql.Method("pbe", basis), ql.TrainConfig(minutes=30, validation=validation)
     return ql.Trainer(ql.Molecule.from_name(molecule), method, ql.QPTConfig("micro", 0), train, out=folder)
 """
+FIRST = """
+import os
+os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:{cores}]))
+import qptlab as ql
+app = ql.workbench(molecule="water", basis="sto-3g", iterations=1, minutes=2.0)
+app
+"""
+"""The first notebook's training, with the compilations that any kernel before has left in the cache."""
+
 TURNS = 3
 """Of measuring a training with and without the monitor."""
 
@@ -40,15 +51,11 @@ def main(
 ) -> None:
     """Measure, and write the table."""
     folder = pathlib.Path(tempfile.mkdtemp())
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(f"{TRAINER}\napp = ql.workbench()\napp")])
-    nbformat.write(book, folder / "latency.ipynb")
     with lab.server(folder) as address, sync_playwright() as playwright:
         browser = lab.launch(playwright)
-        opened = lab.Lab(browser, address, "latency.ipynb", folder)
-        opened.run(0)
-        opened.page.locator(".lm-TabBar-tab", has_text="3. Training").wait_for(timeout=120_000)
-        rows = [*_speed(opened), *_clicks(opened, molecule, basis)]
-        opened.close()
+        with _notebook(browser, address, folder, f"{TRAINER}\napp = ql.workbench()\napp") as opened:
+            rows = [*_speed(opened), *_clicks(opened, molecule, basis)]
+        rows += _first_points(browser, address, folder)
         browser.close()
     record = {"command": f"python benchmarks/latency.py --molecule {molecule} --basis {basis}",
               "machine": bench.machine(), "rows": rows}
@@ -61,6 +68,38 @@ def main(
         "Browser, kernel and training share these cores; the processor draws WebGL (SwiftShader).", "", *lines, "",
     ]))
     typer.echo("\n".join(lines))
+
+
+@contextlib.contextmanager
+def _notebook(browser, address, folder, code):
+    """A notebook of one cell, run until the workbench has come; its training ends with it."""
+    name = f"{time.monotonic_ns()}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), folder / name)
+    opened = lab.Lab(browser, address, name, folder)
+    opened.run(0)
+    opened.page.locator(".lm-TabBar-tab", has_text="3. Training").wait_for(timeout=120_000)
+    yield opened
+    opened.add_and_run("app.session.stop(); print('ended')")
+    opened.close()
+
+
+def _first_points(browser, address, folder):
+    rows = []
+    for cores, goal in ((1, 20), (None, "")):
+        seconds = []
+        for _ in range(TURNS + 1):  # the first may compile
+            with _notebook(browser, address, folder, FIRST.format(cores=cores)) as opened:
+                opened.show("3. Training")
+                opened.press("Start")
+                began = time.perf_counter()
+                while not opened.points():
+                    time.sleep(0.1)
+                seconds.append(time.perf_counter() - began)
+        rows.append({
+            "what": f"Start until the first point, kernel on {'all cores' if cores is None else 'one core'}, s",
+            "all": seconds, "median": statistics.median(seconds[1:]), "largest": max(seconds[1:]), "goal": goal,
+        })
+    return rows
 
 
 def _speed(opened):
