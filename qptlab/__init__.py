@@ -35,6 +35,8 @@ from qptlab.evaluation import Evaluation, evaluate  # noqa: E402
 from qptlab.frame import ReferenceFrame  # noqa: E402
 from qptlab.geometries import Sampling, sample  # noqa: E402
 from qptlab.integrals import Integrals, build_integrals, template  # noqa: E402
+from qptlab.interop.ase import ModelCalculator  # noqa: E402
+from qptlab.interop.pyscf import guess, with_guess  # noqa: E402
 from qptlab.method import Method  # noqa: E402
 from qptlab.models.predictor import Predictor  # noqa: E402
 from qptlab.models.qpt import QPT, Prediction, QPTConfig  # noqa: E402
@@ -73,10 +75,10 @@ def workbench(**choices):
 
 
 __all__ = [
-    "BUILTIN", "QPT", "Evaluation", "InputError", "Integrals", "Method", "Molecule", "Prediction",
+    "BUILTIN", "QPT", "Evaluation", "InputError", "Integrals", "Method", "ModelCalculator", "Molecule", "Prediction",
     "Predictor", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampling", "TrainConfig",
     "Trainer", "build_integrals", "charges", "density_from_fock", "dipole_debye", "energy", "evaluate", "fock",
-    "forces", "kohn_sham", "load", "make_systems", "orbitals", "read_molecules",
+    "forces", "guess", "kohn_sham", "load", "make_systems", "orbitals", "read_molecules",
     "read_xyz", "sample", "scf", "scf_batch", "template",
-    "train", "workbench",
+    "train", "with_guess", "workbench",
 ]

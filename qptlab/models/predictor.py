@@ -82,9 +82,17 @@ class Predictor:
         Raises:
           InputError: as calling the predictor.
         """
+        return self.energy_and_forces(mol)[1]
+
+    def energy_and_forces(self, mol: Molecule) -> tuple[float, Float[np.ndarray, "natm 3"]]:
+        """The predicted energy, hartree, and `forces`, in one go.
+
+        Raises:
+          InputError: as calling the predictor.
+        """
         system, pose = self.place(mol)
-        _, slope = energy_and_slope(self.model, system)(pose.positions, self.params)
-        return -system.frame.pull_back(pose, slope)
+        energy, slope = energy_and_slope(self.model, system)(pose.positions, self.params)
+        return float(energy), -system.frame.pull_back(pose, slope)
 
     def place(self, mol: Molecule) -> tuple[System, Pose]:
         """A molecule's system, and how the geometry lies in its frame; raises and warns as calling the predictor."""

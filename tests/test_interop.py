@@ -1,0 +1,173 @@
+"""A trained model inside PySCF and ASE."""
+
+import ase
+import ase.units
+import cases
+import numpy as np
+import pytest
+import tolerances as tol
+from ase.calculators.fd import calculate_numerical_forces
+from ase.md.verlet import VelocityVerlet
+from pyscf import dft, gto, scf
+from pyscf.pbc import gto as periodic
+from scipy.spatial.transform import Rotation
+
+import qptlab as ql
+from qptlab.units import AU_DEBYE, BOHR_ANGSTROM
+
+WATER = ql.Molecule.from_name("water")
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    """A model of water, after a short training."""
+    return trained.predictor
+
+
+def moved(mol, seed=3):
+    """Another geometry, turned, shifted, and its atoms in another order."""
+    rng = np.random.default_rng(seed)
+    positions = mol.positions + 0.05 * rng.normal(size=mol.positions.shape)
+    order = rng.permutation(len(mol.symbols))
+    positions = Rotation.random(rng=rng).apply(positions) + rng.normal(size=3)
+    return ql.Molecule(tuple(np.array(mol.symbols)[order]), positions[order])
+
+
+def mole(mol, **others):
+    atoms = list(zip(mol.symbols, mol.positions.tolist(), strict=True))
+    return gto.M(**{"atom": atoms, "unit": "Bohr", "basis": "sto-3g", "verbose": 0, **others})
+
+
+def mean_field(mol, kind=dft.RKS, **others):
+    mf = kind(mole(mol, **others), xc="lda")
+    mf.grids.level, mf.conv_tol, mf.conv_tol_grad = 0, 1e-11, 1e-7
+    return mf
+
+
+def test_pyscf_converges_to_the_same_energy_from_the_models_guess_in_fewer_cycles(model):
+    mol = moved(WATER)
+    usual, ours = mean_field(mol), mean_field(mol)
+    usual.kernel()
+    ours.kernel(dm0=ql.guess(ours.mol, model))
+    assert ours.converged
+    assert ours.e_tot == pytest.approx(usual.e_tot, abs=tol.SCF_ENERGY)
+    assert ours.cycles < usual.cycles
+    np.testing.assert_array_equal(ql.guess(mol, model), ql.guess(ours.mol, model))
+
+
+def test_a_guess_has_all_electrons_and_lies_nearer_to_the_answer_than_minao(model):
+    mol = moved(WATER)
+    mf = mean_field(mol)
+    mf.kernel()
+    dm = ql.guess(mf.mol, model)
+    assert np.sum(dm * mf.get_ovlp()) == pytest.approx(10, abs=1e-10)
+    answer = mf.make_rdm1()
+    assert np.abs(dm - answer).max() < 0.1 * np.abs(mf.get_init_guess(key="minao") - answer).max()
+
+
+@pytest.mark.parametrize("kind", [dft.RKS, dft.UKS, dft.ROKS])
+def test_a_mean_field_takes_the_guess_for_every_geometry_and_keeps_its_ways(model, kind):
+    mol = moved(WATER)
+    mf = ql.with_guess(mean_field(mol, kind), model)
+    assert isinstance(mf, kind)
+    mf.kernel()
+    cycles = mf.cycles
+    mf.reset(mole(moved(WATER, 4)))
+    mf.kernel()
+    usual = mean_field(moved(WATER, 4), kind)
+    usual.kernel()
+    assert mf.e_tot == pytest.approx(usual.e_tot, abs=tol.SCF_ENERGY)
+    assert max(mf.cycles, cycles) < usual.cycles
+    fitted = mf.density_fit()
+    fitted.kernel()
+    assert fitted.converged
+    assert fitted.e_tot != pytest.approx(usual.e_tot, abs=1e-7)
+    assert fitted.cycles < usual.cycles
+
+
+def test_a_density_that_is_handed_over_comes_before_the_model(model):
+    mf = ql.with_guess(mean_field(WATER), model)
+    mf.max_cycle = 1
+    mf.kernel(dm0=mean_field(WATER).get_init_guess(key="1e"))
+    far = mf.e_tot
+    mf.kernel()
+    assert mf.e_tot < far - 0.01
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda: mole(WATER, basis="6-31g"), "sto-3g with spherical functions, 7 orbitals, would do"),
+        (lambda: mole(WATER, atom="ghost-O 0 0 0; H 0 0 1.8; H 1.8 0 0", charge=0), "not an element|not known"),
+        (lambda: mole(WATER, charge=2), "charge"),
+        (lambda: mole(ql.Molecule.from_name("ammonia")), "NH3|H3N"),
+        (lambda: periodic.M(atom="He 0 0 0", a=np.eye(3) * 5, basis="sto-3g", verbose=0), "a molecule would do"),
+    ],
+)
+def test_what_the_model_cannot_guess_is_refused_in_a_sentence(model, given, said):
+    with pytest.raises(ql.InputError, match=said):
+        ql.guess(given(), model)
+
+
+def test_a_mean_field_of_two_components_is_refused(model):
+    with pytest.raises(ql.InputError, match=r"GHF.* was given; RKS, UKS, RHF or UHF would do"):
+        ql.with_guess(scf.GHF(mole(WATER)), model)
+
+
+@pytest.fixture
+def atoms(model):
+    found = moved(WATER).to_ase()
+    found.calc = ql.ModelCalculator(model)
+    return found
+
+
+def test_ase_has_the_predictions_energy_forces_and_dipole_in_its_own_units(model, atoms):
+    mol = moved(WATER)
+    found = model(mol)
+    assert atoms.get_potential_energy() == pytest.approx(float(found.energy) * ase.units.Ha, rel=1e-8)
+    expected = model.forces(mol) * ase.units.Ha / ase.units.Bohr
+    np.testing.assert_allclose(atoms.get_forces(), expected, rtol=1e-6, atol=1e-8)
+    dipole = ql.dipole_debye(mol, model.method, found.dm) / AU_DEBYE * BOHR_ANGSTROM
+    np.testing.assert_allclose(atoms.get_dipole_moment(), dipole, atol=1e-10)
+    assert atoms.calc.calculation_required(atoms, ["energy"]) is False
+    atoms.rattle(0.01)
+    assert atoms.calc.calculation_required(atoms, ["energy"]) is True
+
+
+def test_ases_own_differences_of_energies_are_the_forces(atoms):
+    np.testing.assert_allclose(
+        atoms.get_forces(), calculate_numerical_forces(atoms, eps=0.005), atol=1e-3  # of a float32 network
+    )
+
+
+def test_energy_is_conserved_in_dynamics(atoms):
+    """In 10 fs, to a thousandth of what passes between kinetic and potential energy."""
+    rng = np.random.default_rng(1)
+    kinetic = rng.normal(size=(3, 3)) * np.sqrt(atoms.get_masses() * 300 * ase.units.kB)[:, None]
+    atoms.set_momenta(kinetic)
+    dynamics = VelocityVerlet(atoms, 0.25 * ase.units.fs)
+    totals, potentials = [], []
+    for _ in range(40):
+        dynamics.run(1)
+        totals.append(atoms.get_total_energy())
+        potentials.append(atoms.get_potential_energy())
+    assert np.ptp(potentials) > 0.05
+    assert np.ptp(totals) < 0.02 * np.ptp(potentials)
+
+
+def test_a_periodic_system_and_another_molecule_are_refused(model, atoms):
+    atoms.pbc = True
+    with pytest.raises(ql.InputError, match="pbc=False would do"):
+        atoms.get_potential_energy()
+    other = ql.Molecule.from_name("ammonia").to_ase()
+    other.calc = ql.ModelCalculator(model)
+    with pytest.raises(ql.InputError, match="H3N"):
+        other.get_potential_energy()
+
+
+def test_a_charged_model_needs_no_word_on_the_charge():
+    hydroxide = ql.Molecule(("O", "H"), np.array([[0, 0, 0], [0, 0, 1.83]]), -1)
+    systems, kinds = ql.make_systems([hydroxide], cases.QUICK_METHOD)
+    plain = ql.Predictor(ql.QPT(ql.QPTConfig("micro", 2), "lda", kinds), None, systems)
+    atoms = ase.Atoms("OH", hydroxide.positions_angstrom, calculator=ql.ModelCalculator(plain))
+    assert atoms.get_potential_energy() == pytest.approx(float(plain(hydroxide).energy) * ase.units.Ha, rel=1e-9)
