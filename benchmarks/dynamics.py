@@ -3,9 +3,9 @@
     python benchmarks/dynamics.py runs/ethanol [--ps 2]
 
 NVE dynamics (velocity Verlet, 0.5 fs) from a geometry and velocities at 300 K: the slope of the total energy is the
-drift. The time of energy and forces over that of a prediction, warm, in turns. Harmonic frequencies at the model's own
-minimum, by ASE's differences of forces, beside PySCF's analytical Hessian at its own minimum. Writes
-`results/dynamics-MOLECULE.json`, `.md` and `.png`.
+drift. The time of energy and forces over that of a prediction, warm, in turns. Harmonic frequencies at the model's
+own minimum, by ASE's differences of forces, beside PySCF's analytical Hessian at its own minimum, of small molecules.
+Writes `results/dynamics-MOLECULE.json`, `.md` and `.png`.
 """
 
 import json
@@ -99,7 +99,8 @@ def _pyscf_minimum(mol, method):
 
 
 def _bonds(mol):
-    return [float(np.linalg.norm(mol.positions_angstrom[i] - mol.positions_angstrom[j])) for i, j in sorted(mol.bonds)]
+    places = mol.positions_angstrom
+    return [float(np.linalg.norm(places[i] - places[j])) for i, j in sorted(mol.bonds)]
 
 
 def main(run: Annotated[pathlib.Path, typer.Argument(help="A run's folder.")], ps: float = 2.0) -> None:
@@ -149,7 +150,7 @@ def figure(record: dict):
     drawn = Figure(figsize=(8, 4), layout="constrained")
     axes, nve = drawn.subplots(), record["nve"]
     total = np.array(nve["total_mev"])
-    axes.plot(nve["times"], total - total[0], color="#0072B2", linewidth=0.8, label="total energy, above the first step's")
+    axes.plot(nve["times"], total - total[0], color="#0072B2", linewidth=0.8, label="total energy above the first")
     axes.set_xlabel("time, ps")
     axes.set_ylabel("meV")
     axes.set_title(f"{record['molecule']}, {record['method']}: NVE with a model's forces, {STEP_FS} fs")

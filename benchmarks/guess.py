@@ -3,9 +3,9 @@
     python benchmarks/guess.py runs/uracil [runs/ethanol ...]
 
 For each run, on geometries of dynamics at 500 K that it was not trained on: PySCF with its default settings and exact
-integrals begins with minao, atomic densities, Hückel, the model with 0 up to its own number of DFT iterations, and the
-same iterations with the network switched off. They take turns on each geometry, all with all cores. Seconds and Fock
-builds of the prediction are in those of the SCF; compilation is not. Writes `results/guess.json` and `.md`.
+integrals begins with minao, atomic densities, Hückel, the model with 0 up to its own number of DFT iterations, and
+the same iterations with the network switched off. They take turns on each geometry, all with all cores. Seconds and
+Fock builds of the prediction are in those of the SCF; compilation is not. Writes `results/guess.json` and `.md`.
 """
 
 import itertools
