@@ -21,6 +21,7 @@ class ModelCalculator(Calculator):
       model: what predicts, from `ql.load`.
       **others: of ASE's `Calculator`.
 
+    >>> import qptlab as ql
     >>> from ase.optimize import BFGS
     >>> atoms = ql.Molecule.from_name("water").to_ase()
     >>> atoms.calc = ql.ModelCalculator(ql.load("runs/water"))  # doctest: +SKIP

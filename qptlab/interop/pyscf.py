@@ -1,5 +1,6 @@
 """A model's density where PySCF's SCF begins: the answer is PySCF's as ever, the way to it shorter."""
 
+import ase.data
 import numpy as np
 from jaxtyping import Float
 from pyscf import gto, lib
@@ -15,7 +16,7 @@ SAME_BASIS = 1e-6
 """Two bases are one if no overlap differs by more."""
 
 
-def guess(mol: Molecule | gto.Mole, model: Predictor) -> Float[np.ndarray, "nao nao"]:
+def guess(mol: Molecule | gto.mole.MoleBase, model: Predictor) -> Float[np.ndarray, "nao nao"]:
     """The predicted density matrix of a molecule, ours or PySCF's: `mf.kernel(dm0=ql.guess(mol, model))`.
 
     Whatever its error, the SCF that begins with it ends where it would have ended; the functional may be another
@@ -31,19 +32,21 @@ def guess(mol: Molecule | gto.Mole, model: Predictor) -> Float[np.ndarray, "nao 
     Raises:
       InputError: for a molecule of PySCF's in another basis than the model's, or as calling the model.
     """
-    given = _taken_over(mol, model.method) if isinstance(mol, gto.Mole) else mol
+    given = _taken_over(mol, model.method) if isinstance(mol, gto.mole.MoleBase) else mol
     return np.asarray(model(given).dm)
 
 
 def with_guess(mf: hf.SCF, model: Predictor) -> hf.SCF:
     """The same mean-field object, which from now on begins every SCF with the model's density.
 
-    For scans, dynamics and geometry optimisations, where the geometry changes between one SCF and the next. A density
-    matrix that is handed to `kernel` still comes first.
+    Also after `reset` to another geometry, where PySCF would go on from the orbitals of the last. A density matrix
+    that is handed to `kernel` still comes first; so PySCF's scanners, which hand over that of the last geometry, and
+    the optimisers on them take the model's for the first geometry only.
 
     Raises:
       InputError: for a mean field that is neither restricted nor unrestricted.
 
+    >>> import qptlab as ql
     >>> from pyscf import dft, gto
     >>> mf = dft.RKS(gto.M(atom="O 0 0 0; H 0 .76 .59; H 0 -.76 .59", basis="sto-3g"), xc="pbe")
     >>> mf = ql.with_guess(mf, ql.load("runs/water"))  # doctest: +SKIP
@@ -56,7 +59,7 @@ def with_guess(mf: hf.SCF, model: Predictor) -> hf.SCF:
     return lib.set_class(_FromModel(mf, model), (_FromModel, type(mf)))
 
 
-class _FromModel:
+class _FromModel(hf.SCF):
     """Mixed into the class of a mean field, as PySCF extends its own."""
 
     __name_mixin__ = "FromModel"
@@ -66,6 +69,10 @@ class _FromModel:
         self.__dict__.update(mf.__dict__)
         self.guess_model = model
 
+    def scf(self, dm0=None, **others):
+        """PySCF's, but that no density handed over means the model's, and not that of an earlier SCF."""
+        return super().scf(self.get_init_guess() if dm0 is None else dm0, **others)
+
     def get_init_guess(self, mol=None, key=None, **_):
         """The model's density, whatever the key."""
         del key
@@ -73,12 +80,15 @@ class _FromModel:
         return np.stack([dm / 2, dm / 2]) if isinstance(self, uhf.UHF) else dm
 
 
-def _taken_over(mole: gto.Mole, method: Method) -> Molecule:
+def _taken_over(mole: gto.mole.MoleBase, method: Method) -> Molecule:
     """PySCF's molecule as ours."""
     if hasattr(mole, "lattice_vectors"):
         raise InputError("a periodic cell was given; a molecule would do.")
     symbols = tuple(mole.atom_pure_symbol(i) for i in range(mole.natm))
-    mol = Molecule(symbols, mole.atom_coords(), int(mole.charge), spin=int(mole.spin))
+    strange = sorted({symbol for symbol in symbols if symbol not in ase.data.atomic_numbers})
+    if strange:
+        raise InputError(f"atoms {', '.join(strange)} were given; a molecule without ghost atoms would do.")
+    mol = Molecule(symbols, mole.atom_coords(), int(mole.charge), spin=int(mole.spin or 0))
     own = libcint.pyscf_molecule(mol, method)
     theirs, ours = (each.intor_symmetric("int1e_ovlp") for each in (mole, own))
     if theirs.shape != ours.shape or np.abs(theirs - ours).max() > SAME_BASIS:
