@@ -130,11 +130,16 @@ class Lab:
         return self.page.locator(".jp-Notebook .jp-Cell.jp-CodeCell")
 
     def run(self, index: int) -> None:
-        """Run one code cell, without waiting for it."""
-        editor = self.cells().nth(index).locator(".cm-content")
-        editor.scroll_into_view_if_needed()
-        editor.click()
-        self.page.keyboard.press("Control+Enter")
+        """Run one code cell, without waiting for it; where JupyterLab took no notice of the keys, once more."""
+        cell = self.cells().nth(index)
+        for _ in range(2):
+            editor = cell.locator(".cm-content")
+            editor.scroll_into_view_if_needed()
+            editor.click()
+            self.page.keyboard.press("Control+Enter")
+            self.page.wait_for_timeout(3000)
+            if cell.locator(".jp-InputPrompt").inner_text().strip() != "[ ]:":
+                return
 
     def run_all(self) -> None:
         """Run all cells from the menu, without waiting for them."""
