@@ -148,6 +148,7 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     opened.show("3. Training")
     opened.press("Stop")
     expect(page.locator("[role=status]", has_text="stopped").first).to_be_visible(timeout=60_000)
+    assert int(opened.add_and_run("print(trainer.step)")) >= int(halted[1])
 
     opened.show("2. SCF")
     opened.press("Run SCF")

@@ -141,7 +141,7 @@ def test_ases_own_differences_of_energies_are_the_forces(atoms):
 
 
 def test_energy_is_conserved_in_dynamics(atoms):
-    """In 10 fs, to a thousandth of what passes between kinetic and potential energy."""
+    """In 10 fs, to a fiftieth of what passes between kinetic and potential energy."""
     rng = np.random.default_rng(1)
     kinetic = rng.normal(size=(3, 3)) * np.sqrt(atoms.get_masses() * 300 * ase.units.kB)[:, None]
     atoms.set_momenta(kinetic)
