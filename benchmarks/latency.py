@@ -74,7 +74,10 @@ def main(
 def _notebook(browser, address, folder, code):
     """A notebook of one cell, run until the workbench has come; its training ends with it."""
     name = f"{time.monotonic_ns()}.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), folder / name)
+    # Without the name of a kernel, JupyterLab asks which one to take.
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    cells = [nbformat.v4.new_code_cell(code)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / name)
     opened = lab.Lab(browser, address, name, folder)
     opened.run(0)
     opened.page.locator(".lm-TabBar-tab", has_text="3. Training").wait_for(timeout=120_000)

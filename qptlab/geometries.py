@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 import ase.data
 import ase.units
 import numpy as np
-import threadpoolctl
 from jaxtyping import Float
 
 from qptlab.errors import InputError
@@ -22,6 +21,7 @@ from qptlab.models.predictor import energy_and_slope
 from qptlab.models.qpt import QPT, Params
 from qptlab.models.system import System
 from qptlab.molecule import Molecule, read_xyz
+from qptlab.operators import one_thread
 from qptlab.units import BOHR_ANGSTROM
 
 SAMPLERS = ("md", "modes", "torsions", "conformers", "perturb", "file", "model")
@@ -209,16 +209,9 @@ def _trajectory(mol, temperature, rng):
 
 def _one_thread(run, steps, atoms):
     """Positions after running; sums over several threads come out in another order each time."""
-    with _threads().limit(limits=1, user_api="openmp"):
+    with one_thread():
         run(steps=steps)
     return atoms.get_positions() / BOHR_ANGSTROM
-
-
-@functools.cache
-def _threads():
-    import tblite.ase  # noqa: F401  its OpenMP has to be loaded to be known of
-
-    return threadpoolctl.ThreadpoolController()
 
 
 def _langevin(mol, temperature, rng):
@@ -286,7 +279,7 @@ def _minimum(symbols, positions, charge):
     from ase.optimize import BFGS
 
     atoms = _xtb(Molecule(symbols, np.frombuffer(positions).reshape(-1, 3), charge))
-    with _threads().limit(limits=1, user_api="openmp"):
+    with one_thread():
         BFGS(atoms, logfile=None).run(fmax=0.005, steps=500)
         home, step = atoms.get_positions(), 0.01
 

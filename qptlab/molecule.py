@@ -71,7 +71,7 @@ class Molecule:
         object.__setattr__(self, "symbols", tuple(self.symbols))
         positions = np.array(self.positions, dtype=np.float64)
         object.__setattr__(self, "positions", positions)
-        _check_elements(self.symbols, self._title)
+        _check_elements(self.symbols, self.name or "the molecule")  # a formula has elements
         _check_positions(self.symbols, positions, self._title)
         if self.spin is None:
             object.__setattr__(self, "spin", self.nelectron % 2)

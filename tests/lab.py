@@ -132,14 +132,15 @@ class Lab:
     def run(self, index: int) -> None:
         """Run one code cell, without waiting for it; where JupyterLab took no notice of the keys, once more."""
         cell = self.cells().nth(index)
+        not_run = cell.locator(".jp-InputPrompt", has_text="[ ]:")
         for _ in range(2):
             editor = cell.locator(".cm-content")
             editor.scroll_into_view_if_needed()
             editor.click()
             self.page.keyboard.press("Control+Enter")
-            self.page.wait_for_timeout(3000)
-            if cell.locator(".jp-InputPrompt").inner_text().strip() != "[ ]:":
-                return
+            with contextlib.suppress(TimeoutError):
+                return not_run.wait_for(state="detached", timeout=10_000)
+        raise AssertionError(f"JupyterLab did not run the cell {index}, twice")
 
     def run_all(self) -> None:
         """Run all cells from the menu, without waiting for them."""

@@ -153,6 +153,10 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
     assert "cannot be read" in said(read_xyz, tmp_path)
 
 
+def test_an_unknown_element_of_a_molecule_without_a_name_is_named():
+    assert "atom 1 of the molecule is 'X'" in said(ql.Molecule, ("H", "X"), np.eye(3)[:2])
+
+
 def test_unpaired_electrons_are_those_given_or_the_fewest_there_can_be():
     assert ql.Molecule.parse("water").spin == 0
     assert ql.Molecule.parse("[OH]").spin == 1

@@ -1,11 +1,11 @@
 """How much of PySCF's SCF a trained model saves, as its initial guess, beside PySCF's own guesses.
 
-    python benchmarks/guess.py runs/uracil [runs/ethanol ...]
+    python benchmarks/pyscf_guess.py runs/uracil [runs/ethanol ...]
 
 For each run, on geometries of dynamics at 500 K that it was not trained on: PySCF with its default settings and exact
 integrals begins with minao, atomic densities, Hückel, the model with 0 up to its own number of DFT iterations, and
 the same iterations with the network switched off. They take turns on each geometry, all with all cores. Seconds and
-Fock builds of the prediction are in those of the SCF; compilation is not. Writes `results/guess.json` and `.md`.
+Fock builds of the prediction are in those of the SCF; compilation is not. Writes `results/pyscf-guess.json` and `.md`.
 """
 
 import itertools
@@ -57,7 +57,7 @@ def measure(run: str) -> list[dict]:
             mf.kernel(dm0=dm)
             energies.append(mf.e_tot)
             if not mf.converged or abs(mf.e_tot - energies[0]) > SAME_HARTREE:
-                raise SystemExit(f"guess.py: from {name} the SCF ends at {mf.e_tot}, from minao at {energies[0]}.")
+                raise SystemExit(f"pyscf_guess.py: from {name} the SCF ends at {mf.e_tot}, from minao at {energies[0]}.")
             if index:  # the first compiles
                 rows.append({
                     "run": run, "molecule": mol.name or mol.formula, "method": method.label, "start": name,
@@ -70,11 +70,11 @@ def measure(run: str) -> list[dict]:
 def main(runs: Annotated[list[str], typer.Argument(help="Folders of runs.")]) -> None:
     """Measure, and write the table."""
     rows = [row for run in runs for row in measure(run)]
-    command = f"python benchmarks/guess.py {' '.join(runs)}"
+    command = f"python benchmarks/pyscf_guess.py {' '.join(runs)}"
     results = pathlib.Path(__file__).parent / "results"
     record = {"command": command, "machine": bench.machine(), "rows": rows}
-    (results / "guess.json").write_text(json.dumps(record, indent=1) + "\n")
-    (results / "guess.md").write_text("\n".join([
+    (results / "pyscf-guess.json").write_text(json.dumps(record, indent=1) + "\n")
+    (results / "pyscf-guess.md").write_text("\n".join([
         "# A model's density where PySCF's SCF begins", "", f"    {command}", "", bench.place(record["machine"]), "",
         f"Medians over {GEOMETRIES} geometries; saved is the median of each geometry's share. Every SCF ends at the "
         "same energy.", "", *map(_trained, runs), "", table(rows), "",

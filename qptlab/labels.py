@@ -1,0 +1,200 @@
+"""Labels: what DFT says of a geometry, several properties at once; and files of them, in extended XYZ.
+
+From PySCF, from a QPT (a teacher that needed no DFT labels itself), or from the user's own files. The eigenvalues of
+each atom's part of the density are the auxiliary targets of OrbNet's multi-task learning (Qiao et al. 2020,
+arXiv:2011.02680): they tell a network about densities in numbers that no turn of the axes changes.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import ase.io
+import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+from jaxtyping import Float
+from pyscf import gto
+
+from qptlab import libcint, reference
+from qptlab.errors import InputError
+from qptlab.method import Method
+from qptlab.models.orbital_gnn import VALENCE
+from qptlab.models.predictor import Predictor
+from qptlab.molecule import Molecule
+from qptlab.properties import charges, dipole_debye
+from qptlab.units import AU_DEBYE, BOHR_ANGSTROM, HARTREE_EV
+
+
+class Label(NamedTuple):
+    """What is known of a geometry; what is not is not a number.
+
+    Attributes:
+      energy: total energy, hartree.
+      forces: on the nuclei, hartree per bohr.
+      dipole: moment about the origin, e·bohr.
+      charges: of the atoms, Löwdin's.
+      gap: between the highest occupied and the lowest virtual level, hartree.
+      valence: of each atom the eigenvalues of its part of the density, occupied and valence-virtual, descending.
+    """
+
+    energy: float
+    forces: Float[np.ndarray, "natm 3"]
+    dipole: Float[np.ndarray, " 3"]
+    charges: Float[np.ndarray, " natm"]
+    gap: float
+    valence: Float[np.ndarray, "natm nvalence"]
+
+
+def from_pyscf(mol: Molecule, method: Method) -> Label:
+    """A converged calculation of PySCF's, and its gradient.
+
+    Raises:
+      InputError: for an open shell, an element beyond argon, or where the SCF does not converge.
+    """
+    _check(mol)
+    mf = reference.calculation(mol, method, fitted=method.eri == "fitted")
+    mf.kernel()
+    if not mf.converged:
+        raise InputError(
+            f"PySCF does not converge for a geometry of {mol.formula}; one nearer to the minimum would do."
+        )
+    slope = np.asarray(mf.nuc_grad_method().kernel())
+    return _label(mol, method, float(mf.e_tot), -slope, mf.make_rdm1(), mf.mo_energy, mf.mo_coeff)
+
+
+def from_model(mol: Molecule, model: Predictor) -> Label:
+    """What a QPT predicts, as a label: no DFT calculation was converged for it.
+
+    Raises:
+      InputError: as calling the model, or for an element beyond argon.
+    """
+    _check(mol)
+    found = model(mol)
+    arrays = (np.asarray(each) for each in (found.dm, found.mo_energy, found.mo_coeff))
+    return _label(mol, model.method, float(found.energy), model.forces(mol), *arrays)
+
+
+def label(
+    mols: Iterable[Molecule], maker: Callable[[Molecule], Label], path: str | pathlib.Path,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[Molecule], list[Label]]:
+    """Label molecules one after the other, each appended to a file at once; those that are there are not made again.
+
+    Geometries that cannot be labelled are left out.
+
+    Args:
+      mols: geometries, in the same order each time.
+      maker: makes a label of one, such as `functools.partial(from_pyscf, method=method)`.
+      path: an extended XYZ file, begun or gone on with.
+      progress: told how many are done.
+
+    Raises:
+      InputError: if the file holds other geometries.
+    """
+    path = pathlib.Path(path)
+    done, labels = read(path) if path.exists() else ([], [])
+    known = {_key(mol) for mol in done}
+    for count, mol in enumerate(mols, start=1):
+        if _key(mol) not in known:
+            try:
+                found = maker(mol)
+            except InputError:
+                continue
+            write(path, [mol], [found], append=True)
+            done.append(mol)
+            labels.append(found)
+        progress(count)
+    return done, labels
+
+
+def write(
+    path: str | pathlib.Path, mols: Sequence[Molecule], labels: Sequence[Label], *, append: bool = False
+) -> None:
+    """Write an extended XYZ file as ASE has it: eV, ångström, e·Å; `gap_ev` and `valence` besides."""
+    frames = []
+    for mol, found in zip(mols, labels, strict=True):
+        atoms = mol.to_ase()
+        atoms.info |= {"gap_ev": found.gap * HARTREE_EV, "name": mol.name}
+        atoms.set_array("valence", found.valence)
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=found.energy * HARTREE_EV, forces=found.forces * HARTREE_EV / BOHR_ANGSTROM,
+            dipole=found.dipole * BOHR_ANGSTROM, charges=found.charges,
+        )
+        frames.append(atoms)
+    ase.io.write(path, frames, format="extxyz", append=append)
+
+
+def read(path: str | pathlib.Path) -> tuple[list[Molecule], list[Label]]:
+    """Read what `write` has written, or another program's extended XYZ with energies in eV, and the like.
+
+    What a frame does not say is not learned from: it is not a number in its label.
+
+    Raises:
+      InputError: if the file cannot be read, is empty, or a frame has no energy.
+    """
+    try:
+        frames = ase.io.read(path, index=":", format="extxyz")
+    except Exception as error:  # noqa: BLE001  ASE's parser raises whatever comes
+        raise InputError(f"{path} cannot be read as extended XYZ ({error}); a file of frames with energies would do.") from None
+    mols, labels = [], []
+    for index, atoms in enumerate(frames):
+        said = atoms.calc.results if atoms.calc else {}
+        if "energy" not in said:
+            raise InputError(f"frame {index} of {path} has no energy; energy=… in its comment line, in eV, would do.")
+        natm = len(atoms)
+        mols.append(Molecule.from_ase(atoms))
+        labels.append(Label(
+            said["energy"] / HARTREE_EV,
+            said.get("forces", np.full((natm, 3), np.nan)) / HARTREE_EV * BOHR_ANGSTROM,
+            said.get("dipole", np.full(3, np.nan)) / BOHR_ANGSTROM,
+            said.get("charges", np.full(natm, np.nan)),
+            atoms.info.get("gap_ev", np.nan) / HARTREE_EV,
+            atoms.arrays.get("valence", np.full((natm, 2 * VALENCE), np.nan)),
+        ))
+    if not mols:
+        raise InputError(f"{path} holds no frames; a file of frames with energies would do.")
+    return mols, labels
+
+
+def _key(mol):
+    return mol.symbols, mol.charge, tuple(np.round(mol.positions_angstrom, 6).ravel().tolist())
+
+
+def _check(mol):
+    if mol.spin or max(mol.atomic_numbers) > 18:
+        raise InputError(
+            f"{mol.formula} with {mol.spin} unpaired electrons cannot be labelled; a closed shell of H to Ar would do."
+        )
+
+
+def _label(mol, method, energy, force, dm, levels, coeff):
+    nocc = mol.occupied[0]
+    return Label(
+        energy, force, dipole_debye(mol, method, dm) / AU_DEBYE, charges(mol, method, dm, "lowdin"),
+        float(levels[nocc] - levels[nocc - 1]), _valence(mol, method, coeff, nocc),
+    )
+
+
+def _valence(mol, method, coeff, nocc):
+    """Eigenvalues of the density's occupied and valence-virtual parts on each atom's minimal basis.
+
+    Valence-virtual orbitals are those combinations of virtual ones that overlap most with the minimal basis, as many
+    as fill it up.
+    """
+    moles = libcint.moles(mol, method).at(mol.positions)
+    cross = gto.intor_cross("int1e_ovlp", moles.minao, moles.basis) @ coeff  # [nminao, nmo]
+    overlap = moles.minao.intor_symmetric("int1e_ovlp")
+    values, vectors = np.linalg.eigh(overlap)
+    root = vectors / np.sqrt(values) @ vectors.T
+    virtual, nval = cross[:, nocc:], len(overlap) - nocc
+    turn = np.linalg.svd(root @ virtual, full_matrices=False)[2][: max(nval, 0)]
+    owner = np.array([label[0] for label in moles.minao.ao_labels(fmt=False)])
+    found = np.zeros((len(mol.symbols), 2 * VALENCE))
+    for atom in range(len(mol.symbols)):
+        mine = owner == atom
+        values, vectors = np.linalg.eigh(overlap[np.ix_(mine, mine)])
+        inner = vectors / np.sqrt(values) @ vectors.T
+        for start, part in ((0, cross[:, :nocc]), (VALENCE, virtual @ turn.T)):
+            own = inner @ part[mine]
+            found[atom, start : start + sum(mine)] = 2 * np.linalg.eigvalsh(own @ own.T)[::-1]
+    return found

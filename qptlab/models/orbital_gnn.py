@@ -1,0 +1,488 @@
+"""OrbitalGNN: a graph network on low-cost operators that corrects the low-cost method, for several properties at once.
+
+After OrbNet (Qiao et al. 2020, arXiv:2007.08026) and its multi-task learning (Qiao et al. 2020, arXiv:2011.02680):
+nodes and edges carry matrix elements of low-cost operators in radial bases with cut-offs, messages pass by multi-head
+attention, and what is decoded atom by atom is added to the low-cost method's answer. Here a node is a shell of an atom
+(see `operators`), LayerNorm stands where the papers have BatchNorm, and all is smooth, so that forces are derivatives.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import NamedTuple
+
+import h5py
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from qptlab import operators
+from qptlab.errors import InputError
+from qptlab.molecule import Molecule
+from qptlab.operators import SOURCES, Invariants, Operators
+
+Params = hk.MutableParams | dict
+"""Haiku's nested dictionary of arrays."""
+
+KIND = "OrbitalGNN"
+"""What its files call themselves."""
+
+VALENCE = 9
+"""Eigenvalues of an atom's density that are learned, each of the occupied and of the valence-virtual part: the minimal
+basis of the elements up to argon has at most nine functions."""
+
+NORM_RANGE = (1e-3, 30.0)
+"""Norms of blocks of operators that the radial basis spreads over, on a logarithmic scale; hartree or none."""
+
+CUT_OFF_HARTREE = (1e-3, 1e-2)
+"""Two shells whose Fock block has a norm below the first do not see each other, and fully above the second."""
+
+SMALLEST = 1e-4
+"""Where a root of a product of blocks is smoothed."""
+
+MULTIPLES = {"nao": 16, "nshell": 8, "natm": 8}
+"""Graphs are padded to multiples of these, so that few shapes are compiled."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GNNConfig:
+    """The network's shape and its input.
+
+    Attributes:
+      source: of operators, one of `operators.SOURCES`.
+      width: numbers per node.
+      layers: rounds of messages.
+      heads: of attention in each.
+      radial: functions of each radial basis.
+    """
+
+    source: str = "gfn1"
+    width: int = 64
+    layers: int = 3
+    heads: int = 4
+    radial: int = 6
+
+    def __post_init__(self):
+        """Check what a user can get wrong."""
+        if self.source not in SOURCES:
+            raise InputError(f"{self.source!r} is no source of operators; one of {', '.join(SOURCES)} would do.")
+        for name in ("width", "layers", "heads", "radial"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} of a network was asked for; 1 or more would do.")
+        if self.width % self.heads:
+            raise InputError(f"a width of {self.width} does not divide into {self.heads} heads; a multiple would do.")
+
+
+class Graph(NamedTuple):
+    """One geometry as the network sees it; all may be padded, with masks that are True for what is real.
+
+    Attributes:
+      features: of shells and of pairs of shells.
+      kinds: number of each shell's kind in the model's vocabulary.
+      atoms: the atom of each shell.
+      mask: which shells are real.
+      elements: number of each atom's element in the vocabulary.
+      atom_mask: which atoms are real.
+      positions: bohr.
+      energy: of the low-cost method, hartree; as the three below.
+      dipole: about the origin, e·bohr.
+      charges: of the atoms.
+      gap: hartree.
+    """
+
+    features: Invariants
+    kinds: Int[Array | np.ndarray, " nshell"]
+    atoms: Int[Array | np.ndarray, " nshell"]
+    mask: Bool[Array | np.ndarray, " nshell"]
+    elements: Int[Array | np.ndarray, " natm"]
+    atom_mask: Bool[Array | np.ndarray, " natm"]
+    positions: Float[Array | np.ndarray, "natm 3"]
+    energy: Float[Array | np.ndarray, ""]
+    dipole: Float[Array | np.ndarray, " 3"]
+    charges: Float[Array | np.ndarray, " natm"]
+    gap: Float[Array | np.ndarray, ""]
+
+
+class Scales(NamedTuple):
+    """What is fitted before training, and turns the network's numbers near one into answers.
+
+    Attributes:
+      shell_mean: mean features of each kind of shell.
+      shell_scale: how far they spread about it.
+      element_energy: energy of each element, hartree: a linear fit of what the low-cost method misses.
+      energy: what that fit leaves, per root of the number of atoms, hartree.
+      element_charge: mean change of the low-cost charge of each element.
+      charge: how far charges spread about it.
+      dipole: what the low-cost dipole misses, e·bohr.
+      gap_mean: mean change of the low-cost gap, hartree.
+      gap: how far gaps spread about it, hartree.
+      element_valence: mean eigenvalues of the density of each element's atoms.
+      valence: how far they spread about it.
+      force: what the low-cost forces miss, hartree per bohr.
+    """
+
+    shell_mean: Float[Array | np.ndarray, "nkind nfeature"]
+    shell_scale: Float[Array | np.ndarray, " nfeature"]
+    element_energy: Float[Array | np.ndarray, " nelement"]
+    energy: Float[Array | np.ndarray, ""]
+    element_charge: Float[Array | np.ndarray, " nelement"]
+    charge: Float[Array | np.ndarray, ""]
+    dipole: Float[Array | np.ndarray, ""]
+    gap_mean: Float[Array | np.ndarray, ""]
+    gap: Float[Array | np.ndarray, ""]
+    element_valence: Float[Array | np.ndarray, "nelement nvalence"]
+    valence: Float[Array | np.ndarray, ""]
+    force: Float[Array | np.ndarray, ""]
+
+
+class Estimate(NamedTuple):
+    """What an OrbitalGNN says of a geometry.
+
+    Attributes:
+      energy: total energy at the level of theory of its labels, hartree.
+      dipole: moment about the origin, e·bohr.
+      charges: Löwdin charges of the atoms.
+      gap: between the highest occupied and the lowest virtual level, hartree.
+      valence: eigenvalues of each atom's part of the density, occupied and valence-virtual, in descending order.
+    """
+
+    energy: Float[Array, ""]
+    dipole: Float[Array, " 3"]
+    charges: Float[Array, " natm"]
+    gap: Float[Array, ""]
+    valence: Float[Array, "natm nvalence"]
+
+
+class OrbitalGNN:
+    """Pure functions of parameters and graphs, and what makes graphs of molecules.
+
+    Args:
+      config: the network and its input.
+      kinds: the vocabulary of shells, such as "O 2p".
+      elements: the vocabulary of elements.
+    """
+
+    def __init__(self, config: GNNConfig, kinds: tuple[str, ...], elements: tuple[str, ...]):
+        self.config, self.kinds, self.elements = config, kinds, elements
+        self._network = hk.without_apply_rng(hk.transform(self._decode))
+
+    def graph(self, mol: Molecule) -> Graph:
+        """Run the low-cost method and collect what the network reads.
+
+        Raises:
+          InputError: for an element that was not trained on, or as `operators.operators`.
+        """
+        return self._graph(mol, operators.operators(mol, self.config.source))
+
+    def _graph(self, mol, found: Operators):
+        shells = self._shells(mol)
+        layout = _Layout.of(mol, shells)
+        natm, nshell = len(layout.positions), len(layout.atoms)
+        return Graph(
+            _invariants(layout.padded(found.matrices), layout.positions, layout.members, layout.atoms),
+            _fill([self.kinds.index(kind) for kind in shells.kinds], nshell), layout.atoms,
+            np.arange(nshell) < len(shells.kinds),
+            _fill([self.elements.index(symbol) for symbol in mol.symbols], natm), np.arange(natm) < len(mol.symbols),
+            layout.positions, found.energy, found.dipole, _fill(found.charges, natm), found.gap,
+        )
+
+    def _shells(self, mol):
+        strange = sorted(set(mol.symbols) - set(self.elements))
+        if strange:
+            raise InputError(
+                f"elements {', '.join(strange)} were not among those trained on; a molecule of "
+                f"{', '.join(self.elements)} would do."
+            )
+        return operators.shells(mol, self.config.source)
+
+    def init(self, key: PRNGKeyArray, graph: Graph, scales: Scales) -> Params:
+        """Fresh parameters; with them the model is the low-cost method and the linear fits."""
+        return jax.jit(self._network.init)(key, graph, scales)
+
+    def estimate(self, params: Params, scales: Scales, graph: Graph) -> Estimate:
+        """All that is decoded; in the precision of the graph's features."""
+        return self._network.apply(params, graph, scales)
+
+    def energy_and_bar(self, params: Params, scales: Scales, graph: Graph) -> tuple[Estimate, Invariants]:
+        """The estimate, and the derivative of its energy with respect to the features.
+
+        The low-cost energy, on which it depends too, is left out of the derivative.
+        """
+
+        def energy(features):
+            found = self.estimate(params, scales, graph._replace(features=features))
+            return found.energy, found
+
+        (_, found), bar = jax.value_and_grad(energy, has_aux=True)(graph.features)
+        return found, bar
+
+    def _decode(self, graph, scales):
+        dtype = graph.features.shell.dtype
+        x = _embedded(graph, scales, len(self.kinds), self.config)
+        edges, envelope = _edges(graph, self.config, len(SOURCES[self.config.source]))
+        for number in range(self.config.layers):
+            with hk.experimental.name_scope(f"layer_{number}"):
+                x = x + _messages(x, edges, envelope, self.config)
+                x = x + _mlp(_norm(x), 2 * self.config.width, self.config.width, "update")
+        natm = len(graph.elements)
+        own = jax.nn.one_hot(graph.atoms, natm, dtype=dtype) * graph.mask[:, None]
+        atoms = own.T @ _mlp(_norm(x), 2 * self.config.width, self.config.width, "shell_out")  # [natm, width]
+        real = graph.atom_mask.astype(dtype)
+        count = jnp.sum(real)
+
+        def decoded(name, size):
+            return _mlp(atoms, self.config.width, size, name, zero=True) * real[:, None]
+
+        change, charge, moment = decoded("energy", 1)[:, 0], decoded("charge", 1)[:, 0], decoded("dipole", 1)[:, 0]
+        charge = charge * scales.charge + jnp.take(scales.element_charge, graph.elements) * real
+        moment = (moment - jnp.sum(moment) / count) * real  # no charge in all: no matter where the origin is
+        pooled = jnp.sum(atoms * real[:, None], axis=0, keepdims=True) / count
+        gap = _mlp(pooled, self.config.width, 1, "gap", zero=True)[0, 0]
+        valence = decoded("valence", 2 * VALENCE) * scales.valence
+        fitted = jnp.sum(jnp.take(scales.element_energy, graph.elements) * real)
+        return Estimate(
+            graph.energy + fitted + scales.energy * jnp.sum(change),
+            graph.dipole + scales.dipole * (moment @ graph.positions),
+            graph.charges + (charge - jnp.sum(charge) / count) * real,
+            graph.gap + scales.gap_mean + scales.gap * gap,
+            valence + scales.element_valence[graph.elements] * real[:, None],
+        )
+
+
+class _Layout(NamedTuple):
+    """Where the orbitals of a molecule lie in padded arrays."""
+
+    members: Int[np.ndarray, " nao"]
+    atoms: Int[np.ndarray, " nshell"]
+    positions: Float[np.ndarray, "natm 3"]
+
+    @classmethod
+    def of(cls, mol, shells):
+        nao, nshell, natm = (
+            -(-size // step) * step
+            for size, step in zip((len(shells.members), len(shells.atoms), len(mol.symbols)), MULTIPLES.values(), strict=True)
+        )
+        members = _fill(shells.members, nao, -1)  # of no shell
+        return cls(members, _fill(shells.atoms, nshell), _fill(mol.positions, natm))
+
+    def padded(self, matrices):
+        more = len(self.members) - matrices.shape[-1]
+        return np.pad(matrices, [(0, 0)] * (matrices.ndim - 2) + [(0, more)] * 2)
+
+
+def _fill(values, size, value=0):
+    values = np.asarray(values)
+    return np.pad(values, [(0, size - len(values))] + [(0, 0)] * (values.ndim - 1), constant_values=value)
+
+
+class GNNPredictor:
+    """A trained OrbitalGNN, ready to use on molecules of the elements it knows.
+
+    Energies do not change when a molecule is turned, shifted or its atoms are renumbered; dipoles turn along.
+
+    Args:
+      model: the network.
+      params: its parameters.
+      scales: what was fitted before training.
+      theory: what its labels are, in words, such as "PBE/def2-svp".
+    """
+
+    charge = 0
+    """Of the molecules trained on."""
+
+    def __init__(self, model: OrbitalGNN, params: Params, scales: Scales, theory: str):
+        self.model, self.theory = model, theory
+        # The network's float32 would show in the eighth digit of what should not change when a molecule is turned.
+        self.params, self.scales = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, scales))
+        self._estimate = jax.jit(model.estimate)
+        self._with_bar = jax.jit(model.energy_and_bar)
+
+    def __call__(self, mol: Molecule) -> Estimate:
+        """Estimate all that was learned.
+
+        Raises:
+          InputError: for an element that was not trained on, or where the low-cost method fails.
+        """
+        found = self._estimate(self.params, self.scales, self.model.graph(mol))
+        natm = len(mol.symbols)
+        return jax.tree.map(np.asarray, found._replace(charges=found.charges[:natm], valence=found.valence[:natm]))
+
+    def without_network(self) -> "GNNPredictor":
+        """The same with the network switched off: the low-cost method and the linear fits, the baseline."""
+        none = jax.tree.map(np.zeros_like, self.params)
+        return GNNPredictor(self.model, none, self.scales, self.theory)
+
+    def forces(self, mol: Molecule) -> Float[np.ndarray, "natm 3"]:
+        """Minus the derivative of the estimated energy with respect to positions, hartree per bohr."""
+        return self.energy_and_forces(mol)[1]
+
+    def energy_and_dipole(self, mol: Molecule) -> tuple[float, Float[np.ndarray, " 3"]]:
+        """The estimated energy, hartree, and the dipole moment about the origin, e·bohr."""
+        found = self(mol)
+        return float(found.energy), np.asarray(found.dipole)
+
+    def energy_and_forces(self, mol: Molecule) -> tuple[float, Float[np.ndarray, "natm 3"]]:
+        """The estimated energy, hartree, and `forces`.
+
+        With the source "guess" everything is differentiated, integrals and matrices included. tblite gives no
+        derivatives of its matrices: with "gfn1" the network's part is differentiated, and the matrices by central
+        differences, six low-cost calculations for each atom.
+
+        Raises:
+          InputError: as calling the predictor.
+        """
+        if self.model.config.source == "guess":
+            return self._through_integrals(mol)
+        found, bar = self._with_bar(self.params, self.scales, self.model.graph(mol))
+        slopes = slope(self.model, mol)
+        through = jax.tree.map(lambda b, s: np.tensordot(b, s, np.ndim(b)), bar, slopes.features)
+        return float(found.energy), -(slopes.energy + sum(through))[: len(mol.symbols)]
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Write all of it to one HDF5 file, which `load` reads."""
+        temporary = pathlib.Path(path).with_suffix(".new")
+        with h5py.File(temporary, "w") as file:
+            described = {"kind": KIND, "config": dataclasses.asdict(self.model.config), "kinds": self.model.kinds,
+                         "elements": self.model.elements, "theory": self.theory}
+            file.attrs["model"] = json.dumps(described)
+            for name, group in self.params.items():
+                for key, value in group.items():
+                    file[f"params/{name}/{key}"] = value
+            for key, value in self.scales._asdict().items():
+                file[f"scales/{key}"] = value
+        temporary.replace(path)
+
+    def _through_integrals(self, mol):
+        layout = _Layout.of(mol, self.model._shells(mol))
+        blank = self.model.graph(mol)  # energies and features are made anew, from what is differentiated
+        at = _guess_slope(self.model, operators.guess_template(mol))
+        energy, found = at(mol.positions, self.params, self.scales, blank, layout)
+        return float(energy), -found
+
+
+def load(path: str | pathlib.Path) -> GNNPredictor:
+    """What `GNNPredictor.save` wrote.
+
+    Raises:
+      InputError: if the file is something else.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            described = json.loads(file.attrs["model"])
+            params: dict = {}
+
+            def take(name, value):
+                if isinstance(value, h5py.Dataset):
+                    module, key = name.rsplit("/", 1)
+                    params.setdefault(module, {})[key] = value[()]
+
+            file["params"].visititems(take)
+            scales = Scales(**{key: file[f"scales/{key}"][()] for key in Scales._fields})
+            config = GNNConfig(**described["config"])
+            kinds, elements = tuple(described["kinds"]), tuple(described["elements"])
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} holds no {KIND} ({error}); a file that its `save` wrote would do.") from None
+    return GNNPredictor(OrbitalGNN(config, kinds, elements), params, scales, described["theory"])
+
+
+class Slope(NamedTuple):
+    """Derivatives of a graph with respect to positions; the last two axes are atom and direction, per bohr."""
+
+    features: Invariants
+    energy: Float[np.ndarray, "natm 3"]
+
+
+STEP_BOHR = 1e-3
+"""Of central differences: of a slope some 1e-6 is lost by it."""
+
+
+def slope(model: OrbitalGNN, mol: Molecule) -> Slope:
+    """Derivatives of the features and of the low-cost energy, padded as graphs are, by central differences.
+
+    Raises:
+      InputError: as `OrbitalGNN.graph`.
+    """
+    layout, source = _Layout.of(mol, model._shells(mol)), model.config.source
+    size = layout.positions.size
+    moves = STEP_BOHR * np.eye(size)[: mol.positions.size].reshape(-1, *layout.positions.shape)
+    places = layout.positions + np.concatenate([moves, -moves])
+    found = [operators.operators(mol.with_positions(place[: len(mol.symbols)]), source) for place in places]
+    matrices = layout.padded(np.stack([each.matrices for each in found]))
+    missing = 2 * size - len(places)
+    features = _many_invariants(_fill(matrices, 2 * size), _fill(places, 2 * size), layout.members, layout.atoms)
+
+    def derivative(values):
+        ahead, back = np.split(np.asarray(values)[: 2 * size - missing], 2)
+        each = _fill((ahead - back) / (2 * STEP_BOHR), size)
+        return np.moveaxis(each, 0, -1).reshape(*each.shape[1:], *layout.positions.shape)
+
+    return Slope(jax.tree.map(derivative, features), derivative([each.energy for each in found]))
+
+
+_invariants = jax.jit(operators.invariants)
+_many_invariants = jax.jit(jax.vmap(operators.invariants, (0, 0, None, None)))
+
+
+@functools.lru_cache(maxsize=32)
+def _guess_slope(model, template):
+    def energy(ints, params, scales, graph, layout):
+        matrices, low = operators.guess_operators(ints)
+        more = len(layout.members) - template.nao
+        matrices = jnp.pad(matrices, ((0, 0), (0, more), (0, more)))
+        positions = jnp.pad(ints.positions, ((0, len(layout.positions) - len(ints.positions)), (0, 0)))
+        features = operators.invariants(matrices, positions, layout.members, layout.atoms)
+        return model.estimate(params, scales, graph._replace(features=features, energy=low)).energy
+
+    return template.value_and_slope(energy)
+
+
+def _embedded(graph, scales, nkind, config):
+    features = (graph.features.shell - scales.shell_mean[graph.kinds]) / scales.shell_scale
+    kinds = hk.Embed(nkind, config.width, name="kind")(graph.kinds)
+    return kinds + hk.Linear(config.width, name="shell")(features)
+
+
+def _edges(graph, config, nop):
+    """Features of pairs of shells, and how much two see of each other."""
+    pair = graph.features.pair
+    signed = pair / (pair**2 + SMALLEST**2) ** 0.25
+    squares = pair[..., np.cumsum([0, *range(nop, 1, -1)])]  # each operator with itself
+    low, high = (2 * np.log(x) for x in NORM_RANGE)
+    place = (jnp.log(squares + NORM_RANGE[0] ** 2) - low) / (high - low)  # 0 to 1
+    waves = jnp.sin(np.pi * jnp.arange(1, config.radial + 1) * place[..., None]).reshape(*pair.shape[:2], -1)
+    coulomb = 1 / jnp.sqrt(graph.features.distance**2 + 1)
+    first, last = (2 * np.log(x) for x in CUT_OFF_HARTREE)
+    share = jnp.clip((jnp.log(squares[..., 0] + 1e-12) - first) / (last - first), 0.0, 1.0)
+    envelope = share**3 * (10 - 15 * share + 6 * share**2)  # two continuous derivatives
+    both = graph.mask[:, None] & graph.mask
+    edges = jnp.concatenate([signed, waves, coulomb[..., None]], axis=-1)
+    return jnp.where(both[..., None], edges, 0.0), jnp.where(both, envelope, 0.0)
+
+
+def _messages(x, edges, envelope, config):
+    heads, width = config.heads, config.width
+    query, key, value = jnp.split(hk.Linear(3 * width, with_bias=False, name="qkv")(_norm(x)), 3, axis=-1)
+    query, key, value = (each.reshape(len(x), heads, -1) for each in (query, key, value))
+    hidden = jax.nn.silu(hk.Linear(width, name="edge")(edges))
+    seen = hk.Linear(heads + width, name="edge_out")(hidden)
+    bias, gate = seen[..., :heads], seen[..., heads:].reshape(*hidden.shape[:2], heads, -1)
+    logits = jnp.einsum("ihd,jhd->ijh", query, key) / np.sqrt(width // heads) + bias
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=1, keepdims=True))
+    raw = jnp.exp(logits - largest) * envelope[..., None]
+    # A shell that sees nobody hears nothing; the result does not depend on `largest`, so nor need its derivative.
+    weights = raw / (jnp.sum(raw, axis=1, keepdims=True) + 1e-3 * jnp.exp(-largest))
+    heard = jnp.einsum("ijh,ijhd,jhd->ihd", weights, gate, value)
+    return hk.Linear(width, name="heard")(heard.reshape(len(x), width))
+
+
+def _mlp(x, hidden, size, name, *, zero=False):
+    with hk.experimental.name_scope(name):
+        last = {"w_init": jnp.zeros} if zero else {}
+        return hk.Linear(size, name="out", **last)(jax.nn.silu(hk.Linear(hidden, name="in")(x)))
+
+
+def _norm(x):
+    return hk.LayerNorm(axis=-1, create_scale=True, create_offset=True, name="norm")(x)
