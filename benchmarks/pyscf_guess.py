@@ -5,7 +5,8 @@
 For each run, on geometries of dynamics at 500 K that it was not trained on: PySCF with its default settings and exact
 integrals begins with minao, atomic densities, Hückel, the model with 0 up to its own number of DFT iterations, and
 the same iterations with the network switched off. They take turns on each geometry, all with all cores. Seconds and
-Fock builds of the prediction are in those of the SCF; compilation is not. Writes `results/pyscf-guess.json` and `.md`.
+Fock builds of the prediction are in those of the SCF; compilation is not. Writes
+`results/pyscf-guess.json` and `.md`.
 """
 
 import itertools
@@ -57,7 +58,7 @@ def measure(run: str) -> list[dict]:
             mf.kernel(dm0=dm)
             energies.append(mf.e_tot)
             if not mf.converged or abs(mf.e_tot - energies[0]) > SAME_HARTREE:
-                raise SystemExit(f"pyscf_guess.py: from {name} the SCF ends at {mf.e_tot}, from minao at {energies[0]}.")
+                raise SystemExit(f"from {name} the SCF ends at {mf.e_tot}, from minao at {energies[0]}.")
             if index:  # the first compiles
                 rows.append({
                     "run": run, "molecule": mol.name or mol.formula, "method": method.label, "start": name,

@@ -135,12 +135,13 @@ def read(path: str | pathlib.Path) -> tuple[list[Molecule], list[Label]]:
     try:
         frames = ase.io.read(path, index=":", format="extxyz")
     except Exception as error:  # noqa: BLE001  ASE's parser raises whatever comes
-        raise InputError(f"{path} cannot be read as extended XYZ ({error}); a file of frames with energies would do.") from None
+        hint = "a file of frames with energies would do."
+        raise InputError(f"{path} cannot be read as extended XYZ ({error}); {hint}") from None
     mols, labels = [], []
     for index, atoms in enumerate(frames):
         said = atoms.calc.results if atoms.calc else {}
         if "energy" not in said:
-            raise InputError(f"frame {index} of {path} has no energy; energy=… in its comment line, in eV, would do.")
+            raise InputError(f"frame {index} of {path} has no energy; energy=… in its comment, in eV, would do.")
         natm = len(atoms)
         mols.append(Molecule.from_ase(atoms))
         labels.append(Label(
@@ -163,7 +164,7 @@ def _key(mol):
 def _check(mol):
     if mol.spin or max(mol.atomic_numbers) > 18:
         raise InputError(
-            f"{mol.formula} with {mol.spin} unpaired electrons cannot be labelled; a closed shell of H to Ar would do."
+            f"{mol.formula} with {mol.spin} unpaired electrons has no label; a closed shell of H to Ar would do."
         )
 
 

@@ -9,18 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from qptlab.errors import InputError
 from qptlab.labels import Label
 from qptlab.models.orbital_gnn import (
-    VALENCE,
-    Estimate,
     GNNConfig,
     GNNPredictor,
     Graph,
     OrbitalGNN,
-    Params,
     Scales,
     Slope,
     slope,
@@ -80,7 +77,7 @@ class MultitaskConfig:
             if not 0 <= getattr(self, name) < np.inf:
                 raise InputError(f"a weight of {getattr(self, name)} for {name} cannot be used; 0 or more would do.")
         if not any(getattr(self, name) for name in TASKS):
-            raise InputError(f"no property is to be learned; a weight above 0 for one of {', '.join(TASKS)} would do.")
+            raise InputError(f"no property is to be learned; a weight for one of {', '.join(TASKS)} would do.")
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} cannot be used; a whole number from 1 would do.")
@@ -305,7 +302,7 @@ def _compiled_steps(model, config, optimiser):
 
 
 def _single(data, scales):
-    """All in float32: what is learned, without the low-cost energy and the linear fit, which would take its digits."""
+    """All in float32: what is learned, without the low-cost energy and linear fit, which would take its digits."""
     graphs = data.graphs
     fitted = np.sum(np.where(graphs.atom_mask, scales.element_energy[graphs.elements], 0.0), axis=1)
     labels = data.labels._replace(energy=data.labels.energy - graphs.energy - fitted)

@@ -1,10 +1,12 @@
-"""Low-cost quantum chemistry as input of a network: operators over atomic orbitals, and numbers free of axes from them.
+"""Low-cost quantum chemistry as input of a network: operators over orbitals, and numbers free of axes from them.
 
-After OrbNet (Qiao et al. 2020, arXiv:2007.08026), whose symmetry-adapted orbitals are, per atom and shell, eigenvectors
-of the density matrix's block. Their signs are arbitrary, and where two eigenvalues meet so are they: in dynamics of
+After OrbNet (Qiao et al. 2020, arXiv:2007.08026), whose symmetry-adapted orbitals are, per atom and shell,
+eigenvectors of the density matrix's block. Their signs are arbitrary, and where two eigenvalues meet so are
+they: in dynamics of
 uracil some inside a p shell come within 0.001 of each other. What is summed over all orbitals of a shell depends on
-neither. So a shell is a node here, and what is said of two shells A and B are the sums Σ O_ij·Q_ij over the orbitals i
-of A and j of B, for each two operators O and Q: the same in any orthonormal basis of either shell, polynomials of
+neither. So a shell is a node here, and what is said of two shells A and B are the sums Σ O_ij·Q_ij over the
+orbitals i of A and j of B, for each two operators O and Q: the same in any orthonormal basis of either
+shell, polynomials of
 matrix elements, and so as smooth as these.
 """
 
@@ -221,7 +223,7 @@ def _gfn1_operators(mol: Molecule) -> Operators:
     projected = overlap @ coeff  # tblite gives its core Hamiltonian; the Fock matrix follows from the levels
     fock = projected * levels @ projected.T
     matrices = np.stack([fock, found.get("density-matrix"), overlap, found.get("hamiltonian-matrix")])
-    nocc = int(round(found.get("orbital-occupations").sum() / 2))
+    nocc = round(float(found.get("orbital-occupations").sum()) / 2)
     return Operators(
         matrices, np.asarray(found.get("energy")), found.get("dipole"), found.get("charges"),
         np.asarray(levels[nocc] - levels[nocc - 1]),

@@ -1,9 +1,10 @@
-"""OrbitalGNN: a graph network on low-cost operators that corrects the low-cost method, for several properties at once.
+"""OrbitalGNN: a network on low-cost operators that corrects the low-cost method, for several properties at once.
 
 After OrbNet (Qiao et al. 2020, arXiv:2007.08026) and its multi-task learning (Qiao et al. 2020, arXiv:2011.02680):
 nodes and edges carry matrix elements of low-cost operators in radial bases with cut-offs, messages pass by multi-head
-attention, and what is decoded atom by atom is added to the low-cost method's answer. Here a node is a shell of an atom
-(see `operators`), LayerNorm stands where the papers have BatchNorm, and all is smooth, so that forces are derivatives.
+attention, and what is decoded atom by atom is added to the low-cost method's answer. Here a node is a shell of an
+atom (see `operators`), LayerNorm stands where the papers have BatchNorm, and all is smooth, so that
+forces are derivatives.
 """
 
 import dataclasses
@@ -31,8 +32,8 @@ KIND = "OrbitalGNN"
 """What its files call themselves."""
 
 VALENCE = 9
-"""Eigenvalues of an atom's density that are learned, each of the occupied and of the valence-virtual part: the minimal
-basis of the elements up to argon has at most nine functions."""
+"""Eigenvalues of an atom's density that are learned, each of the occupied and of the valence-virtual part: the
+minimal basis of the elements up to argon has at most nine functions."""
 
 NORM_RANGE = (1e-3, 30.0)
 """Norms of blocks of operators that the radial basis spreads over, on a logarithmic scale; hartree or none."""
@@ -261,9 +262,10 @@ class _Layout(NamedTuple):
 
     @classmethod
     def of(cls, mol, shells):
+        sizes = len(shells.members), len(shells.atoms), len(mol.symbols)
         nao, nshell, natm = (
             -(-size // step) * step
-            for size, step in zip((len(shells.members), len(shells.atoms), len(mol.symbols)), MULTIPLES.values(), strict=True)
+            for size, step in zip(sizes, MULTIPLES.values(), strict=True)
         )
         members = _fill(shells.members, nao, -1)  # of no shell
         return cls(members, _fill(shells.atoms, nshell), _fill(mol.positions, natm))

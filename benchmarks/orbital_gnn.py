@@ -1,0 +1,197 @@
+"""Does learning several properties at once make OrbitalGNN's energies better? A learning curve on small molecules.
+
+    python benchmarks/orbital_gnn.py [--sizes 30,60,120,220] [--seeds 3] [--steps 1500]
+
+Molecules of up to five heavy atoms (C, N, O, F), each at one frame of GFN2-xTB dynamics at 500 K, labelled by PySCF
+with PBE/def2-SVP and fitted integrals; labels are kept in `runs/`, so that a second call goes on with them.
+Test molecules
+are seen by no training. The baseline is GFN1-xTB with a linear fit per element on the same training set. Then the
+time of an estimate of uracil beside PySCF's SCF, on the same cores. Writes `results/orbital-gnn.json`, `.md`
+and `.png`.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+import statistics
+import time
+from typing import Annotated
+
+import jax
+import numpy as np
+import typer
+from rdkit import Chem, rdBase
+
+import qptlab as ql
+from qptlab import bench, labels, multitask, reference
+from qptlab.models import orbital_gnn
+from qptlab.units import significant
+
+METHOD = ql.Method("pbe", "def2-svp", eri="fitted")
+LABELS = pathlib.Path("runs/orbital-gnn-labels.xyz")
+MAX_HEAVY, MAX_ATOMS, TEST = 5, 16, 50
+CARBON = ("[H]", "C", "CC", "C=C", "C#C", "C=O", "C#N", "C(N)=O", "C1CC1")
+OTHER = ("O", "N", "F", "OC", "NC")
+ON_CARBON = ("C({})({})", "C(=O)({})({})", "C(=C)({})({})", "C1({})CC1({})", "C({})=C({})")
+ON_OTHERS = ("O({})({})", "N({})({})", "N(C)({})({})")
+NOTHING = {name: 0.0 for name in multitask.TASKS}
+WAYS = {
+    "energy alone": NOTHING | {"energy": 1.0},
+    "several properties, no forces": {"forces": 0.0},
+    "several properties and forces": {},
+}
+TURNS = 7
+
+
+def smiles() -> list[str]:
+    """All molecules, in an order that says nothing."""
+    pairs = [(carbon, two) for carbon in ON_CARBON for two in _pairs(CARBON + OTHER)]
+    pairs += [(other, two) for other in ON_OTHERS for two in _pairs(CARBON)]
+    found = set()
+    with rdBase.BlockLogs():
+        for centre, two in pairs:
+            graph = Chem.MolFromSmiles(centre.format(*two))
+            if graph is None:
+                continue
+            graph = Chem.RemoveHs(graph)
+            if 2 <= graph.GetNumHeavyAtoms() <= MAX_HEAVY and Chem.AddHs(graph).GetNumAtoms() <= MAX_ATOMS:
+                found.add(Chem.MolToSmiles(graph))
+    return np.random.default_rng(0).permutation(sorted(found)).tolist()
+
+
+def _pairs(fragments):
+    return itertools.combinations_with_replacement(fragments, 2)
+
+
+def geometries():
+    """One frame of dynamics of each molecule."""
+    for index, text in enumerate(smiles()):
+        mol = ql.Molecule.from_smiles(text)
+        yield mol.with_positions(next(ql.sample(mol, ql.Sampling("md"), [index, 20_240_601])))
+
+
+def measure(data: multitask.Prepared, model, sizes: list[int], seeds: int, steps: int) -> list[dict]:
+    """Errors on the test molecules, of each way to learn, for each size and seed."""
+    test, rest = _part(data, np.arange(TEST)), np.arange(TEST, len(data.labels.energy))
+    rows = []
+    for size, seed, (way, weights) in itertools.product(sizes, range(seeds), WAYS.items()):
+        chosen = np.random.default_rng([seed, size]).permutation(rest)[:size]
+        config = multitask.MultitaskConfig(**{"steps": steps, "seed": seed, "network": model.config, **weights})
+        began = time.perf_counter()
+        part = _part(data, chosen)
+        if not config.forces:
+            part = part._replace(slopes=None)
+        found = multitask.train_gnn(model, part, config, METHOD.label)
+        seconds = time.perf_counter() - began
+        plain = multitask.judge(found.without_network(), test)
+        rows.append({"size": size, "seed": seed, "way": way, "seconds": seconds,
+                     **multitask.judge(found, test)._asdict(),
+                     "baseline": plain._asdict()})
+        typer.echo(f"{size} molecules, seed {seed}, {way}: {rows[-1]['energy_mev']:.1f} meV "
+                   f"(GFN1-xTB {plain.energy_mev:.1f}), {seconds:.0f} s", err=True)
+        if size == sizes[-1] and way == list(WAYS)[-1]:
+            found.save("runs/orbital-gnn.h5")
+    return rows
+
+
+def _part(data, chosen):
+    return jax.tree.map(lambda x: x[chosen], data)
+
+
+def cost() -> dict:
+    """Seconds of an estimate of uracil, and of PySCF's SCF."""
+    model, mol = orbital_gnn.load("runs/orbital-gnn.h5"), ql.Molecule.from_name("uracil")
+    rng, ours, theirs = np.random.default_rng(1), [], []
+    for _ in range(TURNS + 1):
+        moved = mol.with_positions(mol.positions + 0.02 * rng.normal(size=mol.positions.shape))
+        began = time.perf_counter()
+        model(moved)
+        ours.append(time.perf_counter() - began)
+        theirs.append(reference.converged(moved, dataclasses.replace(METHOD, eri="exact")).seconds)
+    ratios = [b / a for a, b in zip(ours[1:], theirs[1:], strict=True)]
+    return {"estimate_s": statistics.median(ours[1:]), "pyscf_s": statistics.median(theirs[1:]),
+            "ratio": statistics.median(ratios)}
+
+
+def main(
+    sizes: Annotated[str, typer.Option(help="Numbers of training molecules.")] = "30,60,120,220",
+    seeds: int = 3, steps: int = 1500,
+) -> None:
+    """Label, measure, and write the table and the plot."""
+    LABELS.parent.mkdir(exist_ok=True)
+    maker = functools.partial(labels.from_pyscf, method=METHOD)
+    mols, known = labels.label(
+        geometries(), maker, LABELS, lambda done: typer.echo(f"\rlabel {done}", nl=False, err=True)
+    )
+    model = multitask.vocabulary(mols, multitask.GNNConfig())
+    data = multitask.prepare(model, mols, known, forces=True)
+    rows = measure(data, model, [int(size) for size in sizes.split(",")], seeds, steps)
+    command = f"python benchmarks/orbital_gnn.py --sizes {sizes} --seeds {seeds} --steps {steps}"
+    record = {"command": command, "machine": bench.machine(), "molecules": len(mols), "rows": rows, "cost": cost()}
+    results = pathlib.Path(__file__).parent / "results"
+    (results / "orbital-gnn.json").write_text(json.dumps(record, indent=1) + "\n")
+    (results / "orbital-gnn.md").write_text(page(record))
+    figure(record).savefig(results / "orbital-gnn.png", dpi=120)
+    typer.echo(page(record))
+
+
+def page(record: dict) -> str:
+    """The table, in words."""
+    rows, cost = record["rows"], record["cost"]
+    names = {"energy_mev": "energy, meV", "forces_mev_angstrom": "forces, meV/Å", "dipole_debye": "dipole, debye",
+             "charge": "charges, e", "gap_ev": "gap, eV"}
+    lines = [f"| molecules | learned | {' | '.join(names.values())} | time, s |", "|--:|---|" + "--:|" * 6]
+    for size in sorted({row["size"] for row in rows}):
+        here = [row for row in rows if row["size"] == size]
+        lines.append(_line(size, "nothing: GFN1-xTB and a linear fit", [row["baseline"] for row in here], names))
+        lines += [_line(size, way, [row for row in here if row["way"] == way], names) for way in WAYS]
+    return "\n".join([
+        "# OrbitalGNN: one property or several",
+        "", f"    {record['command']}", "", bench.place(record["machine"]), "",
+        f"{METHOD.label}; {record['molecules']} molecules, of which {TEST} unseen ones are tested on; mean absolute "
+        f"errors, means over {1 + max(row['seed'] for row in rows)} seeds (of energies, the least and the largest).",
+        "", *lines, "",
+        f"An estimate of uracil takes {significant(cost['estimate_s'])} s, PySCF's SCF "
+        f"{significant(cost['pyscf_s'])} s: {cost['ratio']:.0f} times as long (to reach: 100).", "", "![learning curve](orbital-gnn.png)", "",
+    ])
+
+
+def _line(size, way, rows, names):
+    cells = [significant(float(np.mean([row[name] for row in rows]))) for name in names]
+    energies = [row["energy_mev"] for row in rows]
+    cells[0] += f" ({significant(min(energies))}–{significant(max(energies))})"
+    seconds = f"{np.mean([row['seconds'] for row in rows]):.0f}" if "seconds" in rows[0] else ""
+    return f"| {size} | {way} | {' | '.join(cells)} | {seconds} |"
+
+
+def figure(record: dict):
+    """Energy error against the number of training molecules."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(8, 5), layout="constrained")
+    axes, rows = drawn.subplots(), record["rows"]
+    sizes = sorted({row["size"] for row in rows})
+    curves = {
+        way: [[r["energy_mev"] for r in rows if (r["size"], r["way"]) == (s, way)] for s in sizes] for way in WAYS
+    }
+    plain = [[r["baseline"]["energy_mev"] for r in rows if r["size"] == s] for s in sizes]
+    curves["GFN1-xTB and a linear fit"] = plain
+    styles = zip(("#0072B2", "#E69F00", "#009E73", "#000000"), ("o-", "s--", "^-.", "x:"), strict=True)
+    for (way, values), (colour, style) in zip(curves.items(), styles, strict=True):
+        axes.plot(sizes, [np.mean(each) for each in values], style, color=colour, label=way)
+        axes.fill_between(sizes, [min(e) for e in values], [max(e) for e in values], color=colour, alpha=0.15)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.set_xlabel("training molecules")
+    axes.set_ylabel("energy error on unseen molecules, meV")
+    axes.set_title(f"OrbitalGNN on GFN1-xTB, {METHOD.label}: mean and range over seeds")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return drawn
+
+
+if __name__ == "__main__":
+    typer.run(main)
