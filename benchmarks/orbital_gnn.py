@@ -154,7 +154,8 @@ def page(record: dict) -> str:
         f"errors, means over {1 + max(row['seed'] for row in rows)} seeds (of energies, the least and the largest).",
         "", *lines, "",
         f"An estimate of uracil takes {significant(cost['estimate_s'])} s, PySCF's SCF "
-        f"{significant(cost['pyscf_s'])} s: {cost['ratio']:.0f} times as long (to reach: 100).", "", "![learning curve](orbital-gnn.png)", "",
+        f"{significant(cost['pyscf_s'])} s: {cost['ratio']:.0f} times as long (to reach: 100).",
+        "", "![learning curve](orbital-gnn.png)", "",
     ])
 
 
