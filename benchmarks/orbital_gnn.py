@@ -3,10 +3,9 @@
     python benchmarks/orbital_gnn.py [--sizes 30,60,120,220] [--seeds 3] [--steps 1500]
 
 Molecules of up to five heavy atoms (C, N, O, F), each at one frame of GFN2-xTB dynamics at 500 K, labelled by PySCF
-with PBE/def2-SVP and fitted integrals; labels are kept in `runs/`, so that a second call goes on with them.
-Test molecules
-are seen by no training. The baseline is GFN1-xTB with a linear fit per element on the same training set. Then the
-time of an estimate of uracil beside PySCF's SCF, on the same cores. Writes `results/orbital-gnn.json`, `.md`
+with PBE/def2-SVP and fitted integrals; labels are kept in `runs/`, so that a second call goes on with them. Test
+molecules are seen by no training. The baseline is GFN1-xTB with a linear fit per element on the same training set.
+Then the time of an estimate of uracil beside PySCF's SCF, on the same cores. Writes `results/orbital-gnn.json`, `.md`
 and `.png`.
 """
 

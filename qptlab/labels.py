@@ -7,8 +7,9 @@ arXiv:2011.02680): they tell a network about densities in numbers that no turn o
 
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+import ase
 import ase.io
 import numpy as np
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -133,7 +134,7 @@ def read(path: str | pathlib.Path) -> tuple[list[Molecule], list[Label]]:
       InputError: if the file cannot be read, is empty, or a frame has no energy.
     """
     try:
-        frames = ase.io.read(path, index=":", format="extxyz")
+        frames = cast(list[ase.Atoms], ase.io.read(path, index=":", format="extxyz"))
     except Exception as error:  # noqa: BLE001  ASE's parser raises whatever comes
         hint = "a file of frames with energies would do."
         raise InputError(f"{path} cannot be read as extended XYZ ({error}); {hint}") from None

@@ -19,11 +19,13 @@ from qptlab.models.orbital_gnn import (
     Graph,
     OrbitalGNN,
     Scales,
+    Size,
     Slope,
     slope,
 )
 from qptlab.molecule import Molecule
 from qptlab.operators import shells
+from qptlab.padding import fill
 from qptlab.units import AU_DEBYE, BOHR_ANGSTROM, HARTREE_EV, HARTREE_MEV
 
 TASKS = ("energy", "forces", "dipole", "charges", "gap", "valence")
@@ -127,17 +129,15 @@ def prepare(
     """
     if len(mols) != len(labels) or not mols:
         raise InputError(f"{len(mols)} geometries and {len(labels)} labels were given; one label for each would do.")
+    size = Size(*map(max, zip(*map(model.size, mols), strict=True)))
     graphs, slopes = [], []
     for done, mol in enumerate(mols, start=1):
-        graphs.append(model.graph(mol))
+        graphs.append(jax.tree.map(np.asarray, model.graph(mol, size)))
         if forces:  # as many numbers as a network reads, for each coordinate: float32 will do
-            slopes.append(jax.tree.map(lambda x: x.astype(np.float32), slope(model, mol)))
+            slopes.append(jax.tree.map(lambda x: x.astype(np.float32), slope(model, mol, size)))
         progress(done, len(mols))
-    nshell, natm = max(len(g.kinds) for g in graphs), max(len(g.elements) for g in graphs)
     return Prepared(
-        _stack([_grown_graph(graph, nshell, natm) for graph in graphs]),
-        _stack([_grown_slope(each, nshell, natm) for each in slopes]) if forces else None,
-        _stack([_grown_label(label, natm) for label in labels]),
+        _stack(graphs), _stack(slopes) if forces else None, _stack([_filled(label, size.natm) for label in labels])
     )
 
 
@@ -154,11 +154,11 @@ def fit(model: OrbitalGNN, data: Prepared) -> Scales:
     valence, valence_spread = _by_element(labels.valence, graphs, len(model.elements))
     shell_mean, shell_scale = _by_kind(graphs, len(model.kinds))
     gap = labels.gap - graphs.gap
+    gap_mean = np.array(_mean(gap) if np.isfinite(gap).any() else 0.0)
     low_forces = 0.0 if data.slopes is None else -np.asarray(data.slopes.energy)
     return Scales(
         shell_mean, shell_scale, element_energy, _spread(left), charge, charge_spread,
-        _spread(labels.dipole - graphs.dipole), np.array(np.nanmean(gap) if np.isfinite(gap).any() else 0.0),
-        _spread(gap - (np.nanmean(gap) if np.isfinite(gap).any() else 0.0)), valence, valence_spread,
+        _spread(labels.dipole - graphs.dipole), gap_mean, _spread(gap - gap_mean), valence, valence_spread,
         _spread(labels.forces - low_forces),
     )
 
@@ -193,7 +193,7 @@ def train_gnn(
     optimiser = optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(schedule, weight_decay=1e-4))
     state, average = optimiser.init(params), params
     rng = np.random.default_rng([5, config.seed])
-    order = _epochs(rng, len(data.labels.energy), config.batch)
+    order = _epochs(rng, len(data.graphs.kinds), config.batch)
     run = _compiled_steps(model, config, optimiser)
     for done in range(0, config.steps, CHUNK):
         batches = jnp.asarray(np.stack([next(order) for _ in range(min(CHUNK, config.steps - done))]))
@@ -223,7 +223,7 @@ class Judged(NamedTuple):
 def judge(predictor: GNNPredictor, data: Prepared) -> Judged:
     """Errors on geometries with labels; forces where these were prepared."""
     graphs, labels = data.graphs, data.labels
-    found, forces = _estimates(predictor, data)
+    found, forces = _estimates(predictor.model, predictor.params, predictor.scales, data.graphs, data.slopes)
     lengths = np.linalg.norm(np.asarray(found.dipole) - labels.dipole, axis=-1)
     atoms = np.where(graphs.atom_mask, np.abs(np.asarray(found.charges) - labels.charges), np.nan)
     pulls = np.nan if forces is None else _mean(np.abs(np.asarray(forces) - labels.forces))
@@ -233,12 +233,10 @@ def judge(predictor: GNNPredictor, data: Prepared) -> Judged:
     )
 
 
-def _estimates(predictor, data):
-    model, params, scales = predictor.model, predictor.params, predictor.scales
-    one = functools.partial(_estimate_one, model, params, scales)
-    if data.slopes is None:
-        return jax.jit(jax.vmap(one))(data.graphs, None)
-    return jax.jit(lambda g, s: jax.lax.map(lambda each: one(*each), (g, s)))(data.graphs, data.slopes)
+@functools.partial(jax.jit, static_argnums=0)
+def _estimates(model, params, scales, graphs, slopes):
+    # One after the other: the slopes of all at once, in double precision, would take much memory.
+    return jax.lax.map(lambda each: _estimate_one(model, params, scales, *each), (graphs, slopes))
 
 
 def _estimate_one(model, params, scales, graph, slopes):
@@ -254,11 +252,7 @@ def _forces(bar, slopes):
 
 
 def _loss(params, model, config, scales, graph, slopes, label):
-    if config.forces:
-        found, bar = model.energy_and_bar(params, scales, graph)
-        forces = _forces(bar, slopes)
-    else:
-        found, forces = model.estimate(params, scales, graph), None
+    found, forces = _estimate_one(model, params, scales, graph, slopes if config.forces else None)
     natm = jnp.sum(graph.atom_mask)
     atoms = graph.atom_mask[:, None]
     terms = {
@@ -362,38 +356,9 @@ def _stack(trees):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
-def _grow(array, sizes, value=0):
-    """Pad the first axes to the sizes given."""
-    more = [(0, size - have) for size, have in zip(sizes, array.shape, strict=False)]
-    return np.pad(array, more + [(0, 0)] * (array.ndim - len(more)), constant_values=value)
-
-
-def _grown_graph(graph, nshell, natm):
-    graph = jax.tree.map(np.asarray, graph)
-    features = graph.features
-    return graph._replace(
-        features=features._replace(
-            shell=_grow(features.shell, [nshell]), pair=_grow(features.pair, [nshell, nshell]),
-            distance=_grow(features.distance, [nshell, nshell]),
-        ),
-        **{name: _grow(getattr(graph, name), [nshell]) for name in ("kinds", "atoms", "mask")},
-        **{name: _grow(getattr(graph, name), [natm]) for name in ("elements", "atom_mask", "positions", "charges")},
-    )
-
-
-def _grown_slope(slopes, nshell, natm):
-    features = slopes.features
-    grown = features._replace(
-        shell=_grow(features.shell, [nshell, features.shell.shape[1], natm]),
-        pair=_grow(features.pair, [nshell, nshell, features.pair.shape[2], natm]),
-        distance=_grow(features.distance, [nshell, nshell, natm]),
-    )
-    return Slope(grown, _grow(slopes.energy, [natm]))
-
-
-def _grown_label(label, natm):
+def _filled(label, natm):
     nan = float("nan")
-    return Label(
-        np.array(label.energy, float), _grow(label.forces, [natm], nan), np.asarray(label.dipole),
-        _grow(label.charges, [natm], nan), np.array(label.gap, float), _grow(label.valence, [natm], nan),
+    return label._replace(
+        forces=fill(label.forces, natm, nan), charges=fill(label.charges, natm, nan),
+        valence=fill(label.valence, natm, nan),
     )

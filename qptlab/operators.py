@@ -1,13 +1,11 @@
 """Low-cost quantum chemistry as input of a network: operators over orbitals, and numbers free of axes from them.
 
 After OrbNet (Qiao et al. 2020, arXiv:2007.08026), whose symmetry-adapted orbitals are, per atom and shell,
-eigenvectors of the density matrix's block. Their signs are arbitrary, and where two eigenvalues meet so are
-they: in dynamics of
-uracil some inside a p shell come within 0.001 of each other. What is summed over all orbitals of a shell depends on
-neither. So a shell is a node here, and what is said of two shells A and B are the sums Σ O_ij·Q_ij over the
-orbitals i of A and j of B, for each two operators O and Q: the same in any orthonormal basis of either
-shell, polynomials of
-matrix elements, and so as smooth as these.
+eigenvectors of the density matrix's block. Their signs are arbitrary, and where two eigenvalues meet so are they: in
+dynamics of uracil some inside a p shell come within 0.001 of each other. What is summed over all orbitals of a shell
+depends on neither. So a shell is a node here, and what is said of two shells A and B are the sums Σ O_ij·Q_ij over
+the orbitals i of A and j of B, for each two operators O and Q: the same in any orthonormal basis of either shell,
+polynomials of matrix elements, and so as smooth as these.
 """
 
 import functools
@@ -28,6 +26,8 @@ from qptlab.errors import InputError
 from qptlab.integrals import Integrals, Template
 from qptlab.method import Method
 from qptlab.molecule import Molecule
+from qptlab.properties import charges, dipole_debye
+from qptlab.units import AU_DEBYE
 
 SOURCES = {"gfn1": ("fock", "dm", "overlap", "hcore"), "guess": ("fock", "dm", "overlap", "hcore", "coul")}
 """Where operators come from, and which: GFN1-xTB, converged; or Hartree–Fock in `GUESS_METHOD`, one diagonalisation
@@ -89,13 +89,27 @@ class Invariants(NamedTuple):
     distance: Float[Array, "nshell nshell"]
 
 
+def check_source(given: str) -> None:
+    """Raise an `InputError` for what is none of `SOURCES`."""
+    if given not in SOURCES:
+        raise InputError(f"{given!r} is no source of operators; one of {', '.join(SOURCES)} would do.")
+
+
 def shells(mol: Molecule, source: str) -> Shells:
     """The shells of a molecule in the basis of a source.
 
     Raises:
       InputError: for an unknown source, or as `operators`.
     """
-    return _SHELLS[_known(source)](mol)
+    check_source(source)
+    return _cached_shells(mol.symbols, mol.charge, mol.spin, source)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cached_shells(symbols, charge, spin, source):
+    # Any geometry does, and far apart no atoms collide.
+    apart = 10.0 * np.arange(3 * len(symbols)).reshape(-1, 3)
+    return _SHELLS[source](Molecule(symbols, apart, charge, spin=spin))
 
 
 def operators(mol: Molecule, source: str) -> Operators:
@@ -108,7 +122,7 @@ def operators(mol: Molecule, source: str) -> Operators:
     Raises:
       InputError: for an unknown source, an open shell, or where the calculation fails.
     """
-    _known(source)
+    check_source(source)
     if mol.spin:
         raise InputError(
             f"{mol.formula} has {mol.spin} unpaired electrons; a molecule without unpaired electrons would do."
@@ -164,12 +178,6 @@ def invariants(
     )
 
 
-def shell_features(source: str) -> int:
-    """How many numbers `Invariants.shell` has for each shell."""
-    nop = len(SOURCES[source])
-    return nop + nop * (nop + 1) // 2 + len(TRIPLES)
-
-
 def one_thread():
     """A context in which tblite uses one thread: sums over several come out in another order each time."""
     return _threads().limit(limits=1, user_api="openmp")
@@ -180,12 +188,6 @@ def _threads():
     import tblite.interface  # noqa: F401  its OpenMP has to be loaded to be known of
 
     return threadpoolctl.ThreadpoolController()
-
-
-def _known(source):
-    if source not in SOURCES:
-        raise InputError(f"{source!r} is no source of operators; one of {', '.join(SOURCES)} would do.")
-    return source
 
 
 def _gfn1(mol: Molecule):
@@ -244,13 +246,11 @@ def _guess_shells(mol: Molecule) -> Shells:
 def _guess_operators(mol: Molecule) -> Operators:
     template = guess_template(mol)
     matrices, energy, levels = _compiled_guess(template.build(mol.positions))
-    matrices = np.asarray(matrices)
-    dm, overlap = matrices[1], matrices[2]
-    populations = np.bincount(template.ao_atom, np.einsum("ij,ji->i", dm, overlap), minlength=len(mol.symbols))
-    electronic = np.einsum("xij,ij->x", template.dipole_integrals(mol.positions), dm)
+    matrices, levels = np.asarray(matrices), np.asarray(levels)
+    dm = matrices[1]
     return Operators(
-        matrices, np.asarray(energy), mol.atomic_numbers @ mol.positions - electronic,
-        mol.atomic_numbers - populations, np.asarray(levels[template.nocc] - levels[template.nocc - 1]),
+        matrices, np.asarray(energy), dipole_debye(mol, GUESS_METHOD, dm) / AU_DEBYE, charges(mol, GUESS_METHOD, dm),
+        np.asarray(levels[template.nocc] - levels[template.nocc - 1]),
     )
 
 

@@ -73,6 +73,12 @@ def buckets(shapes: Sequence[Shape]) -> list[list[int]]:
     return found
 
 
+def fill(values: Sequence | np.ndarray, size: int, value: float = 0) -> np.ndarray:
+    """An array whose first axis is filled up to a size."""
+    array = np.asarray(values)
+    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1), constant_values=value)
+
+
 def pad_grid(given: grid.GridTemplate, shape: Shape) -> grid.GridTemplate:
     """Points of no weight; an offset keeps them off the nuclei."""
     missing, atoms = shape.ngrids - len(given.volumes), shape.natm - len(given.size_adjustment)

@@ -14,9 +14,10 @@ import qptlab as ql
 from qptlab import labels, multitask, operators
 from qptlab.models import orbital_gnn
 
-pytestmark = pytest.mark.skip("written on 25 November and not passing yet: half of them fail, for reasons not found")
-
 METHOD = ql.Method("lda", "sto-3g", grid_level=0, eri="fitted")
+GRIDLESS = ql.Method("hf", "sto-3g", eri="fitted")
+"""A coarse grid does not turn with the molecule, and shows in the fifth digit."""
+
 CONFIG = orbital_gnn.GNNConfig(width=16, layers=2, heads=2, radial=3)
 NAMES = ("water", "ammonia", "methane")
 
@@ -91,7 +92,7 @@ def test_forces_are_the_derivative_of_the_estimated_energy(random_predictor, nam
     def at(step):
         return float(random_predictor(mol.with_positions(mol.positions + step * direction)).energy)
 
-    h = 3e-4
+    h = 3e-5  # a network of random numbers bends sharply
     slope = (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
     # With GFN1-xTB the operators' derivatives are differences themselves.
     bound = 1e-6 if random_predictor.model.config.source == "guess" else 1e-3
@@ -135,16 +136,16 @@ def test_features_are_smooth_where_eigenvalues_of_a_p_shell_cross():
 def test_labels_are_pyscfs_and_come_back_from_a_file(labelled, tmp_path):
     mols, known = labelled
     for mol, label in itertools.islice(zip(mols, known, strict=True), 3):
-        assert label.energy == pytest.approx(ql.scf(mol, METHOD).energy, abs=tol.SCF_ENERGY)
+        assert label.energy == pytest.approx(float(ql.scf(mol, METHOD).energy), abs=tol.SCF_ENERGY)
         assert label.charges.sum() == pytest.approx(0, abs=1e-9)
         valence = label.valence.reshape(len(mol.symbols), 2, -1)
         assert (valence > -1e-9).all()
         assert (valence < 2 + 1e-9).all()
         assert (np.diff(valence, axis=-1) < 1e-9).all()
         other, turn, order = moved(mol)
-        again = labels.from_pyscf(other, METHOD)
-        np.testing.assert_allclose(again.valence, label.valence[order], atol=1e-5)
-        np.testing.assert_allclose(again.dipole, turn.apply(label.dipole), atol=1e-4)
+        here, there = (labels.from_pyscf(each, GRIDLESS) for each in (mol, other))
+        np.testing.assert_allclose(there.valence, here.valence[order], atol=1e-5)
+        np.testing.assert_allclose(there.dipole, turn.apply(here.dipole), atol=1e-4)
     path = tmp_path / "labels.xyz"
     labels.write(path, mols, known)
     back, read = labels.read(path)
@@ -178,7 +179,7 @@ def test_a_label_of_a_model_says_what_the_model_predicts(trained):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("1\n\nH 0 0 0\n", "has no energy"), ("nonsense", "cannot be read as extended XYZ"), ("", "cannot be read")],
+    [("1\n\nH 0 0 0\n", "has no energy"), ("nonsense", "cannot be read as extended XYZ"), ("", "holds no frames")],
 )
 def test_files_without_labels_are_refused(tmp_path, text, expected):
     path = tmp_path / "mine.xyz"

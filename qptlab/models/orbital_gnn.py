@@ -3,8 +3,8 @@
 After OrbNet (Qiao et al. 2020, arXiv:2007.08026) and its multi-task learning (Qiao et al. 2020, arXiv:2011.02680):
 nodes and edges carry matrix elements of low-cost operators in radial bases with cut-offs, messages pass by multi-head
 attention, and what is decoded atom by atom is added to the low-cost method's answer. Here a node is a shell of an
-atom (see `operators`), LayerNorm stands where the papers have BatchNorm, and all is smooth, so that
-forces are derivatives.
+atom (see `operators`), LayerNorm stands where the papers have BatchNorm, and all is smooth, so that forces are
+derivatives.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from qptlab import operators
 from qptlab.errors import InputError
 from qptlab.molecule import Molecule
 from qptlab.operators import SOURCES, Invariants, Operators
+from qptlab.padding import fill
 
 Params = hk.MutableParams | dict
 """Haiku's nested dictionary of arrays."""
@@ -44,8 +45,8 @@ CUT_OFF_HARTREE = (1e-3, 1e-2)
 SMALLEST = 1e-4
 """Where a root of a product of blocks is smoothed."""
 
-MULTIPLES = {"nao": 16, "nshell": 8, "natm": 8}
-"""Graphs are padded to multiples of these, so that few shapes are compiled."""
+STEP_BOHR = 1e-3
+"""Of central differences: of a slope some 1e-6 is lost by it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +69,7 @@ class GNNConfig:
 
     def __post_init__(self):
         """Check what a user can get wrong."""
-        if self.source not in SOURCES:
-            raise InputError(f"{self.source!r} is no source of operators; one of {', '.join(SOURCES)} would do.")
+        operators.check_source(self.source)
         for name in ("width", "layers", "heads", "radial"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} {getattr(self, name)} of a network was asked for; 1 or more would do.")
@@ -169,25 +169,47 @@ class OrbitalGNN:
     def __init__(self, config: GNNConfig, kinds: tuple[str, ...], elements: tuple[str, ...]):
         self.config, self.kinds, self.elements = config, kinds, elements
         self._network = hk.without_apply_rng(hk.transform(self._decode))
+        self.compiled_estimate = jax.jit(self.estimate)
+        self.compiled_energy_and_bar = jax.jit(self.energy_and_bar)
 
-    def graph(self, mol: Molecule) -> Graph:
+    def graph(self, mol: Molecule, size: "Size | None" = None) -> Graph:
         """Run the low-cost method and collect what the network reads.
+
+        Args:
+          mol: the molecule.
+          size: of the padded arrays; None for the molecule's own.
 
         Raises:
           InputError: for an element that was not trained on, or as `operators.operators`.
         """
-        return self._graph(mol, operators.operators(mol, self.config.source))
+        layout = self._layout(mol, size)
+        return self._graph(mol, layout, operators.operators(mol, self.config.source))
 
-    def _graph(self, mol, found: Operators):
+    def size(self, mol: Molecule) -> "Size":
+        """How large the arrays of a molecule are at least.
+
+        Raises:
+          InputError: as `graph`.
+        """
         shells = self._shells(mol)
-        layout = _Layout.of(mol, shells)
+        return Size(*(-(-count // step) * step for count, step in zip(
+            (len(shells.members), len(shells.atoms), len(mol.symbols)), MULTIPLES, strict=True
+        )))
+
+    def _layout(self, mol, size):
+        size, shells = size or self.size(mol), self._shells(mol)
+        return _Layout(
+            fill(shells.members, size.nao, -1), fill(shells.atoms, size.nshell), fill(mol.positions, size.natm)
+        )
+
+    def _graph(self, mol, layout, found: Operators):
+        kinds = self._shells(mol).kinds
         natm, nshell = len(layout.positions), len(layout.atoms)
         return Graph(
             _invariants(layout.padded(found.matrices), layout.positions, layout.members, layout.atoms),
-            _fill([self.kinds.index(kind) for kind in shells.kinds], nshell), layout.atoms,
-            np.arange(nshell) < len(shells.kinds),
-            _fill([self.elements.index(symbol) for symbol in mol.symbols], natm), np.arange(natm) < len(mol.symbols),
-            layout.positions, found.energy, found.dipole, _fill(found.charges, natm), found.gap,
+            fill([self.kinds.index(kind) for kind in kinds], nshell), layout.atoms, np.arange(nshell) < len(kinds),
+            fill([self.elements.index(symbol) for symbol in mol.symbols], natm), np.arange(natm) < len(mol.symbols),
+            layout.positions, found.energy, found.dipole, fill(found.charges, natm), found.gap,
         )
 
     def _shells(self, mol):
@@ -249,35 +271,32 @@ class OrbitalGNN:
             graph.dipole + scales.dipole * (moment @ graph.positions),
             graph.charges + (charge - jnp.sum(charge) / count) * real,
             graph.gap + scales.gap_mean + scales.gap * gap,
-            valence + scales.element_valence[graph.elements] * real[:, None],
+            valence + jnp.take(scales.element_valence, graph.elements, axis=0) * real[:, None],
         )
 
 
+class Size(NamedTuple):
+    """Of padded arrays."""
+
+    nao: int
+    nshell: int
+    natm: int
+
+
+MULTIPLES = Size(nao=16, nshell=8, natm=8)
+"""Graphs are padded to multiples of these, so that few shapes are compiled."""
+
+
 class _Layout(NamedTuple):
-    """Where the orbitals of a molecule lie in padded arrays."""
+    """Where the orbitals of a molecule lie in padded arrays; those that fill up are of no shell, -1."""
 
     members: Int[np.ndarray, " nao"]
     atoms: Int[np.ndarray, " nshell"]
     positions: Float[np.ndarray, "natm 3"]
 
-    @classmethod
-    def of(cls, mol, shells):
-        sizes = len(shells.members), len(shells.atoms), len(mol.symbols)
-        nao, nshell, natm = (
-            -(-size // step) * step
-            for size, step in zip(sizes, MULTIPLES.values(), strict=True)
-        )
-        members = _fill(shells.members, nao, -1)  # of no shell
-        return cls(members, _fill(shells.atoms, nshell), _fill(mol.positions, natm))
-
     def padded(self, matrices):
         more = len(self.members) - matrices.shape[-1]
         return np.pad(matrices, [(0, 0)] * (matrices.ndim - 2) + [(0, more)] * 2)
-
-
-def _fill(values, size, value=0):
-    values = np.asarray(values)
-    return np.pad(values, [(0, size - len(values))] + [(0, 0)] * (values.ndim - 1), constant_values=value)
 
 
 class GNNPredictor:
@@ -299,8 +318,6 @@ class GNNPredictor:
         self.model, self.theory = model, theory
         # The network's float32 would show in the eighth digit of what should not change when a molecule is turned.
         self.params, self.scales = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, scales))
-        self._estimate = jax.jit(model.estimate)
-        self._with_bar = jax.jit(model.energy_and_bar)
 
     def __call__(self, mol: Molecule) -> Estimate:
         """Estimate all that was learned.
@@ -308,9 +325,9 @@ class GNNPredictor:
         Raises:
           InputError: for an element that was not trained on, or where the low-cost method fails.
         """
-        found = self._estimate(self.params, self.scales, self.model.graph(mol))
+        found = self.model.compiled_estimate(self.params, self.scales, self.model.graph(mol))
         natm = len(mol.symbols)
-        return jax.tree.map(np.asarray, found._replace(charges=found.charges[:natm], valence=found.valence[:natm]))
+        return jax.tree.map(np.array, found._replace(charges=found.charges[:natm], valence=found.valence[:natm]))
 
     def without_network(self) -> "GNNPredictor":
         """The same with the network switched off: the low-cost method and the linear fits, the baseline."""
@@ -338,7 +355,7 @@ class GNNPredictor:
         """
         if self.model.config.source == "guess":
             return self._through_integrals(mol)
-        found, bar = self._with_bar(self.params, self.scales, self.model.graph(mol))
+        found, bar = self.model.compiled_energy_and_bar(self.params, self.scales, self.model.graph(mol))
         slopes = slope(self.model, mol)
         through = jax.tree.map(lambda b, s: np.tensordot(b, s, np.ndim(b)), bar, slopes.features)
         return float(found.energy), -(slopes.energy + sum(through))[: len(mol.symbols)]
@@ -358,9 +375,12 @@ class GNNPredictor:
         temporary.replace(path)
 
     def _through_integrals(self, mol):
-        layout = _Layout.of(mol, self.model._shells(mol))
-        blank = self.model.graph(mol)  # energies and features are made anew, from what is differentiated
-        at = _guess_slope(self.model, operators.guess_template(mol))
+        template, layout = operators.guess_template(mol), self.model._layout(mol, None)
+        # Of the graph only what does not move is read: energy and features are made of what is differentiated.
+        none = np.zeros((len(SOURCES["guess"]), template.nao, template.nao))
+        zero, natm = np.array(0.0), len(mol.symbols)
+        blank = self.model._graph(mol, layout, Operators(none, zero, np.zeros(3), np.zeros(natm), zero))
+        at = _guess_slope(self.model, template)
         energy, found = at(mol.positions, self.params, self.scales, blank, layout)
         return float(energy), -found
 
@@ -373,16 +393,19 @@ def load(path: str | pathlib.Path) -> GNNPredictor:
     """
     try:
         with h5py.File(path, "r") as file:
-            described = json.loads(file.attrs["model"])
+            described = json.loads(str(file.attrs["model"]))
+            arrays: dict = {}
+
+            def take(name, item):
+                if isinstance(item, h5py.Dataset):
+                    arrays[name] = item[()]
+
+            file.visititems(take)
+            scales = Scales(**{key: arrays.pop(f"scales/{key}") for key in Scales._fields})
             params: dict = {}
-
-            def take(name, value):
-                if isinstance(value, h5py.Dataset):
-                    module, key = name.rsplit("/", 1)
-                    params.setdefault(module, {})[key] = value[()]
-
-            file["params"].visititems(take)
-            scales = Scales(**{key: file[f"scales/{key}"][()] for key in Scales._fields})
+            for name, value in arrays.items():
+                module, key = name.removeprefix("params/").rsplit("/", 1)
+                params.setdefault(module, {})[key] = value
             config = GNNConfig(**described["config"])
             kinds, elements = tuple(described["kinds"]), tuple(described["elements"])
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -397,31 +420,31 @@ class Slope(NamedTuple):
     energy: Float[np.ndarray, "natm 3"]
 
 
-STEP_BOHR = 1e-3
-"""Of central differences: of a slope some 1e-6 is lost by it."""
-
-
-def slope(model: OrbitalGNN, mol: Molecule) -> Slope:
+def slope(model: OrbitalGNN, mol: Molecule, size: Size | None = None) -> Slope:
     """Derivatives of the features and of the low-cost energy, padded as graphs are, by central differences.
+
+    Args:
+      model: what reads them.
+      mol: the molecule.
+      size: as of `OrbitalGNN.graph`.
 
     Raises:
       InputError: as `OrbitalGNN.graph`.
     """
-    layout, source = _Layout.of(mol, model._shells(mol)), model.config.source
-    size = layout.positions.size
-    moves = STEP_BOHR * np.eye(size)[: mol.positions.size].reshape(-1, *layout.positions.shape)
+    layout, source = model._layout(mol, size), model.config.source
+    ncoord = layout.positions.size
+    moves = STEP_BOHR * np.eye(ncoord)[: mol.positions.size].reshape(-1, *layout.positions.shape)
     places = layout.positions + np.concatenate([moves, -moves])
     found = [operators.operators(mol.with_positions(place[: len(mol.symbols)]), source) for place in places]
     matrices = layout.padded(np.stack([each.matrices for each in found]))
-    missing = 2 * size - len(places)
-    features = _many_invariants(_fill(matrices, 2 * size), _fill(places, 2 * size), layout.members, layout.atoms)
+    features = _many_invariants(fill(matrices, 2 * ncoord), fill(places, 2 * ncoord), layout.members, layout.atoms)
 
     def derivative(values):
-        ahead, back = np.split(np.asarray(values)[: 2 * size - missing], 2)
-        each = _fill((ahead - back) / (2 * STEP_BOHR), size)
+        ahead, back = np.split(np.asarray(values)[: len(places)], 2)
+        each = fill((ahead - back) / (2 * STEP_BOHR), ncoord)
         return np.moveaxis(each, 0, -1).reshape(*each.shape[1:], *layout.positions.shape)
 
-    return Slope(jax.tree.map(derivative, features), derivative([each.energy for each in found]))
+    return Slope(jax.tree.map(derivative, features), derivative(np.array([each.energy for each in found])))
 
 
 _invariants = jax.jit(operators.invariants)
@@ -442,7 +465,7 @@ def _guess_slope(model, template):
 
 
 def _embedded(graph, scales, nkind, config):
-    features = (graph.features.shell - scales.shell_mean[graph.kinds]) / scales.shell_scale
+    features = (graph.features.shell - jnp.take(scales.shell_mean, graph.kinds, axis=0)) / scales.shell_scale
     kinds = hk.Embed(nkind, config.width, name="kind")(graph.kinds)
     return kinds + hk.Linear(config.width, name="shell")(features)
 
