@@ -35,13 +35,15 @@ from qptlab.evaluation import Evaluation, evaluate  # noqa: E402
 from qptlab.frame import ReferenceFrame  # noqa: E402
 from qptlab.geometries import Sampling, sample  # noqa: E402
 from qptlab.integrals import Integrals, build_integrals, template  # noqa: E402
-from qptlab.interop.ase import ModelCalculator  # noqa: E402
+from qptlab.interop.ase import ModelCalculator, relax  # noqa: E402
 from qptlab.interop.pyscf import guess, with_guess  # noqa: E402
 from qptlab.method import Method  # noqa: E402
+from qptlab.models.orbital_gnn import GNNConfig, GNNPredictor, OrbitalGNN  # noqa: E402
 from qptlab.models.predictor import Predictor  # noqa: E402
 from qptlab.models.qpt import QPT, Prediction, QPTConfig  # noqa: E402
 from qptlab.models.system import make_systems  # noqa: E402
 from qptlab.molecule import BUILTIN, Molecule, read_molecules, read_xyz  # noqa: E402
+from qptlab.multitask import MultitaskConfig  # noqa: E402
 from qptlab.properties import charges, dipole_debye, forces  # noqa: E402
 from qptlab.run import Run, load  # noqa: E402
 from qptlab.scf import SCFResult, scf, scf_batch  # noqa: E402
@@ -75,10 +77,10 @@ def workbench(**choices):
 
 
 __all__ = [
-    "BUILTIN", "QPT", "Evaluation", "InputError", "Integrals", "Method", "ModelCalculator", "Molecule", "Prediction",
-    "Predictor", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampling", "TrainConfig",
-    "Trainer", "build_integrals", "charges", "density_from_fock", "dipole_debye", "energy", "evaluate", "fock",
-    "forces", "guess", "kohn_sham", "load", "make_systems", "orbitals", "read_molecules",
-    "read_xyz", "sample", "scf", "scf_batch", "template",
+    "BUILTIN", "QPT", "Evaluation", "GNNConfig", "GNNPredictor", "InputError", "Integrals", "Method",
+    "ModelCalculator", "Molecule", "MultitaskConfig", "OrbitalGNN", "Prediction", "Predictor", "QPTConfig",
+    "ReferenceFrame", "Run", "SCFResult", "Sampling", "TrainConfig", "Trainer", "build_integrals", "charges",
+    "density_from_fock", "dipole_debye", "energy", "evaluate", "fock", "forces", "guess", "kohn_sham", "load",
+    "make_systems", "orbitals", "read_molecules", "read_xyz", "relax", "sample", "scf", "scf_batch", "template",
     "train", "with_guess", "workbench",
 ]

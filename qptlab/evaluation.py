@@ -16,7 +16,8 @@ import numpy as np
 
 from qptlab import reference
 from qptlab.errors import InputError
-from qptlab.models.predictor import Predictor
+from qptlab.models.orbital_gnn import GNNPredictor
+from qptlab.models.predictor import Predictor, as_qpt
 from qptlab.models.qpt import Prediction
 from qptlab.molecule import Molecule, read_xyz
 from qptlab.properties import dipole_debye
@@ -175,7 +176,7 @@ class Evaluation:
 
 
 def evaluate(
-    predictor: Predictor,
+    predictor: Predictor | GNNPredictor,
     geometries: Sequence[Molecule] | str | pathlib.Path | TestSet,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
@@ -187,8 +188,10 @@ def evaluate(
       progress: told how many geometries PySCF has done, of how many.
 
     Raises:
-      InputError: for no geometries, one of another molecule, or none for which PySCF converges.
+      InputError: for an OrbitalGNN (`multitask.judge` is for these), no geometries, one of another molecule, or
+        none for which PySCF converges.
     """
+    predictor = as_qpt(predictor)
     if not isinstance(geometries, TestSet):
         if isinstance(geometries, str | pathlib.Path):
             geometries = read_xyz(geometries)

@@ -5,8 +5,9 @@ each atom's part of the density are the auxiliary targets of OrbNet's multi-task
 arXiv:2011.02680): they tell a network about densities in numbers that no turn of the axes changes.
 """
 
+import concurrent.futures
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import ase
@@ -77,35 +78,60 @@ def from_model(mol: Molecule, model: Predictor) -> Label:
 
 def label(
     mols: Iterable[Molecule], maker: Callable[[Molecule], Label], path: str | pathlib.Path,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda done: None, executor: concurrent.futures.Executor | None = None,
 ) -> tuple[list[Molecule], list[Label]]:
-    """Label molecules one after the other, each appended to a file at once; those that are there are not made again.
+    """Label molecules, each appended to a file at once; those that are there are not made again.
 
-    Geometries that cannot be labelled are left out.
+    Geometries that cannot be labelled are left out; labels of others that the file holds stay in it.
 
     Args:
-      mols: geometries, in the same order each time.
+      mols: geometries.
       maker: makes a label of one, such as `functools.partial(from_pyscf, method=method)`.
       path: an extended XYZ file, begun or gone on with.
       progress: told how many are done.
+      executor: makes several at once, such as `cluster.executor` gives; by default one after another.
+
+    Returns:
+      The molecules that have labels, in their order, and the labels.
 
     Raises:
-      InputError: if the file holds other geometries.
+      InputError: if the file is something else.
     """
-    path = pathlib.Path(path)
-    done, labels = read(path) if path.exists() else ([], [])
-    known = {_key(mol) for mol in done}
-    for count, mol in enumerate(mols, start=1):
-        if _key(mol) not in known:
-            try:
-                found = maker(mol)
-            except InputError:
-                continue
+    path, mols = pathlib.Path(path), list(mols)
+    known = {_key(mol): found for mol, found in zip(*read(path), strict=True)} if path.exists() else {}
+    missing = [mol for mol in mols if _key(mol) not in known]
+    done = len(mols) - len(missing)
+    progress(done)
+    for mol, found in _made(missing, maker, executor):
+        done += 1
+        if found is not None:
             write(path, [mol], [found], append=True)
-            done.append(mol)
-            labels.append(found)
-        progress(count)
-    return done, labels
+            known[_key(mol)] = found
+        progress(done)
+    labelled = [mol for mol in mols if _key(mol) in known]
+    return labelled, [known[_key(mol)] for mol in labelled]
+
+
+def _made(mols, maker, executor) -> Iterator[tuple[Molecule, Label | None]]:
+    """Molecules with their labels, as these are finished; None for one that cannot be labelled."""
+    if executor is None:
+        for mol in mols:
+            yield mol, _tried(maker, mol)
+        return
+    waiting = {executor.submit(_tried, maker, mol): mol for mol in mols}
+    try:
+        for future in concurrent.futures.as_completed(waiting):
+            yield waiting[future], future.result()
+    finally:
+        for future in waiting:  # where the one who asks has stopped
+            future.cancel()
+
+
+def _tried(maker, mol) -> Label | None:
+    try:
+        return maker(mol)
+    except InputError:
+        return None
 
 
 def write(

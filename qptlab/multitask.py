@@ -98,6 +98,11 @@ class Prepared(NamedTuple):
     slopes: Slope | None
     labels: Label
 
+    def take(self, chosen: Sequence[int]) -> "Prepared":
+        """Some of the geometries, by number."""
+        index = np.asarray(chosen, int)
+        return jax.tree.map(lambda x: x[index], self)
+
 
 def vocabulary(mols: Sequence[Molecule], config: GNNConfig) -> OrbitalGNN:
     """A network for the elements and shells of some molecules.
@@ -206,18 +211,25 @@ class Judged(NamedTuple):
     """Mean absolute errors; not a number where there are no labels.
 
     Attributes:
-      energy_mev: total energy, per molecule.
-      forces_mev_angstrom: per component.
-      dipole_debye: length of the difference.
-      charge: elementary charges.
-      gap_ev: of the gap.
+      energy_mae_mev: total energy, per molecule.
+      forces_mae_mev_angstrom: per component.
+      dipole_mae_debye: length of the difference.
+      charge_mae: elementary charges.
+      gap_mae_ev: of the gap.
     """
 
-    energy_mev: float
-    forces_mev_angstrom: float
-    dipole_debye: float
-    charge: float
-    gap_ev: float
+    energy_mae_mev: float
+    forces_mae_mev_angstrom: float
+    dipole_mae_debye: float
+    charge_mae: float
+    gap_mae_ev: float
+
+
+ERROR_COLUMNS = {
+    "energy_mae_mev": "energy, meV", "forces_mae_mev_angstrom": "forces, meV/Å", "dipole_mae_debye": "dipole, debye",
+    "charge_mae": "charges, e", "gap_mae_ev": "gap, eV",
+}
+"""Names and units of errors, for tables."""
 
 
 def judge(predictor: GNNPredictor, data: Prepared) -> Judged:

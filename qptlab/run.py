@@ -25,12 +25,15 @@ import platform
 from collections.abc import Iterable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qptlab.errors import InputError
 from qptlab.frame import standard_orientation
 from qptlab.geometries import Sampling
 from qptlab.method import Method
+from qptlab.models import orbital_gnn
+from qptlab.models.orbital_gnn import GNNPredictor
 from qptlab.models.predictor import Predictor
 from qptlab.models.qpt import QPT, QPTConfig
 from qptlab.models.system import System, make_systems
@@ -94,20 +97,7 @@ class Run:
                 f"output folder {path} holds {what}; a new folder would do, or --resume to go on "
                 "with the run in it."
             )
-        config = {
-            "molecules": [
-                {
-                    "symbols": list(mol.symbols), "positions_bohr": mol.positions.tolist(),
-                    "charge": mol.charge, "name": mol.name,
-                }
-                for mol in map(standard_orientation, mols)  # so that nothing is left to the next machine's rounding
-            ],
-            "method": dataclasses.asdict(method),
-            "model": dataclasses.asdict(model),
-            "train": dataclasses.asdict(train),
-            "versions": _versions(),
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
+        config = _described(mols, method, model, train)
         try:
             path.mkdir(parents=True, exist_ok=True)
             _write_atomically(path / "config.json", json.dumps(config, indent=1))
@@ -184,7 +174,7 @@ class Run:
             os.fsync(file.fileno())
         with self._checkpoints() as manager:
             if state.step not in manager.all_steps():
-                manager.save(state.step, args=_orbax().args.StandardSave(state._asdict()))
+                manager.save(state.step, args=_orbax().args.StandardSave(_on_host(state)))
 
     def write_card(self, state: TrainState, table: Sequence[tuple[str, ErrorSummary]], n: int) -> None:
         """Say in `model-card.md` what was trained on what, its errors beside the baselines', and its limits.
@@ -231,9 +221,21 @@ class Run:
             step = manager.latest_step()
             if step is None:
                 return None
-            tree = manager.restore(step, args=_orbax().args.StandardRestore(blank._asdict()))
-        tree["step"], tree["seconds"] = int(tree["step"]), float(tree["seconds"])
+            tree = manager.restore(step, args=_orbax().args.StandardRestore(_on_host(blank)))
+        tree = jax.tree.map(jnp.asarray, tree) | {"step": int(tree["step"]), "seconds": float(tree["seconds"])}
         return TrainState(**tree)
+
+    def predictor(self) -> Predictor:
+        """The trained model.
+
+        Raises:
+          InputError: if there is no checkpoint yet.
+        """
+        state = self.restore()
+        if state is None:
+            raise InputError(f"{self.path} has no checkpoint yet; a run that trained for some seconds would do.")
+        model, systems = self.model()
+        return Predictor(model, state.average, systems)
 
     def resume(self) -> TrainState | None:
         """The last checkpoint, with the metrics and events of later, lost steps forgotten."""
@@ -256,8 +258,46 @@ class Run:
 
     def _checkpoints(self):
         orbax = _orbax()
-        options = orbax.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        return orbax.CheckpointManager((self.path / "checkpoints").absolute(), options=options)
+        # Each process for itself: only the first writes.
+        alone = orbax.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()},
+            barrier_sync_key_prefix=f"process-{jax.process_index()}",
+        )
+        options = orbax.CheckpointManagerOptions(
+            max_to_keep=2, create=False, enable_async_checkpointing=False, multiprocessing_options=alone
+        )
+        folder = (self.path / "checkpoints").absolute()
+        folder.mkdir(exist_ok=True)
+        return orbax.CheckpointManager(folder, options=options)
+
+
+class FollowedRun(Run):
+    """A run as processes other than the first have it: they read its checkpoints, and write nothing."""
+
+    @classmethod
+    def create(cls, path, mols, method, model, train) -> "FollowedRun":
+        """The run that the first process makes."""
+        return cls(pathlib.Path(path), _described(mols, method, model, train))
+
+    def extend(self, train: TrainConfig) -> None:
+        """Set a new budget."""
+        self.train_config = train
+
+    def resume(self) -> TrainState | None:
+        """The last checkpoint."""
+        return self.restore()
+
+    def append(self, row: dict) -> None:
+        """Nothing: the first process writes."""
+
+    def log(self, kind: str, text: str, step: int, seconds: float) -> None:
+        """Nothing."""
+
+    def save(self, state: TrainState) -> None:
+        """Nothing."""
+
+    def write_card(self, state: TrainState, table: Sequence[tuple[str, ErrorSummary]], n: int) -> None:
+        """Nothing."""
 
 
 def find_runs(folder: str | pathlib.Path = "runs") -> list[pathlib.Path]:
@@ -266,21 +306,39 @@ def find_runs(folder: str | pathlib.Path = "runs") -> list[pathlib.Path]:
     return sorted(found, key=lambda path: (path / "config.json").stat().st_mtime, reverse=True)
 
 
-def load(path: str | pathlib.Path) -> Predictor:
-    """The trained model of a run, ready to predict.
+def load(path: str | pathlib.Path) -> Predictor | GNNPredictor:
+    """A trained model, ready to predict: the QPT of a run's folder, or the OrbitalGNN of a file.
 
     Args:
-      path: a folder made by `Trainer` or `qptlab train`.
+      path: a folder made by `Trainer` or `qptlab train`, or a file made by `GNNPredictor.save` or `qptlab train-gnn`.
 
     Raises:
-      InputError: if it holds no run or no checkpoint yet.
+      InputError: if it holds neither, or no checkpoint yet.
     """
-    run = Run.open(path)
-    state = run.restore()
-    if state is None:
-        raise InputError(f"{path} has no checkpoint yet; a run that trained for some seconds would do.")
-    model, systems = run.model()
-    return Predictor(model, state.average, systems)
+    return orbital_gnn.load(path) if pathlib.Path(path).is_file() else Run.open(path).predictor()
+
+
+def _on_host(state: TrainState) -> dict:
+    """What Orbax writes of one process of several, too: no arrays that lie on its devices."""
+    return jax.tree.map(np.asarray, state._asdict())
+
+
+def _described(mols, method, model, train) -> dict:
+    """What `config.json` holds."""
+    return {
+        "molecules": [
+            {
+                "symbols": list(mol.symbols), "positions_bohr": mol.positions.tolist(),
+                "charge": mol.charge, "name": mol.name,
+            }
+            for mol in map(standard_orientation, mols)  # so that nothing is left to the next machine's rounding
+        ],
+        "method": dataclasses.asdict(method),
+        "model": dataclasses.asdict(model),
+        "train": dataclasses.asdict(train),
+        "versions": _versions(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _orbax():

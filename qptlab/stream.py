@@ -41,9 +41,13 @@ class Drawn(NamedTuple):
 class Stream:
     """Batches of samples for training, endless; a context manager that owns its threads.
 
-    Every batch brings `batch / reuse` new geometries and fills up with earlier ones, drawn at random from the newest
-    that fit the memory, so that each is used `reuse` times on average. All samples of a batch have one shape;
-    molecules of another shape have their turn as often as there are of them.
+    A batch has as many lanes as geometries. New ones, `batch / reuse` a batch, go to the lanes in turn; a lane
+    without a new one brings one of its earlier ones, drawn at random from the newest that fit the memory, so that
+    each is used `reuse` times on average. All samples of a batch have one shape; molecules of another shape have
+    their turn as often as there are of them.
+
+    Several processes share the lanes, and together have the batches that one process would have: each draws all
+    geometries, which costs little, and makes the samples of its own lanes only.
 
     Args:
       systems: the molecules.
@@ -53,6 +57,7 @@ class Stream:
       reuse: how often a geometry is used, on average.
       seed: of everything that is random.
       step: batches that have been taken before, by a stream that ended.
+      share: number of this process, and how many there are, to divide `batch`.
 
     Attributes:
       waited: seconds spent in `next` so far, waiting for samples.
@@ -70,10 +75,10 @@ class Stream:
         reuse: int,
         seed: int,
         step: int = 0,
+        share: tuple[int, int] = (0, 1),
     ):
         self.waited = 0.0
         self.params: Params | None = None
-        self._batch = batch
         grouped: dict[tuple, list[int]] = {}
         for index, system in enumerate(systems):
             grouped.setdefault((system.template.shape, system.template.layout), []).append(index)
@@ -82,7 +87,7 @@ class Stream:
         drawn = [sum(fresh for bucket, fresh, _ in past if bucket == i) for i in range(len(grouped))]
         self.drawn = sum(drawn)
         self._buckets = [
-            _Bucket(systems, members, sampling, model, seed, REPLAY_BYTES // len(grouped), batch, before)
+            _Bucket(systems, members, sampling, model, seed, REPLAY_BYTES // len(grouped), batch, before, share)
             for members, before in zip(grouped.values(), drawn, strict=True)
         ]
         self._turns, ahead = itertools.tee(turns)  # samples are asked for some turns before they are used
@@ -92,7 +97,7 @@ class Stream:
         # Dynamics are chains, and their frames' integrals go in parallel with them.
         self._samplers = concurrent.futures.ThreadPoolExecutor(cores, "qptlab-geometries")
         self._workers = concurrent.futures.ThreadPoolExecutor(max(1, cores - 1), "qptlab-integrals")
-        self._ahead: collections.deque[concurrent.futures.Future] = collections.deque()
+        self._ahead: collections.deque[tuple[int, concurrent.futures.Future | None]] = collections.deque()
 
     def __enter__(self):
         """Start making samples."""
@@ -115,7 +120,7 @@ class Stream:
         return self
 
     def __next__(self) -> tuple[Drawn, ...]:
-        """The next batch, newest geometry first.
+        """The next batch, or this process's share of it; new geometries first.
 
         Raises:
           InputError: what the source of geometries raised.
@@ -124,12 +129,9 @@ class Stream:
         index, fresh, rng = self._turn
         self._turn, bucket = next(self._turns), self._buckets[index]
         for _ in range(fresh):
-            bucket.keep(self._take())
+            bucket.keep(*self._take())
         self.drawn += fresh
-        newest = list(itertools.islice(reversed(bucket.replay), fresh))
-        older = len(bucket.replay) - len(newest)
-        rest = rng.choice(older, self._batch - len(newest), replace=False)
-        return (*newest, *(bucket.replay[i] for i in rest))
+        return bucket.batch(fresh, rng)
 
     def refill(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Find the samples again that a stream entered later would hold; `next` does so, too.
@@ -144,7 +146,7 @@ class Stream:
         done = 0
         for bucket in self._buckets:
             while bucket.missing:
-                bucket.keep(self._take())
+                bucket.keep(*self._take())
                 done += 1
                 progress(done, total)
 
@@ -155,17 +157,20 @@ class Stream:
         for index, fresh, _ in turns:
             yield from itertools.repeat(self._buckets[index], fresh)
 
-    def _take(self) -> Drawn:
+    def _take(self) -> tuple[int, Drawn | None]:
+        """The next geometry's number and, where it is this process's, its sample."""
         began = time.perf_counter()
         self._submit()
-        drawn = self._ahead.popleft().result()
+        number, made = self._ahead.popleft()
+        found = made.result() if made else None
         self.waited += time.perf_counter() - began
-        return drawn
+        return number, found
 
     def _submit(self) -> None:
         bucket = next(self._wanted)
-        system, geometry = bucket.draw(self._samplers, self.params)
-        self._ahead.append(self._workers.submit(bucket.make, system, geometry))
+        number, system, geometry = bucket.draw(self._samplers, self.params)
+        made = self._workers.submit(bucket.make, system, geometry) if bucket.is_own(number) else None
+        self._ahead.append((number, made))
 
 
 def _turns(numbers, batch, reuse, seed) -> Iterator[tuple[int, int, np.random.Generator]]:
@@ -183,19 +188,21 @@ def _turns(numbers, batch, reuse, seed) -> Iterator[tuple[int, int, np.random.Ge
 class _Bucket:
     """Molecules of one shape: where their geometries come from, and the newest samples."""
 
-    def __init__(self, systems, members, sampling, model, seed, memory, batch, drawn):
+    def __init__(self, systems, members, sampling, model, seed, memory, batch, drawn, share):
         self._systems = [systems[index] for index in members]
         self._compiles = threading.Lock()
         self._is_compiled = False
         system = self._systems[0]
         self.shapes = system.shapes
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.shapes))
-        self.capacity = int(np.clip(memory // size, 2 * batch, REPLAY_MAX))
+        depth = int(np.clip(memory // size, 2 * batch, max(REPLAY_MAX, 2 * batch))) // batch
         self.look_ahead = int(np.clip(memory // (4 * size), 2, LOOK_AHEAD))
-        self.replay: collections.deque[Drawn] = collections.deque(maxlen=self.capacity)
-        self.missing = min(drawn, self.capacity)
+        self._share = share
+        self._lanes: list[collections.deque[Drawn]] = [collections.deque(maxlen=depth) for _ in range(batch)]
+        self.missing = min(drawn, depth * batch)
         # Geometries are numbered: molecule by molecule, then chain by chain.
         self._number = drawn - self.missing
+        self._kept = self._number - 1
         ways = [(member, chain) for chain in range(sampling.chains) for member in range(len(members))]
         self._sources = [
             _source(
@@ -206,13 +213,17 @@ class _Bucket:
         ]
         self._latest: list[concurrent.futures.Future | None] = [None] * len(ways)
 
-    def draw(self, pool, params) -> tuple[System, concurrent.futures.Future]:
-        """The next geometry, as a future; those of one chain come one after another."""
-        way = self._number % len(self._sources)
-        system = self._systems[self._number % len(self._systems)]
+    def draw(self, pool, params) -> tuple[int, System, concurrent.futures.Future]:
+        """The next geometry's number, molecule and future positions; those of one chain come one after another."""
+        number = self._number
+        way = number % len(self._sources)
         self._number += 1
         self._latest[way] = pool.submit(_after, self._latest[way], self._sources[way], params)
-        return system, self._latest[way]
+        return number, self._systems[number % len(self._systems)], self._latest[way]
+
+    def is_own(self, number: int) -> bool:
+        """Whether a geometry is of a lane of this process."""
+        return number % len(self._lanes) % self._share[1] == self._share[0]
 
     def make(self, system: System, geometry: concurrent.futures.Future) -> Drawn:
         """A sample of a geometry, on the device."""
@@ -224,10 +235,23 @@ class _Bucket:
             self._is_compiled = True
             return Drawn(system, sample)
 
-    def keep(self, drawn: Drawn) -> None:
-        """Add a sample to the newest, in place of the oldest."""
-        self.replay.append(drawn)
+    def keep(self, number: int, drawn: Drawn | None) -> None:
+        """Add a sample to the newest of its lane, in place of the oldest; None if it is another process's."""
+        if drawn is not None:
+            self._lanes[number % len(self._lanes)].append(drawn)
         self.missing = max(0, self.missing - 1)
+        self._kept = number
+
+    def batch(self, fresh: int, rng: np.random.Generator) -> tuple[Drawn, ...]:
+        """A sample of each lane of this process; of those that had the last `fresh` geometries, these, and first."""
+        size = len(self._lanes)
+        places = rng.random(size)  # the same in all processes
+        newest = [number % size for number in range(self._kept, self._kept - fresh, -1)]
+        older = [lane for lane in range(size) if lane not in newest]
+        return (
+            *(self._lanes[lane][-1] for lane in newest if self.is_own(lane)),
+            *(self._lanes[lane][int(places[lane] * len(self._lanes[lane]))] for lane in older if self.is_own(lane)),
+        )
 
 
 def _source(system, sampling, model, seed, start) -> Callable[[Params], np.ndarray]:

@@ -5,6 +5,7 @@ geometries of an independent trajectory stands beside those of the same iteratio
 DIIS stopped after as many Fock builds. What a setting needs besides (labels, larger matrices) is in its time.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import importlib.resources
@@ -150,7 +151,8 @@ def study(name: str, molecules: Sequence[str] = ()) -> Study:
 
 
 def measure(
-    chosen: Study, method: Method, minutes: float, seeds: int, progress: Callable[[str], None] = lambda what: None
+    chosen: Study, method: Method, minutes: float, seeds: int, progress: Callable[[str], None] = lambda what: None,
+    executor: concurrent.futures.Executor | None = None,
 ) -> Iterator[Row]:
     """Train every setting with every seed; a row as soon as it is done.
 
@@ -160,25 +162,47 @@ def measure(
       minutes: of each training, compilation, labels and waiting included.
       seeds: how many.
       progress: told what is under way.
+      executor: does several trainings at once, which must not share a machine if their times are to be compared.
 
     Raises:
       InputError: as `train`.
     """
+    if executor is None:
+        for setting in chosen.settings:
+            yield from _rows(chosen, setting, method, minutes, range(seeds), progress)
+        return
+    waiting = [
+        executor.submit(_row, chosen, setting, method, minutes, seed)
+        for setting in chosen.settings for seed in range(seeds)
+    ]
+    try:
+        for future in concurrent.futures.as_completed(waiting):
+            yield future.result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _row(chosen, setting, method, minutes, seed) -> Row:
+    """One training, wherever it is done."""
+    return next(_rows(chosen, setting, method, minutes, [seed], lambda what: None))
+
+
+def _rows(chosen, setting, method, minutes, seeds, progress) -> Iterator[Row]:
     mols, unseen = read_molecules(chosen.molecules), read_molecules(chosen.unseen)
-    for setting in chosen.settings:
-        everything, kinds = make_systems([*mols, *unseen], method, setting.model.guess)
-        systems, _ = make_systems(mols[: setting.count], method, setting.model.guess)
-        systems = [system.with_vocabulary(kinds) for system in systems]
-        plain = Predictor(QPT(setting.model, method.xc, kinds), None, systems)
-        test = _test_set(plain, systems[:TEST_MOLECULES])
-        other = _test_set(plain, everything[len(mols) :]) if unseen else None
-        for seed in range(seeds):
-            progress(f"{setting.label}, seed {seed}")
-            config = dataclasses.replace(setting.train, minutes=minutes, steps=None, seed=seed)
-            row, trained = _trained(plain, config, test)
-            if other is not None:
-                row["unseen_molecules"] = _errors(evaluate(trained, other))
-            yield {"setting": setting.label, "seed": seed, **row}
+    everything, kinds = make_systems([*mols, *unseen], method, setting.model.guess)
+    systems, _ = make_systems(mols[: setting.count], method, setting.model.guess)
+    systems = [system.with_vocabulary(kinds) for system in systems]
+    plain = Predictor(QPT(setting.model, method.xc, kinds), None, systems)
+    test = _test_set(plain, systems[:TEST_MOLECULES])
+    other = _test_set(plain, everything[len(mols) :]) if unseen else None
+    for seed in seeds:
+        progress(f"{setting.label}, seed {seed}")
+        config = dataclasses.replace(setting.train, minutes=minutes, steps=None, seed=seed)
+        row, trained = _trained(plain, config, test)
+        if other is not None:
+            row["unseen_molecules"] = _errors(evaluate(trained, other))
+        yield {"setting": setting.label, "seed": seed, **row}
 
 
 def _trained(plain, config, test) -> tuple[Row, Predictor]:

@@ -29,9 +29,18 @@ from qptlab.models.qpt import QPT, QPTConfig
 from qptlab.models.system import make_systems
 from qptlab.molecule import Molecule
 from qptlab.reference import ErrorSummary, TestSet, errors, make_test_set, taught
-from qptlab.run import Run
+from qptlab.run import FollowedRun, Run
 from qptlab.stream import Drawn
-from qptlab.training import NotFiniteError, TrainConfig, TrainState, Watch, check_memory, initial_state, train
+from qptlab.training import (
+    NotFiniteError,
+    TrainConfig,
+    TrainState,
+    Watch,
+    check_devices,
+    check_memory,
+    initial_state,
+    train,
+)
 from qptlab.units import significant
 
 BUDGET = ("minutes", "steps", "validation")
@@ -71,6 +80,10 @@ class Event(NamedTuple):
 class Trainer:
     """Trains a QPT on one molecule or several, with validation, metrics and checkpoints in a run folder.
 
+    On all devices that JAX has, also those of other processes that `jax.distributed.initialize()` has joined: run
+    the same script in each, with one folder that all can read; the first process writes it, validates and holds the
+    clock.
+
     Args:
       mol: the molecule, or several; its geometry is the reference of its frame.
       method: the level of theory.
@@ -87,8 +100,8 @@ class Trainer:
       executables: the compiled functions of a training step, by name, and the seconds that compiling each took.
 
     Raises:
-      InputError: for an output folder that holds something else, a molecule that the method
-        cannot treat, or a file of geometries that cannot be used.
+      InputError: for an output folder that holds something else, a molecule that the method cannot treat, a file of
+        geometries that cannot be used, or a batch that the devices cannot share.
 
     >>> import qptlab as ql
     >>> trainer = ql.Trainer(ql.Molecule.from_name("water"), ql.Method("pbe", "sto-3g"))  # doctest: +SKIP
@@ -125,6 +138,7 @@ class Trainer:
         # Everything a user can get wrong is found here, before a thread or a folder exists.
         self._systems, kinds = make_systems(self.molecules, self.method, self.model_config.guess)
         check_memory(QPT(self.model_config, self.method.xc, kinds))
+        check_devices(self.train_config)
         self._check_sampling()
         out = pathlib.Path(out) if out else _default_folder(self.molecules)
         self.run_folder, self._state = self._open(out, resume)
@@ -141,10 +155,11 @@ class Trainer:
                 system.check_derivative()
 
     def _open(self, out, resume) -> tuple[Run, TrainState | None]:
+        kind = FollowedRun if jax.process_index() else Run
         if not (resume and (out / "config.json").exists()):
-            run = Run.create(out, self.molecules, self.method, self.model_config, self.train_config)
+            run = kind.create(out, self.molecules, self.method, self.model_config, self.train_config)
             return run, None
-        run = Run.open(out)
+        run = kind.open(out)
         names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in BUDGET]
         kept = zip(run.molecules, self.molecules, strict=False)
         is_same = len(run.molecules) == len(self.molecules) and all(len(old.orders(new)) for old, new in kept)
@@ -272,7 +287,8 @@ class Trainer:
         try:
             self._set_status("compiling")
             with concurrent.futures.ThreadPoolExecutor(1, "qptlab-reference") as pool:
-                references = pool.submit(self.make_validation)
+                # Of several processes the first judges for all.
+                references = None if jax.process_index() else pool.submit(self.make_validation)
                 try:
                     self._loop(references)
                 finally:
@@ -286,12 +302,13 @@ class Trainer:
                 self._save()
             if isinstance(error, NotFiniteError):
                 frames = "".join(mol.to_xyz() for mol in error.geometries)
-                (self.out / "not-finite.xyz").write_text(frames)
-                self._emit("news", f"the geometries at fault are kept in {self.out / 'not-finite.xyz'}")
+                path = self.out / f"not-finite{jax.process_index() or ''}.xyz"
+                path.write_text(frames)
+                self._emit("news", f"the geometries at fault are kept in {path}")
             self._emit("error", str(error))
             self._set_status("failed")
 
-    def _loop(self, references: concurrent.futures.Future) -> None:
+    def _loop(self, references: concurrent.futures.Future | None) -> None:
         start = self._state or initial_state(self._model, self.train_config)
         saved = time.perf_counter()
         for state, metrics in train(
@@ -304,7 +321,7 @@ class Trainer:
             row = {**metrics._asdict(), "memory_mib": _memory_mib()}
             if metrics.skipped:
                 self._emit("skipped", f"the update of step {state.step} was not finite and was left out")
-            if self._validation_due(references):
+            if references and self._validation_due(references):
                 with contextlib.suppress(concurrent.futures.CancelledError):  # stopped while it waited
                     row |= self._validate(references)
             self.run_folder.append(row)
@@ -315,8 +332,6 @@ class Trainer:
                 saved = time.perf_counter()
             if not self._going.is_set():
                 self._halt()
-            if self._stopping.is_set():
-                break
         self._save()
 
     def _validation_due(self, references: concurrent.futures.Future) -> bool:
@@ -434,6 +449,9 @@ class _Watch(Watch):
 
     def drew(self, batch: Sequence[Drawn]) -> None:
         self._trainer._batch = batch
+
+    def is_over(self) -> bool:
+        return self._trainer._stopping.is_set()
 
 
 def _memory_mib() -> float:

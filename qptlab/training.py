@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
+from qptlab.devices import Devices
 from qptlab.energy import energy as total_energy
 from qptlab.energy import kohn_sham
 from qptlab.errors import InputError
@@ -176,7 +177,11 @@ class Watch:
         """So many of the earlier geometries are made again, of so many; what it raises ends the training."""
 
     def drew(self, batch: Sequence[Drawn]) -> None:
-        """These geometries are trained on in the next step, the newest first."""
+        """These geometries are trained on in the next step, new ones first."""
+
+    def is_over(self) -> bool:
+        """Whether training is to end after this step; asked after each, and where one process says so all end."""
+        return False
 
 
 class NotFiniteError(FloatingPointError):
@@ -205,6 +210,18 @@ def check_memory(model: QPT) -> None:
             f"to train the network {model.config.preset!r} takes {5 * size / 2**30:.1f} GiB, and {limit / 2**30:.1f} "
             f"may be taken on {jax.local_devices()[0].device_kind}; a smaller one, such as 'micro', would do."
         )
+
+
+def check_devices(config: TrainConfig) -> Devices:
+    """The devices that are to share a training.
+
+    Raises:
+      InputError: if they cannot share its batches evenly.
+    """
+    devices = Devices()
+    devices.check("batch", config.batch)
+    devices.check("part of a batch", config.microbatch or config.batch)
+    return devices
 
 
 def optimiser(config: TrainConfig) -> optax.GradientTransformation:
@@ -264,6 +281,9 @@ def train(
     its budget is in steps and the model does not draw the geometries. With a budget in minutes the learning rate
     follows the clock. To make the earlier geometries again takes a while, which does not count.
 
+    All devices share in it, also those of other processes that `jax.distributed` has joined and that run the same
+    (see `devices`): together they do what one device would have done, to rounding.
+
     Args:
       model: the model.
       systems: the molecules to train on.
@@ -273,33 +293,43 @@ def train(
 
     Raises:
       NotFiniteError: after `MAX_SKIPPED` updates in a row that are not finite.
-      InputError: what the source of geometries raised.
+      InputError: what the source of geometries raised, or for a batch that the devices cannot share.
     """
-    state, watch = state or initial_state(model, config), watch or Watch()
+    devices, watch = check_devices(config), watch or Watch()
+    state = state or initial_state(model, config)
     if config.iterations is not None:
         model = model.with_iterations(config.iterations)
     stream = Stream(
-        systems, config.sampling, model, batch=config.batch, reuse=config.reuse, seed=config.seed, step=state.step
+        systems, config.sampling, model, batch=config.batch, reuse=config.reuse, seed=config.seed, step=state.step,
+        share=devices.share,
     )
-    stream.params = state.params
+    stream.params, state = state.params, _placed(devices.everywhere, state)
     with stream, concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "qptlab-gradients") as cores:
-        step_once = _Stepper(model, config, stream, cores, watch)
+        step_once = _Stepper(model, config, stream, cores, watch, devices)
         stream.refill(watch.refilled)
-        began = time.perf_counter()
-        while config.progress(state.step, state.seconds) < 1:
-            state, metrics = step_once(state, began)
-            yield state, metrics
+        while True:
             began = time.perf_counter()
+            seconds, is_over = devices.agreed(state.seconds, watch.is_over())
+            state = state._replace(seconds=seconds)
+            if is_over or config.progress(state.step, seconds) >= 1:
+                return
+            state, metrics = step_once(state, began)
+            yield _placed(devices.here, state), metrics
+
+
+def _placed(place, state):
+    params, average, opt_state = place((state.params, state.average, state.opt_state))
+    return TrainState(params, average, opt_state, state.step, state.seconds)
 
 
 class _Stepper:
     """One update with its bookkeeping; holds the compiled functions and the stream."""
 
-    def __init__(self, model, config, stream, cores, watch):
+    def __init__(self, model, config, stream, cores, watch, devices):
         self._model, self._config, self._stream, self._cores = model, config, stream, cores
-        self._watch = watch
+        self._watch, self._devices = watch, devices
         self._optimiser = optimiser(config)
-        self._is_batched = jax.default_backend() != "cpu"
+        self._is_batched = jax.default_backend() != "cpu" or devices.count > 1
         self._compiled = {}
         self._failures = 0
 
@@ -308,7 +338,7 @@ class _Stepper:
         compiling = time.perf_counter()
         functions, is_new = self._functions(state.params, self._stream.shapes)  # samples are made meanwhile
         compile_s = time.perf_counter() - compiling if is_new else 0.0
-        waited, self._stream.params = self._stream.waited, state.params
+        waited, self._stream.params = self._stream.waited, self._devices.here(state.params)
         drawn = next(self._stream)
         self._watch.drew(drawn)
         waited = self._stream.waited - waited
@@ -333,13 +363,20 @@ class _Stepper:
         if key in self._compiled:
             return self._compiled[key], False
         self._watch.compiling("training step")
-        part = (sample,) * (self._config.microbatch or self._config.batch)
-        seen = tuple(each.features for each in part)
-        deltas = jax.eval_shape(self._correct, params, seen)
+        split, whole = (self._devices.split, self._devices.whole) if self._devices.count > 1 else (None, None)
+        size = self._config.microbatch or self._config.batch
+        part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=split), sample)
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), params)
+        deltas = jax.eval_shape(self._correct, params, part.features)
+        deltas = jax.ShapeDtypeStruct(deltas.shape, deltas.dtype, sharding=split)
+        one = jax.ShapeDtypeStruct(deltas.shape[1:], deltas.dtype)
+        judged = _Judged(loss=whole, energy=whole, finite=whole, slope=split)
         lowered = _Functions(
-            jax.jit(self._correct).lower(params, seen),
-            jax.jit(self._judge).lower(*((deltas, part) if self._is_batched else (deltas[0], sample))),
-            jax.jit(self._pull).lower(params, seen, jax.eval_shape(lambda *each: jnp.stack(each), *deltas)),
+            jax.jit(self._correct, out_shardings=split).lower(params, part.features),
+            jax.jit(self._judge, out_shardings=judged if whole else None).lower(
+                *((deltas, part) if self._is_batched else (one, sample))
+            ),
+            jax.jit(self._pull, out_shardings=whole).lower(params, part.features, deltas),
         )
         # Tracing is Python's, one after another; compiling is not, and goes side by side.
         self._compiled[key] = _Functions(*self._cores.map(self._compile, _Functions._fields, lowered))
@@ -353,36 +390,37 @@ class _Stepper:
 
     def _gradient(self, functions, params, samples) -> "tuple[_Judged, Params]":
         """Mean over a batch; part by part, so that no more than a part's memory is needed."""
-        size = self._config.microbatch or self._config.batch
-        parts = [tuple(samples[start : start + size]) for start in range(0, len(samples), size)]
+        count = len(samples) // (self._config.batch // (self._config.microbatch or self._config.batch))
         judged, gradients = [], []
-        for part in parts:
-            seen = tuple(sample.features for sample in part)
+        for start in range(0, len(samples), count):
+            part = samples[start : start + count]
+            seen = self._devices.together([sample.features for sample in part])
             deltas = functions.correct(params, seen)
             if self._is_batched:
-                judged.append(functions.judge(deltas, part))
+                judged.append(functions.judge(deltas, self._devices.together(part)))
             else:
                 # A geometry a core: lanes of one program would share one core's caches.
                 each = self._cores.map(lambda *given: jax.block_until_ready(functions.judge(*given)), deltas, part)
                 judged.append(jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
             gradients.append(functions.pull(params, seen, judged[-1].slope))
         return (
-            jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *judged),
+            jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(each._replace(slope=()) for each in judged)),
             functools.reduce(lambda one, two: jax.tree.map(jnp.add, one, two), gradients),
         )
 
     def _correct(self, params, seen):
-        return tuple(jax.vmap(self._model.correction, (None, 0))(params, _stacked(seen)))
+        return jax.vmap(self._model.correction, (None, 0))(params, seen)
 
     def _judge(self, deltas, samples):
         def one(delta, sample):
             value = jax.value_and_grad(loss, has_aux=True)(delta, sample, self._model, self._config.loss)
-            return _Judged(loss=value[0][0], energy=value[0][1], slope=value[1])
+            is_finite = jnp.isfinite(value[0][0]) & jnp.all(jnp.isfinite(value[1]))
+            return _Judged(loss=value[0][0], energy=value[0][1], finite=is_finite, slope=value[1])
 
-        return jax.vmap(one)(jnp.stack(deltas), _stacked(samples)) if self._is_batched else one(deltas, samples)
+        return jax.vmap(one)(deltas, samples) if self._is_batched else one(deltas, samples)
 
     def _pull(self, params, seen, slopes):
-        _, pull_back = jax.vjp(lambda params: jnp.stack(self._correct(params, seen)), params)
+        _, pull_back = jax.vjp(lambda params: self._correct(params, seen), params)
         return pull_back(slopes / self._config.batch)[0]
 
     @functools.cached_property
@@ -407,7 +445,9 @@ class _Stepper:
         return compiled
 
     def _given_up(self, step, drawn, judged):
-        finite = np.isfinite(judged.loss) & np.isfinite(judged.slope).all(axis=(1, 2))
+        own, processes = self._devices.share
+        parts = self._config.batch // (self._config.microbatch or self._config.batch)
+        finite = np.asarray(judged.finite).reshape(parts, processes, -1)[:, own].ravel()
         positions = [np.asarray(each.sample.ints.positions) for each in drawn]
         return NotFiniteError(
             f"{MAX_SKIPPED} updates in a row were not finite, the last at step {step}: the gap between occupied and "
@@ -415,17 +455,19 @@ class _Stepper:
             [
                 each.system.molecule.with_positions(place[: len(each.system.molecule.symbols)])
                 # Where every loss is finite the network's own derivative was not: any may be at fault.
-                for each, place, is_good in zip(drawn, positions, finite, strict=True) if not is_good or finite.all()
+                for each, place, is_good in zip(drawn, positions, finite, strict=True)
+                if not is_good or np.all(judged.finite)
             ],
         )
 
 
 class _Judged(NamedTuple):
-    """Loss and energy of geometries, and the derivative of the loss with respect to the correction."""
+    """Loss and energy of geometries, whether all is finite, and the loss's derivative by the correction."""
 
-    loss: Array
-    energy: Array
-    slope: Array
+    loss: Any
+    energy: Any
+    finite: Any
+    slope: Any
 
 
 class _Functions(NamedTuple):
@@ -434,10 +476,6 @@ class _Functions(NamedTuple):
     correct: Any
     judge: Any
     pull: Any
-
-
-def _stacked(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _decay(config, step):

@@ -1,5 +1,7 @@
 """The command line: JSON for scripts, sentences for people, no traceback for anyone."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 import qptlab as ql
+from qptlab import labels
 from qptlab.cli import main
 
 WATER_XYZ = "3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
@@ -266,3 +269,100 @@ def test_import_is_light():
     code = "import sys, qptlab; print([m for m in ('plotly', 'ipywidgets', 'tblite', 'py3Dmol') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Geometries of water and ammonia, and their labels in a file made from a shell."""
+    folder = tmp_path_factory.mktemp("labels")
+    rng = np.random.default_rng(0)
+    mols = [ql.Molecule.from_name(name) for name in ("water", "ammonia") for _ in range(4)]
+    mols = [mol.with_positions(mol.positions + 0.05 * rng.normal(size=mol.positions.shape)) for mol in mols]
+    (folder / "frames.xyz").write_text("".join(mol.to_xyz() for mol in mols))
+    with pytest.raises(SystemExit) as ended:
+        main(["label", "--geometries", str(folder / "frames.xyz"), *QUICK, "--out", str(folder / "labels.xyz")])
+    assert ended.value.code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def orbital_gnn(labelled):
+    """The file of an OrbitalGNN trained from a shell, and what was said."""
+    capture = io.StringIO()
+    with pytest.raises(SystemExit) as ended, contextlib.redirect_stdout(capture):
+        main(["train-gnn", str(labelled / "labels.xyz"), "--out", str(labelled / "model.h5"), "--steps", "50",
+              "--tasks", "energy,dipole", "--held-out", "0.25", "--theory", "LDA/STO-3G", "--json"])
+    assert ended.value.code == 0
+    return labelled / "model.h5", json.loads(capture.getvalue())
+
+
+def test_labels_are_made_once(call, labelled):
+    before = (labelled / "labels.xyz").read_text()
+    options = ["--geometries", labelled / "frames.xyz", *QUICK, "--out", labelled / "labels.xyz", "--json"]
+    status, out, _ = call("label", *options)
+    assert (status, json.loads(out)) == (0, {"out": str(labelled / "labels.xyz"), "n": 8, "left_out": 0})
+    assert (labelled / "labels.xyz").read_text() == before
+
+
+def test_a_teacher_says_labels_in_place_of_pyscf(call, trained, frames, tmp_path):
+    status, out, _ = call("label", "--geometries", frames, "--teacher", trained.out, "--out", tmp_path / "t.xyz")
+    assert (status, out) == (0, f"2 labels in {tmp_path / 't.xyz'}\n")
+    mol = ql.read_xyz(frames)[0]
+    energy = labels.read(tmp_path / "t.xyz")[1][0].energy
+    assert energy == pytest.approx(float(trained.predictor(mol).energy), abs=1e-7)
+
+
+def test_an_orbital_gnn_is_trained_judged_and_used_from_a_shell(call, labelled, orbital_gnn, tmp_path):
+    path, record = orbital_gnn
+    keys = {"energy_mae_mev", "forces_mae_mev_angstrom", "dipole_mae_debye", "charge_mae", "gap_mae_ev"}
+    assert set(record) == {"out", "n", "baselines", *keys}
+    assert record["n"] == 2
+    assert record["forces_mae_mev_angstrom"] is None  # was not to be learned
+    assert set(record["baselines"]["low_cost"]) == keys
+
+    status, out, _ = call("evaluate", path, "--geometries", labelled / "labels.xyz", "--json")
+    judged = json.loads(out)
+    assert (status, judged["n"]) == (0, 8)
+    assert judged["forces_mae_mev_angstrom"] > 0
+    status, out, _ = call("evaluate", path, "--geometries", labelled / "labels.xyz")
+    assert "without it" in out
+    assert "energy, meV" in out
+
+    status, _, _ = call("predict", path, "--geometries", labelled / "frames.xyz", "--out", tmp_path / "p.h5")
+    assert status == 0
+    model, mols = ql.load(path), ql.read_xyz(labelled / "frames.xyz")
+    with h5py.File(tmp_path / "p.h5") as file:
+        assert file.attrs["method"] == "LDA/STO-3G"
+        assert file["H2O/energy"][0] == pytest.approx(float(model(mols[0]).energy), abs=1e-9)
+        assert file["H3N/charges"].shape == (4, 4)
+
+
+def test_a_molecule_is_relaxed_from_a_shell(call, orbital_gnn, tmp_path):
+    status, out, _ = call("relax", orbital_gnn[0], "ammonia", "--out", tmp_path / "r.xyz", "--json")
+    record = json.loads(out)
+    assert (status, record["converged"]) == (0, True)
+    assert record["fmax_ev_angstrom"] <= 0.01
+    found = ql.load(orbital_gnn[0])(ql.Molecule.from_xyz(tmp_path / "r.xyz")).energy
+    assert record["energy_ha"] == pytest.approx(float(found), abs=1e-8)
+    status, _, err = call("relax", orbital_gnn[0], "ammonia", "--out", tmp_path / "s.xyz", "--steps", "1")
+    assert status == 1
+    assert "1 steps did not bring the forces below 0.01 eV/Å" in err
+    assert (tmp_path / "s.xyz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train-gnn", "labels.xyz", "--out", "m.h5", "--tasks", "energy,colour"], "tasks colour are not known"),
+        (["train-gnn", "frames.xyz", "--out", "m.h5"], "frame 0 of {}/frames.xyz has no energy"),
+        (["train-gnn", "labels.xyz", "--out", "m.h5", "--held-out", "0"], "leaves none to learn or to judge by"),
+        (["evaluate", "labels.xyz", "--geometries", "labels.xyz"], "holds no OrbitalGNN"),
+    ],
+)
+def test_what_an_orbital_gnn_cannot_use_is_said(call, labelled, tmp_path, arguments, said):
+    given = [str(labelled / each) if each.endswith(".xyz") else each for each in arguments]
+    given = [str(tmp_path / each) if each == "m.h5" else each for each in given]
+    status, _, err = call(*given)
+    assert status == 2
+    assert said.format(labelled) in err
+    assert not (tmp_path / "m.h5").exists()

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 
+import ase.units
 import jax
 import numpy as np
 import pytest
@@ -197,8 +198,8 @@ def test_what_a_file_does_not_say_is_not_learned(labelled):
     found = multitask.train_gnn(model, data, config, "test")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))
     judged = multitask.judge(found, data)
-    assert np.isnan(judged.gap_ev)
-    assert np.isfinite(judged.energy_mev)
+    assert np.isnan(judged.gap_mae_ev)
+    assert np.isfinite(judged.energy_mae_mev)
 
 
 @pytest.fixture(scope="module")
@@ -229,20 +230,48 @@ def test_a_trained_model_estimates_and_pulls_as_it_did_in_training(learned, labe
         one = jax.tree.map(lambda x, index=index: x[index : index + 1], data)
         judged = multitask.judge(predictor, one)
         label = labelled[1][index]
-        assert judged.energy_mev == pytest.approx(27211.386 * abs(energy - label.energy), abs=1e-3)
+        assert judged.energy_mae_mev == pytest.approx(27211.386 * abs(energy - label.energy), abs=1e-3)
         pulls = np.abs(forces - label.forces).mean() * 27211.386 / 0.529177
-        assert judged.forces_mev_angstrom == pytest.approx(pulls, rel=1e-3, abs=1e-2)
+        assert judged.forces_mae_mev_angstrom == pytest.approx(pulls, rel=1e-3, abs=1e-2)
 
 
 def test_a_saved_model_comes_back_and_other_files_are_refused(learned, tmp_path):
     predictor, path = learned[0], tmp_path / "model.h5"
     predictor.save(path)
     mol = displaced("ammonia", 9)
-    assert float(orbital_gnn.load(path)(mol).energy) == float(predictor(mol).energy)
+    assert float(ql.load(path)(mol).energy) == float(predictor(mol).energy)
     other = tmp_path / "other.h5"
     other.write_text("no")
     with pytest.raises(ql.InputError, match="holds no OrbitalGNN"):
-        orbital_gnn.load(other)
+        ql.load(other)
+
+
+def test_a_model_relaxes_molecules_and_speaks_to_ase(random_predictor):
+    """What a random network adds is small beside the low-cost method: the minimum is near, and is one."""
+    mol = displaced("water", 1)
+    model = random_predictor.without_network()
+    found = ql.relax(mol, model, fmax=0.01)
+    assert found.converged
+    assert found.fmax <= 0.01
+    assert found.energy == pytest.approx(float(model(found.molecule).energy), abs=1e-9)
+    rng = np.random.default_rng(2)
+    for _ in range(3):
+        other = found.molecule.positions + 0.02 * rng.normal(size=mol.positions.shape)
+        assert float(model(mol.with_positions(other)).energy) > found.energy
+    atoms = moved(mol)[0].to_ase()
+    atoms.calc = ql.ModelCalculator(random_predictor)
+    here = random_predictor(mol)
+    assert atoms.get_potential_energy() == pytest.approx(float(here.energy) * ase.units.Ha, abs=1e-6)
+    length = np.linalg.norm(atoms.get_dipole_moment()) / ase.units.Bohr
+    assert length == pytest.approx(np.linalg.norm(here.dipole), abs=1e-6)
+    assert atoms.get_forces().shape == (3, 3)
+
+
+def test_a_search_that_cannot_be_done_or_does_not_end_says_so(random_predictor):
+    mol = displaced("water", 1)
+    with pytest.raises(ql.InputError, match=r"0\.01 and 200 would do"):
+        ql.relax(mol, random_predictor, fmax=0)
+    assert not ql.relax(mol, random_predictor, steps=1).converged
 
 
 def test_the_same_seed_gives_the_same_model(labelled):

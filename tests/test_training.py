@@ -13,6 +13,7 @@ import pytest
 import qptlab as ql
 from qptlab import geometries
 from qptlab import stream as stream_module
+from qptlab.models.system import System
 from qptlab.reference import Labelled
 from qptlab.stream import Stream
 from qptlab.training import MAX_SKIPPED, NotFiniteError, TrainConfig, initial_state, train
@@ -23,9 +24,9 @@ QUICK = TrainConfig(
 )
 
 
-def stream(names=("water",), *, seed=0, batch=4, reuse=2, step=0, sampler="perturb"):
+def stream(names=("water",), *, seed=0, batch=4, reuse=2, step=0, sampler="perturb", share=(0, 1)):
     systems, _ = ql.make_systems([ql.Molecule.from_name(name) for name in names], METHOD)
-    return Stream(systems, ql.Sampling(sampler), batch=batch, reuse=reuse, seed=seed, step=step)
+    return Stream(systems, ql.Sampling(sampler), batch=batch, reuse=reuse, seed=seed, step=step, share=share)
 
 
 def same(ours, theirs):
@@ -51,6 +52,31 @@ def test_a_stream_entered_later_goes_on_as_it_would_have_done(names, sampler, mo
         for ours, theirs in zip(taken[9:], late, strict=False):
             same(ours, theirs)
         assert late.drawn >= whole.drawn
+
+
+def test_processes_that_share_a_stream_have_the_batches_of_one(monkeypatch):
+    """Each makes its own samples, and no others; also of a stream that is entered later."""
+    made = []
+    make = System.host_integrals
+    monkeypatch.setattr(System, "host_integrals", lambda *given: made.append(1) or make(*given))
+
+    def energies(drawn):
+        return sorted(float(each.sample.ints.e_nuc) for each in drawn)
+
+    with stream() as whole:
+        expected = [energies(next(whole)) for _ in range(8)]
+    alone = len(made)
+    made.clear()
+    with stream(share=(1, 2)) as second:
+        for _ in range(8):
+            next(second)
+    assert len(made) < 0.7 * alone
+    with stream(share=(0, 2)) as first, stream(share=(1, 2)) as second, stream(share=(1, 2), step=5) as late:
+        both = [(next(first), next(second)) for _ in range(8)]
+        assert {len(each) for pair in both for each in pair} == {2}
+        assert [energies(one + two) for one, two in both] == expected
+        for _, two in both[5:]:
+            same(two, next(late))
 
 
 def test_every_geometry_is_used_as_often_as_asked_on_average():

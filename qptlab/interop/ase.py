@@ -1,14 +1,18 @@
 """A model as a calculator of ASE: dynamics, geometry optimisation, vibrations."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import ase
 import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
+from ase.optimize import BFGS
 
 from qptlab.errors import InputError
+from qptlab.models.orbital_gnn import GNNPredictor
 from qptlab.models.predictor import Predictor
 from qptlab.molecule import Molecule
-from qptlab.properties import dipole_debye
-from qptlab.units import AU_DEBYE, BOHR_ANGSTROM, HARTREE_EV
+from qptlab.units import BOHR_ANGSTROM, HARTREE_EV
 
 
 class ModelCalculator(Calculator):
@@ -18,7 +22,7 @@ class ModelCalculator(Calculator):
     however well or badly the model was trained.
 
     Args:
-      model: what predicts, from `ql.load`.
+      model: a QPT or an OrbitalGNN, from `ql.load`.
       **others: of ASE's `Calculator`.
 
     >>> import qptlab as ql
@@ -30,7 +34,7 @@ class ModelCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces", "dipole"]  # noqa: RUF012  as ASE declares them
 
-    def __init__(self, model: Predictor, **others):
+    def __init__(self, model: Predictor | GNNPredictor, **others):
         super().__init__(**others)
         self.model = model
 
@@ -49,9 +53,8 @@ class ModelCalculator(Calculator):
             energy, forces = self.model.energy_and_forces(mol)
             self.results["forces"] = forces * HARTREE_EV / BOHR_ANGSTROM
         if "dipole" in properties or "forces" not in properties:
-            found = self.model(mol)
-            energy = float(found.energy)
-            self.results["dipole"] = dipole_debye(mol, self.model.method, found.dm) / AU_DEBYE * BOHR_ANGSTROM
+            energy, dipole = self.model.energy_and_dipole(mol)
+            self.results["dipole"] = dipole * BOHR_ANGSTROM
         self.results["energy"] = self.results["free_energy"] = energy * HARTREE_EV
 
     def _molecule(self) -> Molecule:
@@ -61,7 +64,51 @@ class ModelCalculator(Calculator):
         if np.any(atoms.pbc):
             raise InputError("a periodic system was given to a model of molecules; pbc=False would do.")
         mol = Molecule.from_ase(atoms)
-        known = self.model.systems[0].molecule
-        if "charge" not in atoms.info and len(self.model.systems) == 1:
-            return Molecule(mol.symbols, mol.positions, known.charge)
-        return mol
+        return mol if "charge" in atoms.info else Molecule(mol.symbols, mol.positions, self.model.charge)
+
+
+class Relaxed(NamedTuple):
+    """The end of a geometry optimisation.
+
+    Attributes:
+      molecule: at its last geometry.
+      energy: hartree.
+      fmax: largest force on an atom, eV/Å.
+      steps: of the optimiser.
+      converged: whether the force is as small as was asked for.
+    """
+
+    molecule: Molecule
+    energy: float
+    fmax: float
+    steps: int
+    converged: bool
+
+
+def relax(
+    mol: Molecule, model: Predictor | GNNPredictor | Calculator, *, fmax: float = 0.01, steps: int = 200,
+    progress: Callable[[int, float], None] = lambda step, force: None,
+) -> Relaxed:
+    """Move a molecule's atoms to a minimum of the energy, with ASE's BFGS.
+
+    Args:
+      mol: where to begin.
+      model: a QPT, an OrbitalGNN, or any calculator of ASE's.
+      fmax: largest force on an atom to end with, eV/Å.
+      steps: at most.
+      progress: told the step and the largest force; what it raises ends the search.
+
+    Raises:
+      InputError: for a force or number of steps that is not positive, or as calling the model.
+    """
+    if not 0 < fmax < np.inf or steps < 1:
+        raise InputError(f"a force of {fmax:g} eV/Å and {steps} steps cannot be used; 0.01 and 200 would do.")
+    atoms = mol.to_ase()
+    atoms.calc = model if isinstance(model, Calculator) else ModelCalculator(model)
+    search, force = BFGS(atoms, logfile=None), np.inf
+    for _ in search.irun(fmax=fmax, steps=steps):
+        force = float(np.linalg.norm(atoms.get_forces(), axis=1).max())
+        progress(search.nsteps, force)
+    energy = atoms.get_potential_energy() / HARTREE_EV
+    moved = mol.with_positions(atoms.get_positions() / BOHR_ANGSTROM)
+    return Relaxed(moved, energy, force, search.nsteps, force <= fmax)

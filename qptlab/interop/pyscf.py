@@ -9,14 +9,15 @@ from pyscf.scf import hf, uhf
 from qptlab import libcint
 from qptlab.errors import InputError
 from qptlab.method import Method
-from qptlab.models.predictor import Predictor
+from qptlab.models.orbital_gnn import GNNPredictor
+from qptlab.models.predictor import Predictor, as_qpt
 from qptlab.molecule import Molecule
 
 SAME_BASIS = 1e-6
 """Two bases are one if no overlap differs by more."""
 
 
-def guess(mol: Molecule | gto.mole.MoleBase, model: Predictor) -> Float[np.ndarray, "nao nao"]:
+def guess(mol: Molecule | gto.mole.MoleBase, model: Predictor | GNNPredictor) -> Float[np.ndarray, "nao nao"]:
     """The predicted density matrix of a molecule, ours or PySCF's: `mf.kernel(dm0=ql.guess(mol, model))`.
 
     Whatever its error, the SCF that begins with it ends where it would have ended; the functional may be another
@@ -30,13 +31,14 @@ def guess(mol: Molecule | gto.mole.MoleBase, model: Predictor) -> Float[np.ndarr
       Electrons per AO pair, over the AOs of `mol`.
 
     Raises:
-      InputError: for a molecule of PySCF's in another basis than the model's, or as calling the model.
+      InputError: for an OrbitalGNN, a molecule of PySCF's in another basis than the model's, or as calling the model.
     """
+    model = as_qpt(model)
     given = _taken_over(mol, model.method) if isinstance(mol, gto.mole.MoleBase) else mol
     return np.asarray(model(given).dm)
 
 
-def with_guess(mf: hf.SCF, model: Predictor) -> hf.SCF:
+def with_guess(mf: hf.SCF, model: Predictor | GNNPredictor) -> hf.SCF:
     """The same mean-field object, which from now on begins every SCF with the model's density.
 
     Also after `reset` to another geometry, where PySCF would go on from the orbitals of the last. A density matrix
@@ -44,13 +46,14 @@ def with_guess(mf: hf.SCF, model: Predictor) -> hf.SCF:
     the optimisers on them take the model's for the first geometry only.
 
     Raises:
-      InputError: for a mean field that is neither restricted nor unrestricted.
+      InputError: for an OrbitalGNN, or a mean field that is neither restricted nor unrestricted.
 
     >>> import qptlab as ql
     >>> from pyscf import dft, gto
     >>> mf = dft.RKS(gto.M(atom="O 0 0 0; H 0 .76 .59; H 0 -.76 .59", basis="sto-3g"), xc="pbe")
     >>> mf = ql.with_guess(mf, ql.load("runs/water"))  # doctest: +SKIP
     """
+    model = as_qpt(model)
     if not isinstance(mf, hf.RHF | uhf.UHF):
         raise InputError(
             f"a model gives one density for both spins, and {type(mf).__name__} was given; RKS, UKS, RHF or UHF "

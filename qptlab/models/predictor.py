@@ -13,11 +13,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qptlab import grid, integrals
+from qptlab.errors import InputError
 from qptlab.frame import Pose
 from qptlab.method import Method
 from qptlab.models.qpt import QPT, Params, Prediction
 from qptlab.models.system import System, make_system
 from qptlab.molecule import Molecule
+from qptlab.properties import dipole_debye
+from qptlab.units import AU_DEBYE
 
 
 class Predictor:
@@ -43,6 +46,11 @@ class Predictor:
     def method(self) -> Method:
         """The level of theory."""
         return self.systems[0].template.method
+
+    @property
+    def charge(self) -> int:
+        """Of the molecule trained on; 0 where there are several."""
+        return self.systems[0].molecule.charge if len(self.systems) == 1 else 0
 
     def without_network(self) -> "Predictor":
         """The same with the network switched off: plain DFT iteration."""
@@ -94,6 +102,15 @@ class Predictor:
         energy, slope = energy_and_slope(self.model, system)(pose.positions, self.params)
         return float(energy), -system.frame.pull_back(pose, slope)
 
+    def energy_and_dipole(self, mol: Molecule) -> tuple[float, Float[np.ndarray, " 3"]]:
+        """The predicted energy, hartree, and the dipole moment of the predicted density about the origin, e·bohr.
+
+        Raises:
+          InputError: as calling the predictor.
+        """
+        found = self(mol)
+        return float(found.energy), dipole_debye(mol, self.method, found.dm) / AU_DEBYE
+
     def place(self, mol: Molecule) -> tuple[System, Pose]:
         """A molecule's system, and how the geometry lies in its frame; raises and warns as calling the predictor."""
         if len(self.systems) == 1:
@@ -134,6 +151,20 @@ class Predictor:
             fock=found.fock[:nao, :nao], dm=found.dm[:nao, :nao],
             mo_energy=found.mo_energy[:nao], mo_coeff=found.mo_coeff[:nao, :nao],
         )
+
+
+def as_qpt(model: object) -> Predictor:
+    """The model itself, if it predicts densities.
+
+    Raises:
+      InputError: if it is of another kind.
+    """
+    if not isinstance(model, Predictor):
+        raise InputError(
+            f"a {type(model).__name__} was given where a density is needed, which only a QPT predicts; what ql.load "
+            "gives of a run's folder would do."
+        )
+    return model
 
 
 @functools.lru_cache(maxsize=8)

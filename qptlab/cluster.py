@@ -1,0 +1,46 @@
+"""Work on many machines at once, by Dask; on this one's cores where no cluster is named."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor
+
+from qptlab.errors import InputError
+
+LOCAL = "local"
+"""In place of an address: a worker for each core of this machine."""
+
+
+@contextlib.contextmanager
+def executor(address: str) -> Iterator[Executor]:
+    """An executor whose jobs run in Dask's workers.
+
+    Args:
+      address: of a running scheduler, such as "tcp://head:8786", or `LOCAL`. A scheduler's workers need the same
+        versions of qptlab and of what it is made of.
+
+    Raises:
+      InputError: if Dask is not installed, or there is no scheduler at the address.
+
+    >>> with executor("nowhere"):  # doctest: +SKIP
+    ...     pass
+    """
+    try:
+        import distributed
+    except ImportError:
+        raise InputError('Dask is not installed; pip install "qptlab[cluster]" would do.') from None
+    with contextlib.ExitStack() as stack:
+        if address == LOCAL:
+            # One thread each: what runs in a worker, PySCF or XLA, takes as many as it is given.
+            cluster = stack.enter_context(distributed.LocalCluster(
+                n_workers=os.cpu_count(), threads_per_worker=1, dashboard_address=None
+            ))
+            address = cluster.scheduler_address
+        try:
+            client = stack.enter_context(distributed.Client(address, timeout=10))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no scheduler of Dask's answers at {address} ({error}); the address of a running one, or {LOCAL}, "
+                "would do."
+            ) from None
+        yield client.get_executor()
