@@ -30,14 +30,12 @@ def executor(address: str) -> Iterator[Executor]:
     except ImportError:
         raise InputError('Dask is not installed; pip install "qptlab[cluster]" would do.') from None
     with contextlib.ExitStack() as stack:
-        if address == LOCAL:
-            # One thread each: what runs in a worker, PySCF or XLA, takes as many as it is given.
-            cluster = stack.enter_context(distributed.LocalCluster(
-                n_workers=os.cpu_count(), threads_per_worker=1, dashboard_address=None
-            ))
-            address = cluster.scheduler_address
+        # One thread each: what runs in a worker, PySCF or XLA, takes as many as it is given.
+        place = address if address != LOCAL else stack.enter_context(distributed.LocalCluster(
+            n_workers=os.cpu_count(), threads_per_worker=1, dashboard_address=":0"
+        ))
         try:
-            client = stack.enter_context(distributed.Client(address, timeout=10))
+            client = stack.enter_context(distributed.Client(place, timeout=10))
         except (OSError, ValueError) as error:
             raise InputError(
                 f"no scheduler of Dask's answers at {address} ({error}); the address of a running one, or {LOCAL}, "
