@@ -23,12 +23,12 @@ import typer
 from rdkit import Chem, rdBase
 
 import qptlab as ql
-from qptlab import bench, labels, multitask, reference
+from qptlab import bench, cluster, labels, multitask, reference
 from qptlab.models import orbital_gnn
 from qptlab.units import significant
 
 METHOD = ql.Method("pbe", "def2-svp", eri="fitted")
-LABELS = pathlib.Path("runs/orbital-gnn-labels.xyz")
+FRAMES, LABELS = (pathlib.Path(f"runs/orbital-gnn-{what}.xyz") for what in ("frames", "labels"))
 MAX_HEAVY, MAX_ATOMS, TEST = 5, 16, 50
 CARBON = ("[H]", "C", "CC", "C=C", "C#C", "C=O", "C#N", "C(N)=O", "C1CC1")
 OTHER = ("O", "N", "F", "OC", "NC")
@@ -63,11 +63,14 @@ def _pairs(fragments):
     return itertools.combinations_with_replacement(fragments, 2)
 
 
-def geometries():
-    """One frame of dynamics of each molecule."""
-    for index, text in enumerate(smiles()):
-        mol = ql.Molecule.from_smiles(text)
-        yield mol.with_positions(next(ql.sample(mol, ql.Sampling("md"), [index, 20_240_601])))
+def geometries() -> list[ql.Molecule]:
+    """One frame of dynamics of each molecule; kept in a file, because dynamics take some minutes."""
+    if not FRAMES.exists():
+        FRAMES.parent.mkdir(exist_ok=True)
+        mols = [ql.Molecule.from_smiles(text) for text in smiles()]
+        frames = [next(ql.sample(mol, ql.Sampling("md"), [index, 20_240_601])) for index, mol in enumerate(mols)]
+        FRAMES.write_text("".join(mol.with_positions(frame).to_xyz() for mol, frame in zip(mols, frames, strict=True)))
+    return ql.read_xyz(FRAMES)
 
 
 def measure(data: multitask.Prepared, model, sizes: list[int], seeds: int, steps: int) -> list[dict]:
@@ -112,13 +115,14 @@ def cost() -> dict:
 def main(
     sizes: Annotated[str, typer.Option(help="Numbers of training molecules.")] = "30,60,120,220",
     seeds: int = 3, steps: int = 1500,
+    dask: Annotated[str, typer.Option(help="Where labels are made: a scheduler's address, or local.")] = "local",
 ) -> None:
     """Label, measure, and write the table and the plot."""
-    LABELS.parent.mkdir(exist_ok=True)
     maker = functools.partial(labels.from_pyscf, method=METHOD)
-    mols, known = labels.label(
-        geometries(), maker, LABELS, lambda done: typer.echo(f"\rlabel {done}", nl=False, err=True)
-    )
+    with cluster.executor(dask) as executor:
+        mols, known = labels.label(
+            geometries(), maker, LABELS, lambda done: typer.echo(f"\rlabel {done}", nl=False, err=True), executor
+        )
     model = multitask.vocabulary(mols, multitask.GNNConfig())
     data = multitask.prepare(model, mols, known, forces=True)
     rows = measure(data, model, [int(size) for size in sizes.split(",")], seeds, steps)

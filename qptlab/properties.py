@@ -135,14 +135,14 @@ def box(mol: Molecule, points: int = 60) -> Box:
 
 
 def orbital_on_box(
-    mol: Molecule, template: Template, mo_coeff: Float[Array | np.ndarray, " nao"], where: Box
-) -> Float[np.ndarray, "nx ny nz"]:
-    """Values of one orbital on a box, bohr^(−3/2), float32.
+    mol: Molecule, template: Template, mo_coeff: Float[Array | np.ndarray, "nao *norb"], where: Box
+) -> Float[np.ndarray, "*norb nx ny nz"]:
+    """Values of one orbital on a box, or of several, bohr^(−3/2), float32.
 
     Args:
       mol: the geometry; its atoms are in the template's order.
       template: the basis.
-      mo_coeff: coefficients, one column of `mo_coeff`.
+      mo_coeff: coefficients, one column of `mo_coeff`, or several: together they cost little more than one.
       where: the points.
     """
     return _on_box(mol, template, mo_coeff, where, density=False)
@@ -192,7 +192,7 @@ def points(where: Box) -> Float[np.ndarray, "npoint 3"]:
 
 def _on_box(mol, template, coefficients, where, *, density):
     values = _box_evaluator(template, density=density)(mol.positions, points(where), jnp.asarray(coefficients))
-    return np.asarray(values, dtype=np.float32).reshape(where.shape)
+    return np.asarray(values, dtype=np.float32).reshape(*values.shape[:-1], *where.shape)
 
 
 @functools.lru_cache(maxsize=8)
@@ -201,7 +201,7 @@ def _box_evaluator(template: Template, *, density: bool):
 
     def of_slice(positions, coords, coefficients):
         aos = grid.eval_aos(positions, coords, template.basis, derivatives=False)[0]
-        return jnp.sum(aos * (coefficients @ aos), axis=0) if density else coefficients @ aos
+        return jnp.sum(aos * (coefficients @ aos), axis=0) if density else coefficients.T @ aos
 
     @jax.jit
     def values(positions, points, coefficients):
@@ -209,7 +209,7 @@ def _box_evaluator(template: Template, *, density: bool):
         missing = -len(points) % SLICE_POINTS
         slices = jnp.pad(points, ((0, missing), (0, 0))).reshape(-1, SLICE_POINTS, 3)
         found = jax.lax.map(lambda coords: of_slice(positions, coords, coefficients), slices)
-        return found.reshape(-1)[: len(points)]
+        return jnp.moveaxis(found, 0, -2).reshape(*found.shape[1:-1], -1)[..., : len(points)]
 
     return values
 

@@ -122,7 +122,8 @@ def _orbital(subject: Subject, where: Box, index: int, isovalue: float) -> Scene
     if not 0 <= index < len(truth.mo_energy):
         raise InputError(f"orbital {index} does not exist; 0 to {len(truth.mo_energy) - 1} would do.")
     basis = template(mol, subject.method)
-    ours, theirs = (properties.orbital_on_box(mol, basis, each.mo_coeff[:, index], where) for each in (model, truth))
+    both = np.stack([each.mo_coeff[:, index] for each in (model, truth)], axis=1)
+    ours, theirs = properties.orbital_on_box(mol, basis, both, where)
     # The sign of an orbital means nothing; turned alike, the two can be compared by eye.
     alike = float(np.sum(ours * theirs) / (np.linalg.norm(ours) * np.linalg.norm(theirs)))
     if alike < 0:

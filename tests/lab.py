@@ -16,7 +16,7 @@ import urllib.request
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Browser, Page, Playwright, Route, TimeoutError
+from playwright.sync_api import Browser, Locator, Page, Playwright, Route, TimeoutError
 
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -90,7 +90,8 @@ class Lab:
         self.page: Page = browser.new_page(viewport={"width": 1280, "height": 800})
         self.page.route("**/*", self._route)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self._open(f"{address}/lab/tree/{notebook}?token={TOKEN}")
+        # Without what an earlier page had open: a hidden notebook has the same cells and tabs.
+        self._open(f"{address}/lab/tree/{notebook}?token={TOKEN}&reset")
 
     def _open(self, address: str, attempts: int = 3) -> None:
         """Wait until the kernel has answered: a cell run before is lost.
@@ -147,8 +148,8 @@ class Lab:
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
 
-    def add_and_run(self, code: str, seconds: float = 30) -> str:
-        """Append a cell, run it, and return the text that it printed."""
+    def add(self, code: str) -> Locator:
+        """Append a cell, and leave the cursor in it."""
         last = self.cells().count() - 1
         self.cells().nth(last).locator(".cm-content").click()
         self.page.keyboard.press("Escape")
@@ -156,6 +157,14 @@ class Lab:
         cell = self.cells().nth(last + 1)
         cell.locator(".cm-content").click()
         self.page.keyboard.insert_text(code)
+        return cell
+
+    def add_and_run(self, code: str, seconds: float = 30) -> str:
+        """Append a cell, run it, and return the text that it printed."""
+        return self.answer(self.add(code), seconds)
+
+    def answer(self, cell: Locator, seconds: float = 30) -> str:
+        """Run the cell that has the cursor, and return the text that it printed."""
         self.page.keyboard.press("Control+Enter")
         output = cell.locator(".jp-OutputArea-output").first
         output.wait_for(timeout=seconds * 1000)

@@ -1,6 +1,7 @@
 """The training monitor: start, pause, stop, and the curves as they come, beside those of other runs."""
 
 import html
+import time
 
 import ipywidgets as ipw
 import numpy as np
@@ -20,7 +21,11 @@ from qptlab.widgets.viewer import OrbitalViewer
 MAX_COMPARED = 5
 """Runs that are told apart by colour and dashes."""
 
-VIEWED_EVERY = 2.0
+DRAWN_EVERY = 1.0
+"""Seconds from one drawing of the curves to the next while a training runs: on a laptop kernel and browser share its
+cores with the training."""
+
+VIEWED_EVERY = 5.0
 """Seconds of training from one geometry shown to the next."""
 
 
@@ -44,7 +49,7 @@ class TrainingMonitor(View):
         self._others: dict[str, list[dict]] = {}
         self._make_controls()
         self.viewer = OrbitalViewer(height=190, placeholder="The geometry trained on last appears here.")
-        self._viewed = -np.inf
+        self._viewed = self._drawn = -np.inf
         super().__init__([
             ipw.HBox([self._start, self._pause, self._stop, self._progress, self._status]),
             MessageLine(self.session, "training"), self._numbers,
@@ -125,10 +130,11 @@ class TrainingMonitor(View):
         trainer = self.session.trainer
         status = self.session.training_status
         seen = (id(trainer), status, len(trainer.events()) if trainer else 0)
-        if seen == self._shown:
-            return
         is_new = self._shown is None or seen[:2] != self._shown[:2]
-        self._shown = seen
+        is_early = status == "running" and not is_new and time.monotonic() - self._drawn < DRAWN_EVERY
+        if seen == self._shown or is_early:
+            return
+        self._shown, self._drawn = seen, time.monotonic()
         self._show_controls(status)
         self._status.value = self._words(status)
         if trainer is None:

@@ -1,0 +1,137 @@
+"""Geometries that OrbitalGNN relaxes, beside GFN1-xTB's and DFT's, on conformers of molecules it never saw.
+
+    python benchmarks/relax.py [--molecules 4] [--conformers 2]
+
+After `benchmarks/orbital_gnn.py`, whose model (`runs/orbital-gnn.h5`) and test molecules it takes: the first of them
+with a rotatable bond. Each conformer of RDKit's is relaxed by GFN1-xTB, by the model, and by PySCF (PBE/def2-SVP as
+the labels), which starts from GFN1-xTB's end. RMSDs are of all atoms after superposition with PySCF's; the energy is
+PySCF's at the geometry, above its own minimum; of two conformers the difference of energies that each method finds
+stands beside PySCF's. Writes `results/relax.json` and `.md`.
+"""
+
+import dataclasses
+import itertools
+import json
+import pathlib
+import statistics
+import time
+from typing import Annotated
+
+import numpy as np
+import orbital_gnn
+import typer
+from ase.calculators.calculator import Calculator, all_changes
+from rdkit import Chem
+from rdkit.Chem.rdMolDescriptors import CalcNumRotatableBonds
+from scipy.spatial.transform import Rotation
+from tblite.ase import TBLite
+
+import qptlab as ql
+from qptlab import bench, labels
+from qptlab.units import BOHR_ANGSTROM, HARTREE_EV, HARTREE_MEV, significant
+
+FMAX = 0.01
+"""eV/Å."""
+
+
+class Dft(Calculator):
+    """PySCF, as the labels have it."""
+
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012  as ASE declares them
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        """Energy and forces."""
+        super().calculate(atoms, list(properties), system_changes)
+        found = labels.from_pyscf(ql.Molecule.from_ase(self.atoms), orbital_gnn.METHOD)
+        self.results = {"energy": found.energy * HARTREE_EV, "forces": found.forces * HARTREE_EV / BOHR_ANGSTROM}
+
+
+def chosen(count: int) -> list[ql.Molecule]:
+    """Test molecules with a rotatable bond."""
+    unseen = orbital_gnn.smiles()[: orbital_gnn.TEST]
+    found = [text for text in unseen if CalcNumRotatableBonds(Chem.MolFromSmiles(text), strict=False)]
+    return [ql.Molecule.from_smiles(text) for text in found[:count]]
+
+
+def rmsd(one: ql.Molecule, two: ql.Molecule) -> float:
+    """Of all atoms, ångström, superposed."""
+    places = [each.positions_angstrom - each.positions_angstrom.mean(axis=0) for each in (one, two)]
+    return Rotation.align_vectors(*places)[1] / np.sqrt(len(places[0]))
+
+
+def measure(mol: ql.Molecule, start, model: ql.GNNPredictor) -> list[dict]:
+    """The ends of one conformer."""
+    ends, seconds = {}, {}
+    for way, calculator in (("GFN1-xTB", TBLite(method="GFN1-xTB", verbosity=0)), ("OrbitalGNN", model),
+                            ("PySCF", Dft())):
+        began = time.perf_counter()
+        place = ends["GFN1-xTB"].molecule if way == "PySCF" else mol.with_positions(start)
+        ends[way] = ql.relax(place, calculator, fmax=FMAX)
+        seconds[way] = time.perf_counter() - began
+    truth, rows = ends["PySCF"], []
+    for way, end in ends.items():
+        above = labels.from_pyscf(end.molecule, orbital_gnn.METHOD).energy - truth.energy
+        rows.append({
+            "molecule": mol.name, "way": way, "rmsd_angstrom": rmsd(end.molecule, truth.molecule),
+            "above_mev": above * HARTREE_MEV, "energy_ha": end.energy, "steps": end.steps,
+            "converged": end.converged, "seconds": seconds[way],
+        })
+    return rows
+
+
+def main(
+    molecules: Annotated[int, typer.Option(help="How many.")] = 4,
+    conformers: Annotated[int, typer.Option(help="Of each.")] = 2,
+) -> None:
+    """Measure, and write the table."""
+    model, rows = ql.load("runs/orbital-gnn.h5"), []
+    for mol in chosen(molecules):
+        starts = itertools.islice(ql.sample(mol, ql.Sampling("conformers"), 11), conformers)
+        for number, start in enumerate(starts):
+            rows += [{**row, "conformer": number} for row in measure(mol, start, model)]
+            said = (f"{row['way']} {row['rmsd_angstrom']:.3f} Å, {row['above_mev']:.1f} meV" for row in rows[-3:])
+            typer.echo(f"{mol.name}, conformer {number}: {', '.join(said)}", err=True)
+    record = {"command": f"python benchmarks/relax.py --molecules {molecules} --conformers {conformers}",
+              "machine": bench.machine(), "method": dataclasses.asdict(orbital_gnn.METHOD), "rows": rows}
+    results = pathlib.Path(__file__).parent / "results"
+    (results / "relax.json").write_text(json.dumps(record, indent=1) + "\n")
+    text = page(record)
+    (results / "relax.md").write_text(text)
+    typer.echo(text)
+
+
+def page(record: dict) -> str:
+    """The table, in words."""
+    rows = record["rows"]
+    head = ["", "RMSD from PySCF's minimum, Å", "largest", "PySCF's energy above it, meV", "largest",
+            "error of conformers' energy difference, meV", "steps", "time, s"]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 1)]
+    for way in ("GFN1-xTB", "OrbitalGNN", "PySCF"):
+        mine = [row for row in rows if row["way"] == way]
+        cells = [way]
+        for key in ("rmsd_angstrom", "above_mev"):
+            values = [row[key] for row in mine]
+            cells += [significant(statistics.median(values)), significant(max(values))]
+        gaps = [abs(gap) for gap in _gaps(rows, way)]
+        steps, seconds = (statistics.median(row[key] for row in mine) for key in ("steps", "seconds"))
+        cells += [significant(statistics.mean(gaps)) if gaps else "", f"{steps:g}", significant(seconds)]
+        lines.append(f"| {' | '.join(cells)} |")
+    names = ", ".join(dict.fromkeys(row["molecule"] for row in rows))
+    return "\n".join([
+        "# Relaxing molecules that were not trained on", "", f"    {record['command']}", "",
+        bench.place(record["machine"]), "",
+        f"{names}; {len(rows) // 3} conformers, {orbital_gnn.METHOD.label}; medians, forces below {FMAX} eV/Å. "
+        "PySCF's time is from GFN1-xTB's minimum on.", "", *lines, "",
+    ])
+
+
+def _gaps(rows, way):
+    """What a method finds of each two conformers' difference of energies, less what PySCF finds, meV."""
+    found: dict[str, list[float]] = {}
+    for mine, truth in zip(*([r for r in rows if r["way"] == each] for each in (way, "PySCF")), strict=True):
+        found.setdefault(mine["molecule"], []).append(HARTREE_MEV * (mine["energy_ha"] - truth["energy_ha"]))
+    return [b - a for values in found.values() for a, b in itertools.pairwise(values)]
+
+
+if __name__ == "__main__":
+    typer.run(main)
