@@ -69,7 +69,8 @@ def geometries() -> list[ql.Molecule]:
         FRAMES.parent.mkdir(exist_ok=True)
         mols = [ql.Molecule.from_smiles(text) for text in smiles()]
         frames = [next(ql.sample(mol, ql.Sampling("md"), [index, 20_240_601])) for index, mol in enumerate(mols)]
-        FRAMES.write_text("".join(mol.with_positions(frame).to_xyz() for mol, frame in zip(mols, frames, strict=True)))
+        moved = (mol.with_positions(frame) for mol, frame in zip(mols, frames, strict=True))
+        FRAMES.write_text("".join(mol.to_xyz() for mol in moved))
     return ql.read_xyz(FRAMES)
 
 

@@ -185,7 +185,8 @@ def read(path: str | pathlib.Path) -> tuple[list[Molecule], list[Label]]:
 
 
 def _key(mol):
-    return mol.symbols, mol.charge, tuple(np.round(mol.positions_angstrom, 6).ravel().tolist())
+    # As the file has it: rounded otherwise, what was written and what is read again might differ.
+    return mol.symbols, mol.charge, tuple(f"{x:.8f}" for x in mol.positions_angstrom.ravel())
 
 
 def _check(mol):
