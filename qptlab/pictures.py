@@ -77,7 +77,7 @@ def _draw(axes, trace) -> None:
         left = None if trace.base is None else list(trace.base)
         axes.barh(list(trace.y), list(trace.x), left=left, label=trace.name)
     elif trace.type == "bar":
-        axes.bar(list(trace.x), list(trace.y), label=trace.name)
+        axes.bar(list(trace.x), list(trace.y), label=trace.name, color=trace.marker.color)
         axes.tick_params(axis="x", rotation=40)
     elif trace.x is not None and len(trace.x):
         _draw_scatter(axes, trace)
@@ -85,7 +85,8 @@ def _draw(axes, trace) -> None:
 
 def _draw_scatter(axes, trace) -> None:
     line, marker = trace.line, trace.marker
-    has_lines, has_points = "lines" in trace.mode, "markers" in trace.mode
+    mode = trace.mode or "lines+markers"
+    has_lines, has_points = "lines" in mode, "markers" in mode
     symbol = marker.symbol if isinstance(marker.symbol, str) else "circle"
     colour = (line.color if has_lines else marker.color) or marker.line.color
     axes.plot(

@@ -162,8 +162,11 @@ def test_curves_of_a_study_have_one_legend_entry_for_each_setting():
     [
         plots.training_figure(), plots.heatmaps({"S": np.eye(3)}, ["a", "b", "c"]), plots.levels_figure(),
         plots.mixing_figure(np.arange(3), ["a", "b", "c"]), plots.matrix_errors_figure(np.eye(2), ["C0", "O1"]),
+        # A user's own: plotly lets a trace leave out how it is drawn.
+        go.Figure([go.Scatter(x=[0, 1], y=[0, 1], name="own")]),
+        go.Figure([go.Bar(x=["a", "b"], y=[1, 2], marker_color="#0072B2", name="own")]),
     ],
-    ids=lambda figure: figure.data[0].type,
+    ids=lambda figure: f"{figure.data[0].type} {figure.data[0].name}",
 )
 def test_every_kind_of_figure_has_a_still_picture(figure):
     picture = np.asarray(Image.open(io.BytesIO(pictures.png(figure))).convert("L"))
