@@ -168,6 +168,7 @@ def _line(size, way, rows, names):
 def figure(record: dict):
     """Energy error against the number of training molecules."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator, StrMethodFormatter
 
     drawn = Figure(figsize=(8, 5), layout="constrained")
     axes, rows = drawn.subplots(), record["rows"]
@@ -184,6 +185,9 @@ def figure(record: dict):
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("training molecules")
     axes.set_ylabel("energy error on unseen molecules, meV")
     axes.set_title(f"OrbitalGNN on GFN1-xTB, {METHOD.label}: mean and range over seeds")
