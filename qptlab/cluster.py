@@ -2,10 +2,13 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, as_completed
+from typing import TypeVar
 
 from qptlab.errors import InputError
+
+Job, Result = TypeVar("Job"), TypeVar("Result")
 
 LOCAL = "local"
 """In place of an address: a worker for each core of this machine."""
@@ -42,3 +45,16 @@ def executor(address: str) -> Iterator[Executor]:
                 "would do."
             ) from None
         yield client.get_executor()
+
+
+def as_done(
+    executor: Executor, function: Callable[[Job], Result], jobs: Sequence[Job]
+) -> Iterator[tuple[Job, Result]]:
+    """Jobs with their results, as these are finished; what has not begun is called off when the caller stops."""
+    waiting = {executor.submit(function, job): job for job in jobs}
+    try:
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
+    finally:
+        for future in waiting:
+            future.cancel()

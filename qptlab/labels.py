@@ -6,8 +6,9 @@ arXiv:2011.02680): they tell a network about densities in numbers that no turn o
 """
 
 import concurrent.futures
+import functools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, cast
 
 import ase
@@ -17,7 +18,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from jaxtyping import Float
 from pyscf import gto
 
-from qptlab import libcint, reference
+from qptlab import cluster, libcint, reference
 from qptlab.errors import InputError
 from qptlab.method import Method
 from qptlab.models.orbital_gnn import VALENCE
@@ -97,34 +98,22 @@ def label(
     Raises:
       InputError: if the file is something else.
     """
-    path, mols = pathlib.Path(path), list(mols)
+    path = pathlib.Path(path)
     known = {_key(mol): found for mol, found in zip(*read(path), strict=True)} if path.exists() else {}
-    missing = [mol for mol in mols if _key(mol) not in known]
-    done = len(mols) - len(missing)
+    keyed = [(_key(mol), mol) for mol in mols]
+    missing = [mol for key, mol in keyed if key not in known]
+    tried = functools.partial(_tried, maker)
+    done = len(keyed) - len(missing)
     progress(done)
-    for mol, found in _made(missing, maker, executor):
+    one_by_one = ((mol, tried(mol)) for mol in missing)
+    for mol, found in cluster.as_done(executor, tried, missing) if executor else one_by_one:
         done += 1
         if found is not None:
             write(path, [mol], [found], append=True)
             known[_key(mol)] = found
         progress(done)
-    labelled = [mol for mol in mols if _key(mol) in known]
-    return labelled, [known[_key(mol)] for mol in labelled]
-
-
-def _made(mols, maker, executor) -> Iterator[tuple[Molecule, Label | None]]:
-    """Molecules with their labels, as these are finished; None for one that cannot be labelled."""
-    if executor is None:
-        for mol in mols:
-            yield mol, _tried(maker, mol)
-        return
-    waiting = {executor.submit(_tried, maker, mol): mol for mol in mols}
-    try:
-        for future in concurrent.futures.as_completed(waiting):
-            yield waiting[future], future.result()
-    finally:
-        for future in waiting:  # where the one who asks has stopped
-            future.cancel()
+    labelled = [(mol, known[key]) for key, mol in keyed if key in known]
+    return [mol for mol, _ in labelled], [found for _, found in labelled]
 
 
 def _tried(maker, mol) -> Label | None:

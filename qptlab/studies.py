@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qptlab import bench, geometries, reference
+from qptlab import bench, cluster, geometries, reference
 from qptlab.errors import InputError
 from qptlab.evaluation import Evaluation, evaluate
 from qptlab.geometries import Sampling
@@ -171,20 +171,14 @@ def measure(
         for setting in chosen.settings:
             yield from _rows(chosen, setting, method, minutes, range(seeds), progress)
         return
-    waiting = [
-        executor.submit(_row, chosen, setting, method, minutes, seed)
-        for setting in chosen.settings for seed in range(seeds)
-    ]
-    try:
-        for future in concurrent.futures.as_completed(waiting):
-            yield future.result()
-    finally:
-        for future in waiting:
-            future.cancel()
+    jobs = [(setting, seed) for setting in chosen.settings for seed in range(seeds)]
+    for _, row in cluster.as_done(executor, functools.partial(_row, chosen, method, minutes), jobs):
+        yield row
 
 
-def _row(chosen, setting, method, minutes, seed) -> Row:
+def _row(chosen, method, minutes, job) -> Row:
     """One training, wherever it is done."""
+    setting, seed = job
     return next(_rows(chosen, setting, method, minutes, [seed], lambda what: None))
 
 

@@ -57,5 +57,10 @@ def refuse_existing(path: pathlib.Path) -> None:
     """
     if path.exists():
         raise InputError(f"{path} exists and is not overwritten; a new name would do.")
+    check_folder(path)
+
+
+def check_folder(path: pathlib.Path) -> None:
+    """Raise an `InputError` if the folder of a file that is to be written is not there."""
     if not path.parent.is_dir():
         raise InputError(f"folder {path.parent} does not exist; an existing folder would do.")

@@ -22,6 +22,7 @@ from qptlab.cli.console import (
     GridLevel,
     Json,
     Seed,
+    check_folder,
     print_json,
     refuse_existing,
     stderr,
@@ -46,15 +47,14 @@ def label(
     as_json: Json = False,
 ) -> None:
     """Label geometries: energies, forces, dipoles, charges, gaps and the density's eigenvalues, atom by atom."""
+    if teacher is not None and dask is not None:
+        raise InputError("--teacher and --dask were given; a teacher works on this machine: one of the two would do.")
     frames = ql.read_xyz(geometries)
-    if not out.exists():
-        refuse_existing(out)
+    check_folder(out)
     if teacher is None:
         maker = functools.partial(labels.from_pyscf, method=ql.Method(xc, basis, grid_level, eri))
     else:
         maker = functools.partial(labels.from_model, model=ql.Run.open(teacher).predictor())
-    if teacher is not None and dask is not None:
-        raise InputError("--teacher and --dask were given; a teacher works on this machine: one of the two would do.")
     with contextlib.ExitStack() as stack:
         executor = stack.enter_context(cluster.executor(dask)) if dask else None
         bar = stack.enter_context(Progress(console=stderr))
