@@ -70,10 +70,12 @@ def test_a_mean_field_takes_the_guess_for_every_geometry_and_keeps_its_ways(mode
     usual = mean_field(moved(WATER), kind)
     mf = ql.with_guess(mean_field(moved(WATER), kind), model)
     assert isinstance(mf, type(usual))
-    for seed in (3, 4):
+    # The second has no memory for the integrals, where PySCF adds up differences of densities instead.
+    for seed, memory in ((3, mf.max_memory), (4, 0)):
         usual = mean_field(moved(WATER, seed), kind)
         usual.kernel()
         mf.reset(mole(moved(WATER, seed)))
+        mf.max_memory = memory
         np.testing.assert_allclose(mf.get_init_guess().reshape(-1, 7, 7).sum(axis=0), ql.guess(usual.mol, model))
         mf.kernel()
         assert mf.e_tot == pytest.approx(usual.e_tot, abs=tol.SCF_ENERGY)

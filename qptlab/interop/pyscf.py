@@ -4,7 +4,7 @@ import ase.data
 import numpy as np
 from jaxtyping import Float
 from pyscf import gto, lib
-from pyscf.scf import hf, uhf
+from pyscf.scf import hf, rohf, uhf
 
 from qptlab import libcint
 from qptlab.errors import InputError
@@ -80,7 +80,7 @@ class _FromModel(hf.SCF):
         """The model's density, whatever the key."""
         del key
         dm = guess(self.mol if mol is None else mol, self.guess_model)
-        return np.stack([dm / 2, dm / 2]) if isinstance(self, uhf.UHF) else dm
+        return np.stack([dm / 2, dm / 2]) if isinstance(self, uhf.UHF | rohf.ROHF) else dm
 
 
 def _taken_over(mole: gto.mole.MoleBase, method: Method) -> Molecule:
