@@ -131,17 +131,31 @@ class Lab:
         return self.page.locator(".jp-Notebook .jp-Cell.jp-CodeCell")
 
     def run(self, index: int) -> None:
-        """Run one code cell, without waiting for it; where JupyterLab took no notice of the keys, once more."""
+        """Run one code cell, without waiting for it; where JupyterLab took no notice of the keys, once more.
+
+        Nor, now and then, does the first cell of a notebook reach a kernel that has just come up: the prompt says that
+        it runs, and the kernel that it idles.
+        """
         cell = self.cells().nth(index)
-        not_run = cell.locator(".jp-InputPrompt", has_text="[ ]:")
         for _ in range(2):
             editor = cell.locator(".cm-content")
             editor.scroll_into_view_if_needed()
             editor.click()
             self.page.keyboard.press("Control+Enter")
             with contextlib.suppress(TimeoutError):
-                return not_run.wait_for(state="detached", timeout=10_000)
+                cell.locator(".jp-InputPrompt", has_text="[ ]:").wait_for(state="detached", timeout=10_000)
+                if self._taken_up(cell):
+                    return
         raise AssertionError(f"JupyterLab did not run the cell {index}, twice")
+
+    def _taken_up(self, cell: Locator) -> bool:
+        """Whether the kernel is at the cell, or through with it, within ten seconds."""
+        for _ in range(40):
+            status = self.page.locator("#jp-main-statusbar").inner_text()
+            if "| Busy" in status or "[*]" not in cell.locator(".jp-InputPrompt").inner_text():
+                return True
+            self.page.wait_for_timeout(250)
+        return False
 
     def run_all(self) -> None:
         """Run all cells from the menu, without waiting for them."""

@@ -2,12 +2,18 @@
 
 import contextlib
 import io
+import itertools
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import cases
 import h5py
+import nbformat
 import numpy as np
 import pytest
 
@@ -262,6 +268,20 @@ def test_a_fresh_process_behaves_alike():
     bad = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.count("\n") == 1
+
+
+def test_lab_names_the_address_of_the_notebook_and_ends_as_jupyterlab_does(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "a day.ipynb")
+    command = [sys.executable, "-m", "qptlab", "lab", str(tmp_path / "a day.ipynb")]
+    environment = {**os.environ, "BROWSER": "true", "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime")}
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as lab:
+        said = itertools.takewhile(lambda line: "127.0.0.1" not in line, lab.stderr)
+        assert any(re.search(r"http://localhost:\d+/lab/tree/a%20day.ipynb\?token=", line) for line in said)
+        for _ in range(2):  # to the first it asks back, by the second it ends
+            lab.send_signal(signal.SIGINT)
+            time.sleep(1)
+        lab.stderr.read()
+    assert lab.returncode == 0
 
 
 def test_import_is_light():

@@ -6,9 +6,9 @@ import math
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 import time
+import urllib.parse
 from typing import Annotated
 
 import numpy as np
@@ -146,10 +146,14 @@ def lab(
         notebook = next((path for path in found if path.exists()), None)
     elif not notebook.exists():
         raise InputError(f"notebook {notebook} does not exist; a path to an .ipynb file would do.")
-    command = [sys.executable, "-m", "jupyterlab", *([str(notebook)] if notebook else [])]
+    command = [sys.executable, "-m", "jupyterlab"]
+    if notebook:
+        # The second is for whoever copies the printed address instead of having a browser opened.
+        command += [str(notebook), f"--LabApp.default_url=/lab/tree/{urllib.parse.quote(notebook.name)}"]
     if os.geteuid() == 0:
         command.append("--allow-root")  # in containers there is often no other user
-    raise typer.Exit(1 if subprocess.run(command, check=False).returncode else 0)
+    # JupyterLab takes this process's place, so that Ctrl-C reaches it and it can ask, and close its kernels.
+    os.execv(sys.executable, command)
 
 
 def info(as_json: Json = False) -> None:

@@ -1,0 +1,132 @@
+"""The map of φ and ψ of alanine dipeptide by a trained model, beside PySCF's.
+
+    qptlab train "alanine dipeptide" --basis sto-3g --eri fitted -n 2 --sampler torsions --minutes 25 --out runs/ala
+    python benchmarks/peptide.py runs/ala [--points 12]
+
+Both angles are turned in full circles, everything else stays as in the built-in geometry. At each point stand PySCF's
+converged energy, the model's, that of the same iterations without the network, and the model's residual. Writes
+`results/peptide.json`, `.md` and `.png`.
+"""
+
+import itertools
+import json
+import pathlib
+from typing import Annotated
+
+import numpy as np
+import typer
+from scipy.stats import spearmanr
+
+import qptlab as ql
+from qptlab import bench, coordinates, reference
+from qptlab.errors import InputError
+from qptlab.units import HARTREE_MEV, significant
+
+BANDS_EV = (0.5, 1.0, 3.0, np.inf)
+"""Above the lowest point: what 500 K reach, what a rigid turn costs, what is seen in collisions only."""
+
+
+def angles(mol: ql.Molecule) -> tuple[coordinates.Coordinate, coordinates.Coordinate]:
+    """φ and ψ of the built-in alanine dipeptide."""
+    about = {each.atoms[1:3]: each for each in coordinates.coordinates(mol) if len(each.atoms) == 4}
+    return about[4, 3]._replace(atoms=(6, 4, 3, 1), label="φ"), about[4, 6]._replace(atoms=(3, 4, 6, 8), label="ψ")
+
+
+def measure(predictor: ql.Predictor, points: int) -> list[dict]:
+    """A row for each point of the map that PySCF converges."""
+    mol, plain = predictor.systems[0].molecule, predictor.without_network()
+    phi, psi = angles(mol)
+    turns, rows = np.linspace(-180, 180, points, endpoint=False), []
+    for one, two in itertools.product(turns, turns):
+        try:
+            turned = coordinates.moved(coordinates.moved(mol, phi, float(one)), psi, float(two))
+        except InputError as error:  # atoms on each other
+            typer.echo(f"φ = {one:g}°, ψ = {two:g}°: {error}", err=True)
+            continue
+        truth = reference.converged(turned, predictor.method, fitted=True)
+        if not truth.converged:
+            typer.echo(f"φ = {one:g}°, ψ = {two:g}°: PySCF does not converge.", err=True)
+            continue
+        found, without = predictor(turned), plain(turned)
+        rows.append({
+            "phi": float(one), "psi": float(two), "pyscf_ha": truth.energy, "residual": float(found.residual),
+            "error_mev": (float(found.energy) - truth.energy) * HARTREE_MEV,
+            "no_network_error_mev": (float(without.energy) - truth.energy) * HARTREE_MEV,
+        })
+        typer.echo(json.dumps(rows[-1]), err=True)
+    return rows
+
+
+def main(
+    run: Annotated[pathlib.Path, typer.Argument(help="The run's folder.")],
+    points: Annotated[int, typer.Option(help="Of each angle.")] = 12,
+) -> None:
+    """Measure, and write the table and the plot."""
+    predictor, history = ql.load(run), ql.Run.open(run).metrics()
+    record = {"command": f"python benchmarks/peptide.py {run} --points {points}", "machine": bench.machine(),
+              "method": predictor.method.label, "iterations": predictor.model.config.iterations,
+              "trained": {key: next(row[key] for row in reversed(history) if key in row)
+                          for key in ("step", "seconds", "validation_mae_mev", "no_network_mae_mev")},
+              "rows": measure(predictor, points)}
+    results = pathlib.Path(__file__).parent / "results"
+    (results / "peptide.json").write_text(json.dumps(record, indent=1) + "\n")
+    text = page(record)
+    (results / "peptide.md").write_text(text)
+    figure(record["rows"]).savefig(results / "peptide.png", dpi=120)
+    typer.echo(text)
+
+
+def page(record: dict) -> str:
+    """A line for each band of energy."""
+    rows, trained = record["rows"], record["trained"]
+    above, errors, plain, residuals = (
+        np.array([row[key] for row in rows])
+        for key in ("pyscf_ha", "error_mev", "no_network_error_mev", "residual")
+    )
+    above = (above - above.min()) * HARTREE_MEV / 1000
+    head = ["above the lowest, eV", "points", "median error, meV", "largest", "no network, median",
+            "rank correlation with the residual"]
+    lines = [f"| {' | '.join(head)} |", "|---|" + "--:|" * (len(head) - 1)]
+    for low, high in itertools.pairwise((0.0, *BANDS_EV)):
+        inside = (low <= above) & (above < high)
+        if inside.sum() > 2:
+            lines.append(
+                f"| {low:g} to {high:g} | {inside.sum()} | {significant(np.median(np.abs(errors[inside])))} "
+                f"| {significant(np.abs(errors[inside]).max())} | {significant(np.median(np.abs(plain[inside])))} "
+                f"| {spearmanr(np.abs(errors[inside]), residuals[inside]).statistic:.2f} |"
+            )
+    return "\n".join([
+        "# Alanine dipeptide: φ and ψ", "", f"    {record['command']}", "", bench.place(record["machine"]), "",
+        f"{record['method']}, {record['iterations']} DFT iterations after the network; {trained['step']:.0f} updates "
+        f"in {trained['seconds'] / 60:.0f} min, no label. On unseen geometries of its own sampler "
+        f"{significant(trained['validation_mae_mev'])} meV, without the network "
+        f"{significant(trained['no_network_mae_mev'])}. Turned rigidly; errors against PySCF with the same fitting.",
+        "", *lines, "", "![map](peptide.png)", "",
+    ])
+
+
+def figure(rows: list[dict]):
+    """PySCF's map, the model's error and its residual."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    turns = sorted({row["phi"] for row in rows})
+    low = min(row["pyscf_ha"] for row in rows)
+    maps = {
+        "PySCF, eV": ({"vmin": 0, "vmax": 3}, lambda row: (row["pyscf_ha"] - low) * HARTREE_MEV / 1e3),
+        "QPT's error, meV": ({"norm": LogNorm()}, lambda row: max(abs(row["error_mev"]), 1e-3)),
+        "QPT's residual, hartree": ({"norm": LogNorm()}, lambda row: row["residual"]),
+    }
+    drawn = Figure(figsize=(13, 4), layout="constrained")
+    for axes, (title, (scale, value)) in zip(drawn.subplots(1, 3), maps.items(), strict=True):
+        grid = np.full((len(turns), len(turns)), np.nan)
+        for row in rows:
+            grid[turns.index(row["psi"]), turns.index(row["phi"])] = value(row)
+        shown = axes.pcolormesh(turns, turns, grid, cmap="cividis", **scale)
+        axes.set(title=title, xlabel="φ, degrees", ylabel="ψ, degrees", aspect="equal")
+        drawn.colorbar(shown, ax=axes)
+    return drawn
+
+
+if __name__ == "__main__":
+    typer.run(main)
