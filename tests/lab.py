@@ -133,8 +133,8 @@ class Lab:
     def run(self, index: int) -> None:
         """Run one code cell, without waiting for it; where JupyterLab took no notice of the keys, once more.
 
-        Nor, now and then, does the first cell of a notebook reach a kernel that has just come up: the prompt says that
-        it runs, and the kernel that it idles.
+        Nor, now and then, does the first cell of a notebook reach a kernel that has just come up: the prompt says
+        that it runs, and the kernel that it idles.
         """
         cell = self.cells().nth(index)
         for _ in range(2):

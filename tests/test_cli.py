@@ -272,7 +272,7 @@ def test_lab_names_the_address_of_the_notebook_and_ends_as_jupyterlab_does(tmp_p
     nbformat.write(nbformat.v4.new_notebook(), tmp_path / "a day.ipynb")
     command = [sys.executable, "-m", "qptlab", "lab", str(tmp_path / "a day.ipynb")]
     environment = {**os.environ, "BROWSER": "true", "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime")}
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment) as lab:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as lab:
         said = itertools.takewhile(lambda line: "127.0.0.1" not in line, lab.stderr)
         assert any(re.search(r"http://localhost:\d+/lab/tree/a%20day.ipynb\?token=", line) for line in said)
         lab.terminate()
