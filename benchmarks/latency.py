@@ -8,6 +8,7 @@ that has one core, as on mybinder.org, and in one that has all. Writes `results/
 """
 
 import contextlib
+import functools
 import json
 import pathlib
 import statistics
@@ -31,6 +32,7 @@ def begin(molecule, basis, folder, validation):
     method, train = ql.Method("pbe", basis), ql.TrainConfig(minutes=30, validation=validation)
     return ql.Trainer(ql.Molecule.from_name(molecule), method, ql.QPTConfig("micro", 0), train, out=folder)
 """
+WORKBENCH = f"{TRAINER}\napp = ql.workbench()\napp"
 FIRST = """
 import os
 os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:{cores}]))
@@ -50,13 +52,16 @@ def main(
     molecule: Annotated[str, typer.Option(help="For the clicks.")] = "uracil", basis: str = "def2-svp"
 ) -> None:
     """Measure, and write the table."""
-    folder = pathlib.Path(tempfile.mkdtemp())
-    with lab.server(folder) as address, sync_playwright() as playwright:
-        browser = lab.launch(playwright)
-        with _notebook(browser, address, folder, f"{TRAINER}\napp = ql.workbench()\napp") as opened:
-            rows = [*_speed(opened), *_clicks(opened, molecule, basis)]
-        rows += _first_points(browser, address, folder)
-        browser.close()
+    rows = []
+    for part in (_speed, functools.partial(_clicks, molecule=molecule, basis=basis), _first_points):
+        folder = pathlib.Path(tempfile.mkdtemp())
+        # Kernels end with their server: each part has the machine for itself.
+        with lab.server(folder) as address, sync_playwright() as playwright:
+            browser = lab.launch(playwright)
+            found = part(functools.partial(_notebook, browser, address, folder))
+            browser.close()
+        typer.echo("\n".join(f"{row['what']}: {row['median']:.3g}" for row in found), err=True)
+        rows += found
     record = {"command": f"python benchmarks/latency.py --molecule {molecule} --basis {basis}",
               "machine": bench.machine(), "rows": rows}
     results = pathlib.Path(__file__).parent / "results"
@@ -86,12 +91,12 @@ def _notebook(browser, address, folder, code):
     opened.close()
 
 
-def _first_points(browser, address, folder):
+def _first_points(open_notebook):
     rows = []
     for cores, goal in ((1, 20), (None, "")):
         seconds = []
         for _ in range(TURNS + 1):  # the first may compile
-            with _notebook(browser, address, folder, FIRST.format(cores=cores)) as opened:
+            with open_notebook(FIRST.format(cores=cores)) as opened:
                 opened.show("3. Training")
                 opened.press("Start")
                 began = time.perf_counter()
@@ -105,28 +110,29 @@ def _first_points(browser, address, folder):
     return rows
 
 
-def _speed(opened):
+def _speed(open_notebook):
     """Steps per second of water in STO-3G, seen and unseen; and a cell's answers meanwhile."""
-    opened.add_and_run("t = begin('water', 'sto-3g', 'seen', 4); app.session.trainer = t.start(); print()")
-    opened.show("3. Training")
-    while int(opened.add_and_run("print(t.step)")) < 30:
-        time.sleep(0.5)
-    answers, slower = [], []
-    for _ in range(5):
-        cell = opened.add("print(t.status)")
-        began = time.perf_counter()
-        opened.answer(cell)
-        answers.append(time.perf_counter() - began)
-    for _ in range(TURNS):
-        rates = {}
-        for seen in (True, False):
-            # Without a trainer in the session no view has anything to show.
-            opened.add_and_run(f"app.session.trainer = {'t' if seen else None}; print()")
-            opened.show("3. Training")
-            wait = f"import asyncio; n = t.step; await asyncio.sleep({SECONDS})"
-            rates[seen] = float(opened.add_and_run(f"{wait}; print((t.step - n) / {SECONDS})", 60))
-        slower.append(100 * (1 - rates[True] / rates[False]))
-    opened.add_and_run("app.session.trainer = t; t.stop(30); print()")
+    with open_notebook(WORKBENCH) as opened:
+        opened.add_and_run("t = begin('water', 'sto-3g', 'seen', 4); app.session.trainer = t.start(); print()")
+        opened.show("3. Training")
+        while int(opened.add_and_run("print(t.step)")) < 30:
+            time.sleep(0.5)
+        answers, slower = [], []
+        for _ in range(5):
+            cell = opened.add("print(t.status)")
+            began = time.perf_counter()
+            opened.answer(cell)
+            answers.append(time.perf_counter() - began)
+        for _ in range(TURNS):
+            rates = {}
+            for seen in (True, False):
+                # Without a trainer in the session no view has anything to show.
+                opened.add_and_run(f"app.session.trainer = {'t' if seen else None}; print()")
+                opened.show("3. Training")
+                wait = f"import asyncio; n = t.step; await asyncio.sleep({SECONDS})"
+                rates[seen] = float(opened.add_and_run(f"{wait}; print((t.step - n) / {SECONDS})", 60))
+            slower.append(100 * (1 - rates[True] / rates[False]))
+        opened.add_and_run("app.session.trainer = t; t.stop(30); print()")
     return [
         {"what": "a cell's answer while training, s", "all": answers, "median": statistics.median(answers),
          "largest": max(answers), "goal": 0.3},
@@ -135,26 +141,27 @@ def _speed(opened):
     ]
 
 
-def _clicks(opened, molecule, basis):
-    opened.add_and_run(f"t = begin('{molecule}', '{basis}', 'clicks', 2); app.session.trainer = t.start(); print()")
-    while opened.add_and_run("print(t.step > 1 and t.validation is not None)").strip() != "True":
-        time.sleep(2)
-    opened.add_and_run("t.pause(); print()")
-    while opened.add_and_run("print(t.status)").strip() != "paused":
-        time.sleep(0.5)
-    opened.show("4. Orbitals")
-    opened.page.locator("figcaption", has_text="QPT").first.wait_for(timeout=120_000)
-    choice = opened.page.get_by_label("Orbital", exact=True)
-    labels = choice.locator("option").all_inner_texts()
-    homo = next(i for i, label in enumerate(labels) if "HOMO" in label)
-    seconds = []
-    for index in (homo - 1, homo - 2, homo + 1, homo + 2, homo - 3, homo):
-        began = time.perf_counter()
-        choice.select_option(index=index)
-        opened.page.locator("figcaption", has_text=f"orbital {index + 1},").first.wait_for()
-        opened.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        seconds.append(time.perf_counter() - began)
-    opened.add_and_run("t.stop(60); print()")
+def _clicks(open_notebook, molecule, basis):
+    with open_notebook(WORKBENCH) as opened:
+        opened.add_and_run(f"t = begin('{molecule}', '{basis}', 'clicks', 2); app.session.trainer = t.start(); print()")
+        while opened.add_and_run("print(t.step > 1 and t.validation is not None)").strip() != "True":
+            time.sleep(2)
+        opened.add_and_run("t.pause(); print()")
+        while opened.add_and_run("print(t.status)").strip() != "paused":
+            time.sleep(0.5)
+        opened.show("4. Orbitals")
+        opened.page.locator("figcaption", has_text="QPT").first.wait_for(timeout=120_000)
+        choice = opened.page.get_by_label("Orbital", exact=True)
+        labels = choice.locator("option").all_inner_texts()
+        homo = next(i for i, label in enumerate(labels) if "HOMO" in label)
+        seconds = []
+        for index in (homo - 1, homo - 2, homo + 1, homo + 2, homo - 3, homo):
+            began = time.perf_counter()
+            choice.select_option(index=index)
+            opened.page.locator("figcaption", has_text=f"orbital {index + 1},").first.wait_for()
+            opened.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            seconds.append(time.perf_counter() - began)
+        opened.add_and_run("t.stop(60); print()")
     return [{
         "what": f"a click on an orbital of {molecule}/{basis} until its surface is drawn, s (after the first)",
         "all": seconds, "median": statistics.median(seconds[1:]), "largest": max(seconds[1:]), "goal": 1,

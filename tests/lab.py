@@ -133,11 +133,11 @@ class Lab:
     def run(self, index: int) -> None:
         """Run one code cell, without waiting for it; where JupyterLab took no notice of the keys, once more.
 
-        Nor, now and then, does the first cell of a notebook reach a kernel that has just come up: the prompt says
-        that it runs, and the kernel that it idles.
+        Now and then the first cell of a notebook does not reach a kernel that has just come up: the prompt says that
+        it runs, and the kernel that it idles; a person reloads.
         """
         cell = self.cells().nth(index)
-        for _ in range(2):
+        for _ in range(3):
             editor = cell.locator(".cm-content")
             editor.scroll_into_view_if_needed()
             editor.click()
@@ -146,7 +146,8 @@ class Lab:
                 cell.locator(".jp-InputPrompt", has_text="[ ]:").wait_for(state="detached", timeout=10_000)
                 if self._taken_up(cell):
                     return
-        raise AssertionError(f"JupyterLab did not run the cell {index}, twice")
+                self.reload()
+        raise AssertionError(f"JupyterLab did not run the cell {index}, three times")
 
     def _taken_up(self, cell: Locator) -> bool:
         """Whether the kernel is at the cell, or through with it, within ten seconds."""
