@@ -6,6 +6,7 @@ adjustment of Treutler & Ahlrichs 1995 (doi:10.1063/1.469408). Orders and normal
 atomic orbitals are PySCF's: real solid harmonics, p as x, y, z, then m = −l … l.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -110,7 +111,7 @@ def solid_harmonics(r: Float[Array, "*points 3"], l: int) -> Float[Array, "*poin
 
 
 def _components(x, y, z, l):
-    root, norm = np.sqrt, 1 / np.sqrt(4 * np.pi)
+    root, norm = math.sqrt, 1 / math.sqrt(4 * math.pi)  # not numpy's, which are of double precision
     if l == 0:
         functions = [jnp.ones_like(x)]
     elif l == 1:

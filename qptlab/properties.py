@@ -22,7 +22,7 @@ BOX_MARGIN_BOHR = 5.0
 """Room around the nuclei: the isosurface of any valence orbital at 0.02 lies inside."""
 
 
-SLICE_POINTS = 4096
+SLICE_POINTS = 1024
 """Points of a box that are evaluated at a time."""
 
 
@@ -191,16 +191,20 @@ def points(where: Box) -> Float[np.ndarray, "npoint 3"]:
 
 
 def _on_box(mol, template, coefficients, where, *, density):
-    values = _box_evaluator(template, density=density)(mol.positions, points(where), jnp.asarray(coefficients))
-    return np.asarray(values, dtype=np.float32).reshape(*values.shape[:-1], *where.shape)
+    given = (np.asarray(each, dtype=np.float32) for each in (mol.positions, points(where), coefficients))
+    values = _box_evaluator(template, density=density)(*given)
+    return np.asarray(values).reshape(*values.shape[:-1], *where.shape)
 
 
 @functools.lru_cache(maxsize=8)
 def _box_evaluator(template: Template, *, density: bool):
-    """Compiled once per basis, so that the next orbital costs milliseconds."""
+    """Compiled once per basis, and in single precision, so that the next orbital is there at once."""
+    groups = (group._replace(**{name: np.float32(getattr(group, name)) for name in ("exponents", "coefficients")})
+              for group in template.basis.groups)
+    basis = template.basis._replace(groups=tuple(groups))
 
     def of_slice(positions, coords, coefficients):
-        aos = grid.eval_aos(positions, coords, template.basis, derivatives=False)[0]
+        aos = grid.eval_aos(positions, coords, basis, derivatives=False)[0]
         return jnp.sum(aos * (coefficients @ aos), axis=0) if density else coefficients.T @ aos
 
     @jax.jit

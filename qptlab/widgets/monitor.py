@@ -21,9 +21,12 @@ from qptlab.widgets.viewer import OrbitalViewer
 MAX_COMPARED = 5
 """Runs that are told apart by colour and dashes."""
 
-DRAWN_EVERY = 1.0
-"""Seconds from one drawing of the curves to the next while a training runs: on a laptop kernel and browser share its
-cores with the training."""
+TOLD_EVERY = 1.0
+"""Seconds from one line of numbers to the next while a training runs."""
+
+GROWN, DRAWN_AT_LATEST = 1 / 20, 5.0
+"""Curves are drawn again when they have grown by this share, or after these seconds: on a laptop kernel and browser
+share its cores with the training, and plotly takes some tenths of a second of one."""
 
 VIEWED_EVERY = 5.0
 """Seconds of training from one geometry shown to the next."""
@@ -49,7 +52,7 @@ class TrainingMonitor(View):
         self._others: dict[str, list[dict]] = {}
         self._make_controls()
         self.viewer = OrbitalViewer(height=190, placeholder="The geometry trained on last appears here.")
-        self._viewed = self._drawn = -np.inf
+        self._viewed = self._drawn = self._told = -np.inf
         super().__init__([
             ipw.HBox([self._start, self._pause, self._stop, self._progress, self._status]),
             MessageLine(self.session, "training"), self._numbers,
@@ -131,17 +134,21 @@ class TrainingMonitor(View):
         status = self.session.training_status
         seen = (id(trainer), status, len(trainer.events()) if trainer else 0)
         is_new = self._shown is None or seen[:2] != self._shown[:2]
-        is_early = status == "running" and not is_new and time.monotonic() - self._drawn < DRAWN_EVERY
-        if seen == self._shown or is_early:
+        now, is_live = time.monotonic(), status == "running" and not is_new
+        if seen == self._shown or (is_live and now - self._told < TOLD_EVERY):
             return
-        self._shown, self._drawn = seen, time.monotonic()
+        self._shown, self._told = seen, now
         self._show_controls(status)
         self._status.value = self._words(status)
         if trainer is None:
             return
         if is_new:
             self._list_runs()
-        self._draw()
+        self._tell(trainer)
+        seconds = trainer.rows[-1]["seconds"] if trainer.rows else 0.0
+        if not is_live or now - self._drawn >= min(GROWN * seconds, DRAWN_AT_LATEST):
+            self._draw()
+            self._drawn = now
         self._show_geometry(trainer)
 
     def _show_controls(self, status: str) -> None:
@@ -165,15 +172,18 @@ class TrainingMonitor(View):
             text += " (takes some seconds, once)"
         return f'<span role="status">{html.escape(text)}</span>'
 
+    def _tell(self, trainer) -> None:
+        rows = trainer.rows
+        if rows:
+            self._progress.value = trainer.train_config.progress(rows[-1]["step"], rows[-1]["seconds"])
+            self._numbers.value = " · ".join(f"{name} <b>{value}</b>" for name, value in _facts(rows))
+
     # Drawing --------------------------------------------------------------------------------
 
     def _draw(self) -> None:
         trainer = self.session.trainer
         rows = trainer.rows if trainer is not None else []
         events = trainer.events() if trainer is not None else []
-        if trainer is not None and rows:
-            self._progress.value = trainer.train_config.progress(rows[-1]["step"], rows[-1]["seconds"])
-            self._numbers.value = " · ".join(f"{name} <b>{value}</b>" for name, value in _facts(rows))
         zero, name = self.session.energy_zero()
         x_title = plots.X_AXES[self._x.value][1]
         plots.fill(self.figure, plots.training_traces(

@@ -67,15 +67,23 @@ class Scene {
   build(count) {
     this.dispose();
     this.box.replaceChildren();
+    this.isDrawing = false;
     for (let i = 0; i < count; i++) this.panels.push(this.panel(i));
-    for (const a of this.panels)
-      for (const b of this.panels) if (a !== b) a.viewer.linkViewer(b.viewer);
+    for (const { viewer } of this.panels) viewer.setViewChangeCallback((view) => this.follow(viewer, view));
     this.watcher = new ResizeObserver(() => this.panels.forEach(({ viewer }) => viewer.resize()));
     this.watcher.observe(this.box);
     this.themes = new MutationObserver(() => this.guarded(() => this.paint()));
     this.themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name", "class"] });
     this.guarded(() => this.paint());
     this.fresh = true;
+  }
+
+  // The other panel turns along. 3Dmol's own link would also draw both whenever one of them has new contents.
+  follow(turned, view) {
+    if (this.isDrawing) return;
+    this.isDrawing = true;
+    for (const { viewer } of this.panels) if (viewer !== turned) viewer.setView(view, true);
+    this.isDrawing = false;
   }
 
   panel(index) {
@@ -184,6 +192,7 @@ class Scene {
     const isovalue = this.model.get("isovalue");
     const opacity = this.model.get("opacity");
     const limit = this.model.get("potential_limit");
+    this.isDrawing = true;
     this.panels.forEach(({ viewer }, i) => {
       viewer.removeAllShapes();
       const volume = this.volumes[i];
@@ -200,6 +209,7 @@ class Scene {
       if (this.fresh) viewer.zoomTo();
       viewer.render();
     });
+    this.isDrawing = false;
     if (this.fresh && this.panels.length) this.aim(this.panels[0].viewer);
     this.fresh = false;
     this.report("ready", performance.now() - began);
