@@ -28,7 +28,7 @@ GROWN, DRAWN_AT_LATEST = 1 / 20, 5.0
 """Curves are drawn again when they have grown by this share, or after these seconds: on a laptop kernel and browser
 share its cores with the training, and plotly takes some tenths of a second of one."""
 
-VIEWED_EVERY = 5.0
+VIEWED_EVERY = 15.0
 """Seconds of training from one geometry shown to the next."""
 
 
