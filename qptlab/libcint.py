@@ -9,6 +9,7 @@ Gaussians move with their atom, so that ∂⟨i|j⟩/∂A is −⟨∇i|j⟩ for
 import functools
 import math
 import os
+import pathlib
 import warnings
 from typing import NamedTuple
 
@@ -437,10 +438,16 @@ def fitted_bytes(nao: int, naux: int) -> int:
     return 8 * naux * (nao * (nao + 1) + naux)
 
 
+CONTAINER_LIMITS = [pathlib.Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
+"""Where Linux tells how much memory a container may have: control groups of version 2, and of version 1."""
+
+
 @functools.cache
 def memory_bytes() -> int:
-    """What integrals may take: half of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    """What integrals may take: half of this machine's memory, or of what JupyterHub or a container allows."""
+    said = [os.environ.get("MEM_LIMIT", ""), *(path.read_text() for path in CONTAINER_LIMITS if path.exists())]
+    limits = [int(text) for text in said if text.strip().isdigit()]  # "max" where there is none
+    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits) // 2
 
 
 def _check_memory(nbytes: int, what: str, alternative: str) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from qptlab import geometries
+from qptlab import geometries, libcint
 from qptlab.geometries import Sampling
 from qptlab.models.qpt import QPT, Params
 from qptlab.models.system import Sample, System
@@ -25,8 +25,8 @@ from qptlab.models.system import Sample, System
 LOOK_AHEAD = 16
 """Samples that are made ahead of the one being trained on; fewer where they are large."""
 
-REPLAY_BYTES = 2 * 2**30
-"""Memory that the replay buffers may take."""
+REPLAY_BYTES, REPLAY_SHARE = 2 * 2**30, 1 / 6
+"""Memory that the replay buffers may take, and the share of what integrals may that is their limit, too."""
 
 REPLAY_MAX = 1024
 
@@ -86,8 +86,9 @@ class Stream:
         past = list(itertools.islice(turns, step))
         drawn = [sum(fresh for bucket, fresh, _ in past if bucket == i) for i in range(len(grouped))]
         self.drawn = sum(drawn)
+        memory = int(min(REPLAY_BYTES, REPLAY_SHARE * libcint.memory_bytes())) // len(grouped)
         self._buckets = [
-            _Bucket(systems, members, sampling, model, seed, REPLAY_BYTES // len(grouped), batch, before, share)
+            _Bucket(systems, members, sampling, model, seed, memory, batch, before, share)
             for members, before in zip(grouped.values(), drawn, strict=True)
         ]
         self._turns, ahead = itertools.tee(turns)  # samples are asked for some turns before they are used
