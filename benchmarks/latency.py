@@ -72,8 +72,8 @@ def main(
     lines += [f"| {row['what']} | {row['median']:.3g} | {row['largest']:.3g} | {row['goal']} |" for row in rows]
     (results / "latency.md").write_text("\n".join([
         "# How fast the workbench answers", "", f"    {record['command']}", "", bench.place(bench.machine()), "",
-        "Browser, kernel and training share these cores; the processor draws WebGL (SwiftShader). A difference of two "
-        "rates of training varies by some 5 % from turn to turn: all turns stand in the JSON.", "", *lines, "",
+        "Browser, kernel and training share these cores; the processor draws WebGL (SwiftShader). A difference of "
+        "two rates of training varies by some 5 % from turn to turn: all turns stand in the JSON.", "", *lines, "",
     ]))
     typer.echo("\n".join(lines))
 

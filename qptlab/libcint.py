@@ -447,13 +447,13 @@ def memory_bytes() -> int:
     """What integrals may take: half of this machine's memory, or of what JupyterHub or a container allows."""
     said = [os.environ.get("MEM_LIMIT", ""), *(path.read_text() for path in CONTAINER_LIMITS if path.exists())]
     limits = [int(text) for text in said if text.strip().isdigit()]  # "max" where there is none
-    return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits) // 2
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits]) // 2
 
 
 def _check_memory(nbytes: int, what: str, alternative: str) -> None:
     if nbytes > memory_bytes():
         raise InputError(
-            f"{what} take {nbytes / 2**30:.1f} GiB, more than half of this machine's memory "
+            f"{what} take {nbytes / 2**30:.1f} GiB, more than half of the memory here "
             f"({memory_bytes() / 2**30:.1f} GiB); {alternative} would do."
         )
 

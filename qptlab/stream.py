@@ -25,7 +25,7 @@ from qptlab.models.system import Sample, System
 LOOK_AHEAD = 16
 """Samples that are made ahead of the one being trained on; fewer where they are large."""
 
-REPLAY_BYTES, REPLAY_SHARE = 2 * 2**30, 1 / 6
+REPLAY_BYTES, REPLAY_SHARE = 2 * 2**30, 1 / 8
 """Memory that the replay buffers may take, and the share of what integrals may that is their limit, too."""
 
 REPLAY_MAX = 1024

@@ -110,6 +110,19 @@ def test_what_would_not_fit_is_refused_with_its_size_before_memory_is_taken(monk
         template(cases.molecule("alanine dipeptide"), ql.Method("pbe", "def2-tzvp", eri=eri))
 
 
+def test_memory_is_what_a_container_or_jupyterhub_allows(monkeypatch, tmp_path):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(libcint, "CONTAINER_LIMITS", [limit, tmp_path / "none"])
+    monkeypatch.delenv("MEM_LIMIT", raising=False)
+    allowed = libcint.memory_bytes.__wrapped__
+    limit.write_text("max\n")
+    machine = allowed()
+    limit.write_text(f"{2**30}\n")
+    assert allowed() == 2**29 < machine
+    monkeypatch.setenv("MEM_LIMIT", str(2**28))
+    assert allowed() == 2**27
+
+
 def test_estimate_of_memory_holds_what_is_made():
     for name, xc, basis, eri in (("ethanol", "b3lyp", "def2-svp", "exact"), ("water", "pbe", "def2-svp", "fitted")):
         method = ql.Method(xc, basis, eri=eri, grid_level=0)
