@@ -1,7 +1,7 @@
 """The map of φ and ψ of alanine dipeptide by a trained model, beside PySCF's.
 
-    qptlab train "alanine dipeptide" --basis sto-3g --eri fitted -n 2 --sampler torsions --minutes 25 --out runs/ala
-    python benchmarks/peptide.py runs/ala [--points 12]
+    qptlab train "alanine dipeptide" --basis sto-3g --eri fitted -n 2 --sampler torsions --minutes 10 --out runs/ala
+    python benchmarks/peptide.py runs/ala [--points 10]
 
 Both angles are turned in full circles, everything else stays as in the built-in geometry. At each point stand PySCF's
 converged energy, the model's, that of the same iterations without the network, and the model's residual. Writes
@@ -59,7 +59,7 @@ def measure(predictor: ql.Predictor, points: int) -> list[dict]:
 
 def main(
     run: Annotated[pathlib.Path, typer.Argument(help="The run's folder.")],
-    points: Annotated[int, typer.Option(help="Of each angle.")] = 12,
+    points: Annotated[int, typer.Option(help="Of each angle.")] = 10,
 ) -> None:
     """Measure, and write the table and the plot."""
     predictor, history = ql.load(run), ql.Run.open(run).metrics()
