@@ -62,10 +62,15 @@ def main(
     points: Annotated[int, typer.Option(help="Of each angle.")] = 10,
 ) -> None:
     """Measure, and write the table and the plot."""
-    predictor, history = ql.load(run), ql.Run.open(run).metrics()
+    try:
+        predictor, history = ql.load(run), ql.Run.open(run).metrics()
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    if predictor.systems[0].molecule.name != "alanine dipeptide":
+        raise typer.BadParameter(f"{run} is a run of another molecule; one of alanine dipeptide would do.")
     record = {"command": f"python benchmarks/peptide.py {run} --points {points}", "machine": bench.machine(),
               "method": predictor.method.label, "iterations": predictor.model.config.iterations,
-              "trained": {key: next(row[key] for row in reversed(history) if key in row)
+              "trained": {key: next((row[key] for row in reversed(history) if key in row), np.nan)
                           for key in ("step", "seconds", "validation_mae_mev", "no_network_mae_mev")},
               "rows": measure(predictor, points)}
     results = pathlib.Path(__file__).parent / "results"

@@ -203,9 +203,13 @@ def _box_evaluator(template: Template, *, density: bool):
               for group in template.basis.groups)
     basis = template.basis._replace(groups=tuple(groups))
 
+    product = functools.partial(jnp.matmul, precision="highest")  # where GPUs would do with fewer digits
+
     def of_slice(positions, coords, coefficients):
         aos = grid.eval_aos(positions, coords, basis, derivatives=False)[0]
-        return jnp.sum(aos * (coefficients @ aos), axis=0) if density else coefficients.T @ aos
+        if density:
+            return jnp.sum(aos * product(coefficients, aos), axis=0)
+        return product(coefficients.T, aos)
 
     @jax.jit
     def values(positions, points, coefficients):

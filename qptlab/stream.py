@@ -1,8 +1,8 @@
 """From geometries to samples on the device: made ahead in threads, and kept in a replay buffer.
 
-What comes when is fixed by the seed and the number of the step, not by the timing of threads; so a stream that is
-entered at a later step goes on as it would have done. (Where the model draws the geometries, it does not: walks then
-begin anew.)
+What comes when is fixed by the seed, the number of the step and, where there is little, the memory allowed, not by
+the timing of threads; so a stream that is entered at a later step goes on as it would have done. (Where the model
+draws the geometries, it does not: walks then begin anew.)
 """
 
 import collections
@@ -25,8 +25,9 @@ from qptlab.models.system import Sample, System
 LOOK_AHEAD = 16
 """Samples that are made ahead of the one being trained on; fewer where they are large."""
 
-REPLAY_BYTES, REPLAY_SHARE = 2 * 2**30, 1 / 8
-"""Memory that the replay buffers may take, and the share of what integrals may that is their limit, too."""
+REPLAY_BYTES, REPLAY_SHARE = 2 * 2**30, 1 / 4
+"""Memory that the replay buffers may take, and the share of what integrals may that is their limit, too: the second
+counts where less than 16 GiB are allowed."""
 
 REPLAY_MAX = 1024
 

@@ -278,7 +278,8 @@ def train(
     """Train, yielding after every update.
 
     A training that goes on from a state does what it would have done without an interruption, step for step, where
-    its budget is in steps and the model does not draw the geometries. With a budget in minutes the learning rate
+    its budget is in steps, the model does not draw the geometries, and the memory allowed is the same or at least
+    16 GiB (`stream.REPLAY_SHARE`). With a budget in minutes the learning rate
     follows the clock. To make the earlier geometries again takes a while, which does not count.
 
     All devices share in it, also those of other processes that `jax.distributed` has joined and that run the same

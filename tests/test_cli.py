@@ -273,10 +273,13 @@ def test_lab_names_the_address_of_the_notebook_and_ends_as_jupyterlab_does(tmp_p
     command = [sys.executable, "-m", "qptlab", "lab", str(tmp_path / "a day.ipynb")]
     environment = {**os.environ, "BROWSER": "true", "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime")}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as lab:
-        said = itertools.takewhile(lambda line: "127.0.0.1" not in line, lab.stderr)
-        assert any(re.search(r"http://localhost:\d+/lab/tree/a%20day.ipynb\?token=", line) for line in said)
-        lab.terminate()
-        assert "Shutting down" in lab.stderr.read()
+        try:
+            said = itertools.takewhile(lambda line: "127.0.0.1" not in line, lab.stderr)
+            assert any(re.search(r"http://localhost:\d+/lab/tree/a%20day.ipynb\?token=", line) for line in said)
+            lab.terminate()
+            assert "Shutting down" in lab.stderr.read()
+        finally:
+            lab.kill()  # without effect on one that has ended
     assert lab.returncode == 0
 
 

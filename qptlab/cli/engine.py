@@ -15,7 +15,7 @@ import numpy as np
 import typer
 
 import qptlab as ql
-from qptlab import reference
+from qptlab import libcint, reference
 from qptlab.cli.console import (
     XC,
     Basis,
@@ -145,11 +145,14 @@ def lab(
         found = [place / "notebooks" / "01-first-light.ipynb" for place in places]
         notebook = next((path for path in found if path.exists()), None)
     elif not notebook.exists():
-        raise InputError(f"notebook {notebook} does not exist; a path to an .ipynb file would do.")
+        raise InputError(f"notebook {notebook} does not exist; a path to an .ipynb file or to a folder would do.")
     command = [sys.executable, "-m", "jupyterlab"]
     if notebook:
-        # The second is for whoever copies the printed address instead of having a browser opened.
-        command += [str(notebook), f"--LabApp.default_url=/lab/tree/{urllib.parse.quote(notebook.name)}"]
+        command.append(str(notebook))
+    if notebook and notebook.is_file():
+        # For whoever copies the printed address instead of having a browser opened; it is relative to the root.
+        command += [f"--ServerApp.root_dir={notebook.resolve().parent}",
+                    f"--LabApp.default_url=/lab/tree/{urllib.parse.quote(notebook.name)}"]
     if os.geteuid() == 0:
         command.append("--allow-root")  # in containers there is often no other user
     # JupyterLab takes this process's place, so that Ctrl-C reaches it and it can ask, and close its kernels.
@@ -166,7 +169,7 @@ def info(as_json: Json = False) -> None:
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "cores": os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(2 * libcint.memory_bytes() / 2**30, 1),
     }
     if as_json:
         print_json(record)

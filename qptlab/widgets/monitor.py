@@ -52,6 +52,7 @@ class TrainingMonitor(View):
         self._others: dict[str, list[dict]] = {}
         self._make_controls()
         self.viewer = OrbitalViewer(height=190, placeholder="The geometry trained on last appears here.")
+        self._is_stale = False
         self._viewed = self._drawn = self._told = -np.inf
         super().__init__([
             ipw.HBox([self._start, self._pause, self._stop, self._progress, self._status]),
@@ -135,7 +136,9 @@ class TrainingMonitor(View):
         seen = (id(trainer), status, len(trainer.events()) if trainer else 0)
         is_new = self._shown is None or seen[:2] != self._shown[:2]
         now, is_live = time.monotonic(), status == "running" and not is_new
-        if seen == self._shown or (is_live and now - self._told < TOLD_EVERY):
+        is_due = not is_live or now - self._drawn >= self._pause_s(trainer)
+        has_news = seen != self._shown or (self._is_stale and is_due)
+        if not has_news or (is_live and now - self._told < TOLD_EVERY):
             return
         self._shown, self._told = seen, now
         self._show_controls(status)
@@ -145,11 +148,16 @@ class TrainingMonitor(View):
         if is_new:
             self._list_runs()
         self._tell(trainer)
-        seconds = trainer.rows[-1]["seconds"] if trainer.rows else 0.0
-        if not is_live or now - self._drawn >= min(GROWN * seconds, DRAWN_AT_LATEST):
+        self._is_stale = not is_due
+        if is_due:
             self._draw()
             self._drawn = now
         self._show_geometry(trainer)
+
+    def _pause_s(self, trainer) -> float:
+        """Seconds between two drawings of a training under way."""
+        rows = trainer.rows
+        return min(GROWN * rows[-1]["seconds"] if rows else 0.0, DRAWN_AT_LATEST)
 
     def _show_controls(self, status: str) -> None:
         active = status in ("compiling", "running")

@@ -116,6 +116,7 @@ class Scene {
     for (const { viewer } of this.panels) {
       viewer.setBackgroundColor((r << 16) | (g << 8) | b, 1);
       this.write(viewer);
+      viewer.render();
     }
   }
 
@@ -158,7 +159,7 @@ class Scene {
     this.surfaces(began);
   }
 
-  // Atoms' symbols and numbers, in the colour of the theme.
+  // Atoms' symbols and numbers, in the colour of the theme; seen with the next drawing.
   write(viewer) {
     viewer.removeAllLabels();
     if (!this.model.get("labels")) return;
@@ -168,7 +169,7 @@ class Scene {
       viewer.addLabel(`${symbols[i]}${i}`, {
         position: { x, y, z }, fontSize: 12, fontColor: style.color, inFront: true,
         backgroundColor: style.backgroundColor, backgroundOpacity: 0.6, alignment: "bottomCenter",
-      });
+      }, undefined, true); // not drawn once per label
     });
   }
 
