@@ -442,12 +442,17 @@ CONTAINER_LIMITS = [pathlib.Path("/sys/fs/cgroup") / name for name in ("memory.m
 """Where Linux tells how much memory a container may have: control groups of version 2, and of version 1."""
 
 
-@functools.cache
-def memory_bytes() -> int:
-    """What integrals may take: half of this machine's memory, or of what JupyterHub or a container allows."""
+def allowed_bytes() -> int:
+    """This machine's memory, or what JupyterHub or a container allows of it."""
     said = [os.environ.get("MEM_LIMIT", ""), *(path.read_text() for path in CONTAINER_LIMITS if path.exists())]
     limits = [int(text) for text in said if text.strip().isdigit()]  # "max" where there is none
-    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits]) // 2
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
+
+
+@functools.cache
+def memory_bytes() -> int:
+    """What integrals may take: half of the memory allowed."""
+    return allowed_bytes() // 2
 
 
 def _check_memory(nbytes: int, what: str, alternative: str) -> None:

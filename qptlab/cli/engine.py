@@ -149,10 +149,10 @@ def lab(
     command = [sys.executable, "-m", "jupyterlab"]
     if notebook:
         command.append(str(notebook))
-    if notebook and notebook.is_file():
-        # For whoever copies the printed address instead of having a browser opened; it is relative to the root.
-        command += [f"--ServerApp.root_dir={notebook.resolve().parent}",
-                    f"--LabApp.default_url=/lab/tree/{urllib.parse.quote(notebook.name)}"]
+        if notebook.is_file():
+            # For whoever copies the printed address instead of having a browser opened; it is relative to the root.
+            command += [f"--ServerApp.root_dir={notebook.resolve().parent}",
+                        f"--LabApp.default_url=/lab/tree/{urllib.parse.quote(notebook.name)}"]
     if os.geteuid() == 0:
         command.append("--allow-root")  # in containers there is often no other user
     # JupyterLab takes this process's place, so that Ctrl-C reaches it and it can ask, and close its kernels.
@@ -169,7 +169,7 @@ def info(as_json: Json = False) -> None:
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "cores": os.cpu_count(),
-        "memory_gib": round(2 * libcint.memory_bytes() / 2**30, 1),
+        "memory_gib": round(libcint.allowed_bytes() / 2**30, 1),
     }
     if as_json:
         print_json(record)

@@ -136,9 +136,10 @@ class TrainingMonitor(View):
         seen = (id(trainer), status, len(trainer.events()) if trainer else 0)
         is_new = self._shown is None or seen[:2] != self._shown[:2]
         now, is_live = time.monotonic(), status == "running" and not is_new
+        if is_live and now - self._told < TOLD_EVERY:
+            return
         is_due = not is_live or now - self._drawn >= self._pause_s(trainer)
-        has_news = seen != self._shown or (self._is_stale and is_due)
-        if not has_news or (is_live and now - self._told < TOLD_EVERY):
+        if seen == self._shown and not (self._is_stale and is_due):
             return
         self._shown, self._told = seen, now
         self._show_controls(status)
