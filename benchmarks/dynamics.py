@@ -31,6 +31,8 @@ from qptlab.properties import forces
 STEP_FS = 0.5
 TEMPERATURE = 300.0
 TURNS = 7
+TOLD = 200
+"""Steps from one word of progress to the next."""
 HESSIAN_ATOMS = 3
 """PySCF's Hessian of more takes long on two cores."""
 
@@ -49,6 +51,9 @@ def conserve(atoms, picoseconds: float) -> dict:
         times.append((step + 1) * STEP_FS / 1000)
         totals.append(1000 * atoms.get_total_energy())
         potentials.append(1000 * atoms.get_potential_energy())
+        if (step + 1) % TOLD == 0:
+            typer.echo(f"{times[-1]:.2f} ps after {time.perf_counter() - began:.0f} s: total energy "
+                       f"{totals[-1] - totals[0]:+.3f} meV from the first", err=True)
     return {
         "ps": times[-1], "seconds": time.perf_counter() - began, "times": times, "total_mev": totals,
         "drift_mev_per_atom_ps": float(np.polyfit(times, totals, 1)[0]) / len(atoms),
@@ -112,6 +117,7 @@ def main(run: Annotated[pathlib.Path, typer.Argument(help="A run's folder.")], p
     record = {"command": f"python benchmarks/dynamics.py {run} --ps {ps:g}", "machine": bench.machine(),
               "molecule": name, "method": model.method.label, "iterations": model.model.config.iterations,
               "cost": cost(model, mol)}
+    typer.echo(f"{name}: {record['cost']}", err=True)
     if len(mol.symbols) <= HESSIAN_ATOMS:
         record["vibrations"] = vibrations(model, mol, run)
     atoms = mol.to_ase()
