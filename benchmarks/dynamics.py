@@ -1,8 +1,8 @@
 """A model's forces at work in ASE: energy conservation, what a force costs, and vibrations beside PySCF's.
 
-    python benchmarks/dynamics.py runs/ethanol [--ps 2]
+    python benchmarks/dynamics.py runs/ethanol [--ps 2] [--fs 0.5]
 
-NVE dynamics (velocity Verlet, 0.5 fs) from a geometry and velocities at 300 K: the slope of the total energy is the
+NVE dynamics (velocity Verlet) from a geometry and velocities at 300 K: the slope of the total energy is the
 drift. The time of energy and forces over that of a prediction, warm, in turns. Harmonic frequencies at the model's
 own minimum, by ASE's differences of forces, beside PySCF's analytical Hessian at its own minimum, of small molecules.
 Writes `results/dynamics-MOLECULE.json`, `.md` and `.png`.
@@ -28,7 +28,6 @@ import qptlab as ql
 from qptlab import bench, reference
 from qptlab.properties import forces
 
-STEP_FS = 0.5
 TEMPERATURE = 300.0
 TURNS = 7
 TOLD = 200
@@ -37,25 +36,26 @@ HESSIAN_ATOMS = 3
 """PySCF's Hessian of more takes long on two cores."""
 
 
-def conserve(atoms, picoseconds: float) -> dict:
+def conserve(atoms, picoseconds: float, femtoseconds: float) -> dict:
     """Total energy along a trajectory, and its slope."""
     rng = np.random.default_rng(7)
     kinetic = rng.normal(size=(len(atoms), 3)) * np.sqrt(atoms.get_masses() * ase.units.kB * TEMPERATURE)[:, None]
     atoms.set_momenta(kinetic)
     Stationary(atoms)
     ZeroRotation(atoms)
-    dynamics, times, totals, potentials = VelocityVerlet(atoms, STEP_FS * ase.units.fs), [], [], []
+    dynamics, times, totals, potentials = VelocityVerlet(atoms, femtoseconds * ase.units.fs), [], [], []
     began = time.perf_counter()
-    for step in range(round(1000 * picoseconds / STEP_FS)):
+    for step in range(round(1000 * picoseconds / femtoseconds)):
         dynamics.run(1)
-        times.append((step + 1) * STEP_FS / 1000)
+        times.append((step + 1) * femtoseconds / 1000)
         totals.append(1000 * atoms.get_total_energy())
         potentials.append(1000 * atoms.get_potential_energy())
         if (step + 1) % TOLD == 0:
             typer.echo(f"{times[-1]:.2f} ps after {time.perf_counter() - began:.0f} s: total energy "
                        f"{totals[-1] - totals[0]:+.3f} meV from the first", err=True)
     return {
-        "ps": times[-1], "seconds": time.perf_counter() - began, "times": times, "total_mev": totals,
+        "ps": times[-1], "step_fs": femtoseconds, "seconds": time.perf_counter() - began,
+        "times": times, "total_mev": totals,
         "drift_mev_per_atom_ps": float(np.polyfit(times, totals, 1)[0]) / len(atoms),
         "spread_mev": float(np.std(totals)), "potential_spread_mev": float(np.std(potentials)),
     }
@@ -108,13 +108,17 @@ def _bonds(mol):
     return [float(np.linalg.norm(places[i] - places[j])) for i, j in sorted(mol.bonds)]
 
 
-def main(run: Annotated[pathlib.Path, typer.Argument(help="A run's folder.")], ps: float = 2.0) -> None:
+def main(
+    run: Annotated[pathlib.Path, typer.Argument(help="A run's folder.")],
+    ps: Annotated[float, typer.Option(help="Length of the trajectory, picoseconds.")] = 2.0,
+    fs: Annotated[float, typer.Option(help="Its time step, femtoseconds.")] = 0.5,
+) -> None:
     """Measure, and write the table and the plot."""
     model = ql.load(run)
     mol = model.systems[0].molecule
     name = mol.name or mol.formula
     results = pathlib.Path(__file__).parent / "results"
-    record = {"command": f"python benchmarks/dynamics.py {run} --ps {ps:g}", "machine": bench.machine(),
+    record = {"command": f"python benchmarks/dynamics.py {run} --ps {ps:g} --fs {fs:g}", "machine": bench.machine(),
               "molecule": name, "method": model.method.label, "iterations": model.model.config.iterations,
               "cost": cost(model, mol)}
     typer.echo(f"{name}: {record['cost']}", err=True)
@@ -122,7 +126,7 @@ def main(run: Annotated[pathlib.Path, typer.Argument(help="A run's folder.")], p
         record["vibrations"] = vibrations(model, mol, run)
     atoms = mol.to_ase()
     atoms.calc = ql.ModelCalculator(model)
-    record["nve"] = conserve(atoms, ps)
+    record["nve"] = conserve(atoms, ps, fs)
     (results / f"dynamics-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     text = page(record)
     (results / f"dynamics-{name}.md").write_text(text)
@@ -138,7 +142,8 @@ def page(record: dict) -> str:
         f"{record['method']}, {record['iterations']} DFT iterations after the network.", "", "| | |", "|---|--:|",
         f"| prediction, s | {cost['prediction_s']:.3g} |", f"| energy and forces, s | {cost['forces_s']:.3g} |",
         f"| ratio (to reach: 4) | {cost['ratio']:.2f} |",
-        f"| NVE, {nve['ps']:g} ps: drift, meV per atom and ps (to reach: 1) | {nve['drift_mev_per_atom_ps']:+.3f} |",
+        f"| NVE, {nve['ps']:g} ps in steps of {nve['step_fs']:g} fs: drift, meV per atom and ps (to reach: 1) "
+        f"| {nve['drift_mev_per_atom_ps']:+.3f} |",
         f"| standard deviation of the total energy, meV | {nve['spread_mev']:.2f} |",
         f"| of the potential energy, meV | {nve['potential_spread_mev']:.0f} |",
     ]
@@ -159,7 +164,7 @@ def figure(record: dict):
     axes.plot(nve["times"], total - total[0], color="#0072B2", linewidth=0.8, label="total energy above the first")
     axes.set_xlabel("time, ps")
     axes.set_ylabel("meV")
-    axes.set_title(f"{record['molecule']}, {record['method']}: NVE with a model's forces, {STEP_FS} fs")
+    axes.set_title(f"{record['molecule']}, {record['method']}: NVE with a model's forces, {nve['step_fs']:g} fs")
     axes.grid(alpha=0.3)
     axes.legend()
     return drawn

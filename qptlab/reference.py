@@ -187,7 +187,7 @@ def make_test_set(
     places: Sequence[tuple[System, Float[np.ndarray, "_natm 3"]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
-    threads: int | None = None,
+    threads: Callable[[], int | None] = lambda: None,
 ) -> TestSet:
     """Run PySCF and both baselines on geometries that lie in their molecules' frames (bohr).
 
@@ -197,7 +197,7 @@ def make_test_set(
       predictor: a model; only its settings are read.
       places: molecules and geometries.
       progress: told how many geometries are done, of how many; what it raises ends the work.
-      threads: for PySCF; None for as many as it is set to use.
+      threads: asked before each geometry how many PySCF may have; None for as many as it is set to use.
 
     Raises:
       InputError: if there are none, or PySCF converges for none of them.
@@ -206,15 +206,16 @@ def make_test_set(
     found = TestSet([], [], [], [], [], [], 0)
     for done, (system, positions) in enumerate(places, start=1):
         mol = system.molecule.with_positions(positions)
-        answer = converged(mol, method, threads=threads)
-        fitted = [converged(mol, method, fitted=True, threads=threads)] if system.template.eri == "fitted" else []
+        allowed = threads()
+        answer = converged(mol, method, threads=allowed)
+        fitted = [converged(mol, method, fitted=True, threads=allowed)] if system.template.eri == "fitted" else []
         if answer.converged and all(other.converged for other in fitted):
             found.systems.append(system)
             found.positions.append(positions)
             found.converged.append(answer)
             found.same_fit.extend(fitted)
             cycles = predictor.model.config.iterations + 1
-            found.stopped.append(stopped(mol, method, cycles, threads=threads))
+            found.stopped.append(stopped(mol, method, cycles, threads=allowed))
             found.no_network.append(plain.in_frame(system, positions))
         progress(done, len(places))
     if not found.positions:
@@ -229,6 +230,8 @@ def make_test_set(
 def calculation(mol: Molecule, method: Method, *, fitted: bool) -> hf.SCF:
     """PySCF's own calculation with our settings, not yet run."""
     built = libcint.pyscf_molecule(mol, method)
+    # PySCF counts what the process holds already, a training's replay buffer too, and would think itself short.
+    built.max_memory = lib.current_memory()[0] + min(lib.param.MAX_MEMORY, libcint.memory_bytes() / 1e6)
     mf = dft.RKS(built) if mol.spin == 0 else dft.UKS(built)
     mf.xc = PYSCF_FUNCTIONALS[method.xc]
     mf.grids.level = method.grid_level

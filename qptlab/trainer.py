@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import datetime
 import itertools
+import os
 import pathlib
+import sys
 import threading
 import time
 import weakref
@@ -56,6 +58,9 @@ VALIDATION_SHARE = 0.1
 """Validation may take this much of the time between two of them."""
 
 CHECKPOINT_SECONDS = 15.0
+
+PYSCF_NICE = 10
+"""Priority of PySCF beside a training, as of `nice`."""
 
 
 class Event(NamedTuple):
@@ -144,6 +149,7 @@ class Trainer:
         self.run_folder, self._state = self._open(out, resume)
         self._model, self._systems = self.run_folder.model()
         self._validated_at = self._validation_cost = 0.0
+        self._waits = False  # for PySCF, all steps done
 
     def _check_sampling(self) -> None:
         sampling = self.train_config.sampling
@@ -286,7 +292,7 @@ class Trainer:
     def _work(self) -> None:
         try:
             self._set_status("compiling")
-            with concurrent.futures.ThreadPoolExecutor(1, "qptlab-reference") as pool:
+            with concurrent.futures.ThreadPoolExecutor(1, "qptlab-reference", _stand_back) as pool:
                 # Of several processes the first judges for all.
                 references = None if jax.process_index() else pool.submit(self.make_validation)
                 try:
@@ -358,8 +364,10 @@ class Trainer:
     def _validate(self, references: concurrent.futures.Future) -> dict[str, float]:
         """Errors of the present parameters and of both baselines, as columns of the table."""
         if not references.done():
+            self._waits = True
             self._emit("news", "waiting for PySCF's answers on the validation geometries")
         found = references.result()
+        self._waits = False
         predictor, places = self.predictor, list(zip(found.systems, found.positions, strict=True))
         if self._baselines is None:
             self._baselines = errors(found.no_network, found.converged), errors(found.stopped, found.converged)
@@ -403,15 +411,18 @@ class Trainer:
             places += [(system, system.frame.pose(frame).positions) for frame in frames]
         frames = (system.molecule.with_positions(positions).to_xyz() for system, positions in places)
         (self.out / "validation.xyz").write_text("".join(frames))
-        # One thread, beside the training.
         plain = Predictor(self._model, None, systems)
 
         def report(done, total):
             progress(done, total)
             self._check_wanted(done, total)
 
-        self.validation = make_test_set(plain, places, report, threads=1)
+        self.validation = make_test_set(plain, places, report, threads=self._threads)
         return self.validation
+
+    def _threads(self) -> int | None:
+        """For PySCF: all, unless there are steps to be done."""
+        return 1 if self.is_alive and not self._waits else None
 
     def _check_wanted(self, done: int, total: int) -> None:
         if self._enough.is_set() or self._stopping.is_set():
@@ -452,6 +463,16 @@ class _Watch(Watch):
 
     def is_over(self) -> bool:
         return self._trainer._stopping.is_set()
+
+
+def _stand_back() -> None:
+    """Let the training have the cores first.
+
+    XLA's threads wait for each other: with one of PySCF's beside them that had the same right to two cores, a step
+    of uracil took three times as long.
+    """
+    if sys.platform == "linux":  # where a priority is a thread's own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PYSCF_NICE)
 
 
 def _memory_mib() -> float:
