@@ -8,9 +8,10 @@ import cases
 import numpy as np
 import pytest
 import tolerances as tol
+from pyscf import lib
 
 import qptlab as ql
-from qptlab import reference
+from qptlab import libcint, reference
 from qptlab.reference import Reference, errors
 
 WATER = ql.Molecule.from_name("water")
@@ -95,6 +96,15 @@ def test_the_baseline_costs_as_much_as_the_model():
     mf.kernel()
     assert stopped.energy == pytest.approx(mf.energy_tot(mf.make_rdm1()), abs=tol.ENERGY_OF_DENSITY)
     assert reference.converged(WATER, cases.QUICK_METHOD).converged
+
+
+def test_pyscf_has_its_usual_memory_whatever_this_process_holds():
+    usual = min(lib.param.MAX_MEMORY, libcint.memory_bytes() / 1e6)
+    held = np.ones(2**27)  # 1 GiB
+    mf = reference.calculation(ql.Molecule.from_name("water"), ql.Method("pbe", "sto-3g"), fitted=False)
+    left = mf.max_memory - lib.current_memory()[0]
+    del held
+    assert 0.95 * usual < left < 1.05 * usual
 
 
 def test_geometries_for_which_pyscf_does_not_converge_are_left_out_and_counted(trained, monkeypatch):
