@@ -1,6 +1,8 @@
 """How much of PySCF's SCF a trained model saves, as its initial guess, beside PySCF's own guesses.
 
-    python benchmarks/pyscf_guess.py runs/uracil [runs/ethanol ...]
+    qptlab train uracil --xc b3lyp --basis def2-svp -n 2 --train-iterations 0 --minutes 8 --out runs/uracil
+    qptlab train ethanol --xc pbe --basis sto-3g -n 2 --minutes 5 --out runs/ethanol
+    python benchmarks/pyscf_guess.py runs/uracil runs/ethanol
 
 For each run, on geometries of dynamics at 500 K that it was not trained on: PySCF with its default settings and exact
 integrals begins with minao, atomic densities, Hückel, the model with 0 up to its own number of DFT iterations, and
