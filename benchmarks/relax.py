@@ -1,12 +1,13 @@
 """Geometries that OrbitalGNN relaxes, beside GFN1-xTB's and DFT's, on conformers of molecules it never saw.
 
-    python benchmarks/relax.py [--molecules 4] [--conformers 2]
+    python benchmarks/relax.py runs/orbital-gnn.h5 [--molecules 4] [--conformers 2]
 
-After `benchmarks/orbital_gnn.py`, whose model (`runs/orbital-gnn.h5`) and test molecules it takes: the first of them
-with a rotatable bond. Each conformer of RDKit's is relaxed by GFN1-xTB, by the model, and by PySCF (PBE/def2-SVP as
-the labels), which starts from GFN1-xTB's end. RMSDs are of all atoms after superposition with PySCF's; the energy is
-PySCF's at the geometry, above its own minimum; of two conformers the difference of energies that each method finds
-stands beside PySCF's. Writes `results/relax.json` and `.md`.
+After `benchmarks/orbital_gnn.py`, which has left that model; another of `qptlab train-gnn` will do that has learned
+none of the test molecules: the first of these with a rotatable bond are relaxed. Each conformer of RDKit's is relaxed
+by GFN1-xTB, by the model, and by PySCF (PBE/def2-SVP as the labels), which starts from GFN1-xTB's end. RMSDs are of
+all atoms after superposition with PySCF's; the energy is PySCF's at the geometry, above its own minimum; of two
+conformers the difference of energies that each method finds stands beside PySCF's. Writes `results/relax.json` and
+`.md`.
 """
 
 import dataclasses
@@ -80,18 +81,19 @@ def measure(mol: ql.Molecule, start, model: ql.GNNPredictor) -> list[dict]:
 
 
 def main(
+    model: Annotated[pathlib.Path, typer.Argument(help="The file of an OrbitalGNN.")],
     molecules: Annotated[int, typer.Option(help="How many.")] = 4,
     conformers: Annotated[int, typer.Option(help="Of each.")] = 2,
 ) -> None:
     """Measure, and write the table."""
-    model, rows = ql.load("runs/orbital-gnn.h5"), []
+    predictor, rows = ql.load(model), []
     for mol in chosen(molecules):
         starts = itertools.islice(ql.sample(mol, ql.Sampling("conformers"), 11), conformers)
         for number, start in enumerate(starts):
-            rows += [{**row, "conformer": number} for row in measure(mol, start, model)]
+            rows += [{**row, "conformer": number} for row in measure(mol, start, predictor)]
             said = (f"{row['way']} {row['rmsd_angstrom']:.3f} Å, {row['above_mev']:.1f} meV" for row in rows[-3:])
             typer.echo(f"{mol.name}, conformer {number}: {', '.join(said)}", err=True)
-    record = {"command": f"python benchmarks/relax.py --molecules {molecules} --conformers {conformers}",
+    record = {"command": f"python benchmarks/relax.py {model} --molecules {molecules} --conformers {conformers}",
               "machine": bench.machine(), "method": dataclasses.asdict(orbital_gnn.METHOD), "rows": rows}
     results = pathlib.Path(__file__).parent / "results"
     (results / "relax.json").write_text(json.dumps(record, indent=1) + "\n")
