@@ -87,19 +87,19 @@ def main(
 ) -> None:
     """Measure, and write the table."""
     predictor, rows = ql.load(model), []
+    record = {"command": f"python benchmarks/relax.py {model} --molecules {molecules} --conformers {conformers}",
+              "machine": bench.machine(), "method": dataclasses.asdict(orbital_gnn.METHOD), "rows": rows}
+    results = pathlib.Path(__file__).parent / "results"
     for mol in chosen(molecules):
         starts = itertools.islice(ql.sample(mol, ql.Sampling("conformers"), 11), conformers)
         for number, start in enumerate(starts):
             rows += [{**row, "conformer": number} for row in measure(mol, start, predictor)]
             said = (f"{row['way']} {row['rmsd_angstrom']:.3f} Å, {row['above_mev']:.1f} meV" for row in rows[-3:])
             typer.echo(f"{mol.name}, conformer {number}: {', '.join(said)}", err=True)
-    record = {"command": f"python benchmarks/relax.py {model} --molecules {molecules} --conformers {conformers}",
-              "machine": bench.machine(), "method": dataclasses.asdict(orbital_gnn.METHOD), "rows": rows}
-    results = pathlib.Path(__file__).parent / "results"
-    (results / "relax.json").write_text(json.dumps(record, indent=1) + "\n")
-    text = page(record)
-    (results / "relax.md").write_text(text)
-    typer.echo(text)
+            # Each takes minutes: what is done is kept when it is stopped.
+            (results / "relax.json").write_text(json.dumps(record, indent=1) + "\n")
+            (results / "relax.md").write_text(page(record))
+    typer.echo(page(record))
 
 
 def page(record: dict) -> str:
