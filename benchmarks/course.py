@@ -8,7 +8,6 @@ Each notebook is executed from top to bottom in a kernel of its own, one after t
 as Linux counts it. Writes `results/course.json` and `.md`.
 """
 
-import json
 import pathlib
 import re
 import subprocess
@@ -36,12 +35,11 @@ def main() -> None:
         typer.echo(f"{rows[-1]['notebook']}: {rows[-1]['seconds']:.0f} s, {rows[-1]['peak_mib']:.0f} MiB")
     record = {"command": COMMAND, "machine": bench.machine(), "rows": rows}
     results = pathlib.Path(__file__).parent / "results"
-    (results / "course.json").write_text(json.dumps(record, indent=1) + "\n")
     lines = ["| notebook | time, min | memory, GiB |", "|---|--:|--:|"]
     lines += [f"| {row['notebook']} | {row['seconds'] / 60:.1f} | {row['peak_mib'] / 1024:.2f} |" for row in rows]
     total, most = sum(row["seconds"] for row in rows), max(row["peak_mib"] for row in rows)
     lines.append(f"| all; the largest | {total / 60:.1f} | {most / 1024:.2f} |")
-    (results / "course.md").write_text("\n".join([
+    bench.keep(results, "course", record, "\n".join([
         "# The course, in full", "", f"    {COMMAND}", "", bench.place(record["machine"]), "", *lines, "",
     ]))
 

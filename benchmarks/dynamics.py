@@ -8,7 +8,6 @@ own minimum, by ASE's differences of forces, beside PySCF's analytical Hessian a
 Writes `results/dynamics-MOLECULE.json`, `.md` and `.png`.
 """
 
-import json
 import pathlib
 import statistics
 import time
@@ -127,9 +126,8 @@ def main(
     atoms = mol.to_ase()
     atoms.calc = ql.ModelCalculator(model)
     record["nve"] = conserve(atoms, ps, fs)
-    (results / f"dynamics-{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     text = page(record)
-    (results / f"dynamics-{name}.md").write_text(text)
+    bench.keep(results, f"dynamics-{name}", record, text)
     figure(record).savefig(results / f"dynamics-{name}.png", dpi=120)
     typer.echo(text)
 

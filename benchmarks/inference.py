@@ -9,7 +9,6 @@ the network has learned, so without a run a network fresh from its seed is timed
 """
 
 import itertools
-import json
 import pathlib
 import statistics
 import time
@@ -87,7 +86,6 @@ def main(
     folder = pathlib.Path(__file__).parent / "results"
     name = "inference" if run is None else f"inference-{run.name}"
     record = {"command": command, "machine": where, "rows": rows}
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     page = [
         "# A prediction beside PySCF's SCF", "", f"    {command}", "", bench.place(where), "",
         f"def2-SVP, grid level 1, network `micro`; medians of {GEOMETRIES} geometries, PySCF with "
@@ -95,7 +93,7 @@ def main(
         "",
         _table(rows), "",
     ]
-    (folder / f"{name}.md").write_text("\n".join(page))
+    bench.keep(folder, name, record, "\n".join(page))
 
 
 def _table(rows):

@@ -9,7 +9,6 @@ that has one core, as on mybinder.org, and in one that has all. Writes `results/
 
 import contextlib
 import functools
-import json
 import pathlib
 import statistics
 import sys
@@ -67,10 +66,9 @@ def main(
     record = {"command": f"python benchmarks/latency.py --molecule {molecule} --basis {basis}",
               "machine": bench.machine(), "rows": rows}
     results = pathlib.Path(__file__).parent / "results"
-    (results / "latency.json").write_text(json.dumps(record, indent=1) + "\n")
     lines = ["| | median | largest | to reach |", "|---|--:|--:|--:|"]
     lines += [f"| {row['what']} | {row['median']:.3g} | {row['largest']:.3g} | {row['goal']} |" for row in rows]
-    (results / "latency.md").write_text("\n".join([
+    bench.keep(results, "latency", record, "\n".join([
         "# How fast the workbench answers", "", f"    {record['command']}", "", bench.place(bench.machine()), "",
         "Browser, kernel and training share these cores; the processor draws WebGL (SwiftShader). A difference of "
         "two rates of training varies by some 5 % from turn to turn: all turns stand in the JSON.", "", *lines, "",

@@ -7,7 +7,6 @@ Writes `results/md17-XC.json` and `.md`. Each training is judged on geometries o
 at 500 K.
 """
 
-import json
 import pathlib
 from typing import Annotated
 
@@ -59,8 +58,7 @@ def main(
         for row in studies.measure(Study("", [setting], (molecule,)), method, minutes, seeds):
             rows.append({"molecule": molecule, **row})
             record = {"command": command, "machine": bench.machine(), "rows": rows}
-            (folder / f"md17-{xc}.json").write_text(json.dumps(record, indent=1) + "\n")
-            (folder / f"md17-{xc}.md").write_text(_page(command, method, rows))
+            bench.keep(folder, f"md17-{xc}", record, _page(command, method, rows))
             typer.echo(_table(rows))
 
 

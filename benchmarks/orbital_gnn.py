@@ -12,7 +12,6 @@ and `.png`.
 import dataclasses
 import functools
 import itertools
-import json
 import pathlib
 import statistics
 import time
@@ -74,25 +73,28 @@ def geometries() -> list[ql.Molecule]:
     return ql.read_xyz(FRAMES)
 
 
+def learn(data: multitask.Prepared, model, size: int, seed: int, settings: dict) -> tuple[ql.GNNPredictor, dict]:
+    """Train on some of the molecules that are not tested on: the model, its errors on those that are, and seconds."""
+    rest = np.arange(TEST, len(data.labels.energy))
+    config = multitask.MultitaskConfig(**{"seed": seed, "network": model.config, **settings})
+    began = time.perf_counter()
+    part = data.take(np.random.default_rng([seed, size]).permutation(rest)[:size])
+    if not config.forces:
+        part = part._replace(slopes=None)
+    found = multitask.train_gnn(model, part, config, METHOD.label)
+    seconds = time.perf_counter() - began
+    return found, {"seconds": seconds, **multitask.judge(found, data.take(np.arange(TEST)))._asdict()}
+
+
 def measure(data: multitask.Prepared, model, sizes: list[int], seeds: int, steps: int) -> list[dict]:
     """Errors on the test molecules, of each way to learn, for each size and seed."""
-    test, rest = data.take(np.arange(TEST)), np.arange(TEST, len(data.labels.energy))
-    rows = []
+    rows, test = [], data.take(np.arange(TEST))
     for size, seed, (way, weights) in itertools.product(sizes, range(seeds), WAYS.items()):
-        chosen = np.random.default_rng([seed, size]).permutation(rest)[:size]
-        config = multitask.MultitaskConfig(**{"steps": steps, "seed": seed, "network": model.config, **weights})
-        began = time.perf_counter()
-        part = data.take(chosen)
-        if not config.forces:
-            part = part._replace(slopes=None)
-        found = multitask.train_gnn(model, part, config, METHOD.label)
-        seconds = time.perf_counter() - began
+        found, row = learn(data, model, size, seed, {"steps": steps, **weights})
         plain = multitask.judge(found.without_network(), test)
-        rows.append({"size": size, "seed": seed, "way": way, "seconds": seconds,
-                     **multitask.judge(found, test)._asdict(),
-                     "baseline": plain._asdict()})
+        rows.append({"size": size, "seed": seed, "way": way, **row, "baseline": plain._asdict()})
         typer.echo(f"{size} molecules, seed {seed}, {way}: {rows[-1]['energy_mae_mev']:.1f} meV "
-                   f"(GFN1-xTB {plain.energy_mae_mev:.1f}), {seconds:.0f} s", err=True)
+                   f"(GFN1-xTB {plain.energy_mae_mev:.1f}), {row['seconds']:.0f} s", err=True)
         if size == sizes[-1] and way == list(WAYS)[-1]:
             found.save("runs/orbital-gnn.h5")
     return rows
@@ -130,8 +132,7 @@ def main(
     command = f"python benchmarks/orbital_gnn.py --sizes {sizes} --seeds {seeds} --steps {steps}"
     record = {"command": command, "machine": bench.machine(), "molecules": len(mols), "rows": rows, "cost": cost()}
     results = pathlib.Path(__file__).parent / "results"
-    (results / "orbital-gnn.json").write_text(json.dumps(record, indent=1) + "\n")
-    (results / "orbital-gnn.md").write_text(page(record))
+    bench.keep(results, "orbital-gnn", record, page(record))
     figure(record).savefig(results / "orbital-gnn.png", dpi=120)
     typer.echo(page(record))
 

@@ -74,9 +74,8 @@ def main(
                           for key in ("step", "seconds", "validation_mae_mev", "no_network_mae_mev")},
               "rows": measure(predictor, points)}
     results = pathlib.Path(__file__).parent / "results"
-    (results / "peptide.json").write_text(json.dumps(record, indent=1) + "\n")
     text = page(record)
-    (results / "peptide.md").write_text(text)
+    bench.keep(results, "peptide", record, text)
     figure(record["rows"]).savefig(results / "peptide.png", dpi=120)
     typer.echo(text)
 

@@ -12,7 +12,6 @@ Fock builds of the prediction are in those of the SCF; compilation is not. Write
 """
 
 import itertools
-import json
 import pathlib
 import statistics
 import time
@@ -76,8 +75,7 @@ def main(runs: Annotated[list[str], typer.Argument(help="Folders of runs.")]) ->
     command = f"python benchmarks/pyscf_guess.py {' '.join(runs)}"
     results = pathlib.Path(__file__).parent / "results"
     record = {"command": command, "machine": bench.machine(), "rows": rows}
-    (results / "pyscf-guess.json").write_text(json.dumps(record, indent=1) + "\n")
-    (results / "pyscf-guess.md").write_text("\n".join([
+    bench.keep(results, "pyscf-guess", record, "\n".join([
         "# A model's density where PySCF's SCF begins", "", f"    {command}", "", bench.place(record["machine"]), "",
         f"Medians over {GEOMETRIES} geometries; saved is the median of each geometry's share. Every SCF ends at the "
         "same energy.", "", *map(_trained, runs), "", table(rows), "",

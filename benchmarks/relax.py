@@ -12,7 +12,6 @@ conformers the difference of energies that each method finds stands beside PySCF
 
 import dataclasses
 import itertools
-import json
 import pathlib
 import statistics
 import time
@@ -97,8 +96,7 @@ def main(
             said = (f"{row['way']} {row['rmsd_angstrom']:.3f} Å, {row['above_mev']:.1f} meV" for row in rows[-3:])
             typer.echo(f"{mol.name}, conformer {number}: {', '.join(said)}", err=True)
             # Each takes minutes: what is done is kept when it is stopped.
-            (results / "relax.json").write_text(json.dumps(record, indent=1) + "\n")
-            (results / "relax.md").write_text(page(record))
+            bench.keep(results, "relax", record, page(record))
     typer.echo(page(record))
 
 

@@ -174,10 +174,9 @@ def main() -> None:
     command = "python benchmarks/step.py" + (" --dftax dftax/bin/python" if asked.dftax else "")
     folder = pathlib.Path(__file__).parent / "results"
     record = {"command": command, "machine": bench.machine(), "rows": rows}
-    (folder / "step.json").write_text(json.dumps(record, indent=1) + "\n")
     page = ["# What a training step costs", "", f"    {command}", "", bench.place(bench.machine()), "", *_says(), "",
             _table(rows), ""]
-    (folder / "step.md").write_text("\n".join(page))
+    bench.keep(folder, "step", record, "\n".join(page))
 
 
 def _says():

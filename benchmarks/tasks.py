@@ -8,9 +8,7 @@ and `.md`.
 """
 
 import itertools
-import json
 import pathlib
-import time
 from typing import Annotated
 
 import numpy as np
@@ -30,18 +28,11 @@ WAYS = {
 
 def measure(data: multitask.Prepared, model, size: int, seeds: int, steps: int) -> list[dict]:
     """Errors on the test molecules, of each way to learn, for each seed."""
-    test, rest = data.take(np.arange(orbital_gnn.TEST)), np.arange(orbital_gnn.TEST, len(data.labels.energy))
     rows = []
     for seed, (way, learned) in itertools.product(range(seeds), WAYS.items()):
-        part = data.take(np.random.default_rng([seed, size]).permutation(rest)[:size])
-        if "forces" not in learned:
-            part = part._replace(slopes=None)
         left_out = {name: 0.0 for name in multitask.TASKS if name not in learned}
-        config = multitask.MultitaskConfig(**left_out, steps=steps, seed=seed, network=model.config)
-        began = time.perf_counter()
-        found = multitask.train_gnn(model, part, config, orbital_gnn.METHOD.label)
-        rows.append({"seed": seed, "way": way, "seconds": time.perf_counter() - began,
-                     **multitask.judge(found, test)._asdict()})
+        row = orbital_gnn.learn(data, model, size, seed, {"steps": steps, **left_out})[1]
+        rows.append({"seed": seed, "way": way, **row})
         typer.echo(f"seed {seed}, {way}: {rows[-1]['energy_mae_mev']:.1f} meV, {rows[-1]['seconds']:.0f} s", err=True)
     return rows
 
@@ -56,9 +47,8 @@ def main(
     record = {"command": f"python benchmarks/tasks.py --size {size} --seeds {seeds} --steps {steps}",
               "machine": bench.machine(), "rows": rows}
     results = pathlib.Path(__file__).parent / "results"
-    (results / "tasks.json").write_text(json.dumps(record, indent=1) + "\n")
     text = page(record)
-    (results / "tasks.md").write_text(text)
+    bench.keep(results, "tasks", record, text)
     typer.echo(text)
 
 

@@ -11,7 +11,6 @@ first (which compiles) not counted. Writes `results/teacher.json` and `.md`.
 
 import functools
 import itertools
-import json
 import pathlib
 import time
 from typing import Annotated
@@ -79,9 +78,8 @@ def main(
         **measure(predictor, [int(size) for size in sizes.split(",")], seeds, steps),
     }
     results = pathlib.Path(__file__).parent / "results"
-    (results / "teacher.json").write_text(json.dumps(record, indent=1) + "\n")
     text = page(record)
-    (results / "teacher.md").write_text(text)
+    bench.keep(results, "teacher", record, text)
     typer.echo(text)
 
 

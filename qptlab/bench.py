@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -425,10 +425,15 @@ def place(where: Row) -> str:
     return f"{where['date']}, {where['processor']}, {where['cores']} cores, {devices}; {libraries}."
 
 
+def keep(folder: pathlib.Path, name: str, record: Mapping, page: str) -> None:
+    """Write what was measured as NAME.json, for programs, and as NAME.md, for people."""
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(page)
+
+
 def write(name: str, chosen: Benchmark, rows: list[Row], folder: pathlib.Path, command: str) -> None:
     """Write NAME.json, NAME.md and NAME.png; `command` is what repeats the measurement."""
     record = {"benchmark": name, "title": chosen.title, "command": command, "machine": machine(), "rows": rows}
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     where = record["machine"]
     text = [
         f"# {chosen.title}", "", f"    {command}", "",
@@ -442,7 +447,7 @@ def write(name: str, chosen: Benchmark, rows: list[Row], folder: pathlib.Path, c
         if ours is not None and theirs is not None:
             text += [f"From C4 on, warm time grows with the number of AOs to the power {ours:.2f}; "
                      f"PySCF's to the power {theirs:.2f}.", ""]
-    (folder / f"{name}.md").write_text("\n".join([*text, f"![{chosen.title}]({name}.png)", ""]))
+    keep(folder, name, record, "\n".join([*text, f"![{chosen.title}]({name}.png)", ""]))
     (_growth_figure if name == "growth" else _ratio_figure)(chosen, rows).savefig(folder / f"{name}.png", dpi=120)
 
 

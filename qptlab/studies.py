@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import importlib.resources
 import itertools
-import json
 import pathlib
 import statistics
 import textwrap
@@ -297,7 +296,6 @@ def write(
         "study": name, "title": chosen.title, "command": command, "machine": where,
         "method": dataclasses.asdict(method), "molecules": list(chosen.molecules), "rows": list(rows),
     }
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     tested = f"Unseen molecules: {', '.join(chosen.unseen)}. " if chosen.unseen else ""
     text = [
         f"# {chosen.title}", "", f"    {command}", "",
@@ -305,7 +303,7 @@ def write(
         f"on {TEST_GEOMETRIES} geometries of an independent trajectory at 500 K, at the end of the training.", "",
         bench.place(where), "", table(rows), "", f"![{chosen.title}]({name}.png)", "",
     ]
-    (folder / f"{name}.md").write_text("\n".join(text))
+    bench.keep(folder, name, record, "\n".join(text))
     figure(chosen, rows, method).savefig(folder / f"{name}.png", dpi=120)
 
 

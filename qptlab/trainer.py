@@ -149,7 +149,6 @@ class Trainer:
         self.run_folder, self._state = self._open(out, resume)
         self._model, self._systems = self.run_folder.model()
         self._validated_at = self._validation_cost = 0.0
-        self._waits = False  # for PySCF, all steps done
 
     def _check_sampling(self) -> None:
         sampling = self.train_config.sampling
@@ -341,13 +340,16 @@ class Trainer:
         self._save()
 
     def _validation_due(self, references: concurrent.futures.Future) -> bool:
-        state = self._state
-        if state is None or self._stopping.is_set():
+        if self._state is None or self._stopping.is_set():
             return False
-        if self.train_config.progress(state.step, state.seconds) >= 1:
+        if self._budget_spent():
             return True  # the last step is always judged, even if PySCF has to be waited for
         idle = time.perf_counter() - self._validated_at
         return references.done() and self._validation_cost < VALIDATION_SHARE * idle
+
+    def _budget_spent(self) -> bool:
+        state = self._state
+        return state is not None and self.train_config.progress(state.step, state.seconds) >= 1
 
     def _halt(self) -> None:
         self._save()
@@ -364,10 +366,8 @@ class Trainer:
     def _validate(self, references: concurrent.futures.Future) -> dict[str, float]:
         """Errors of the present parameters and of both baselines, as columns of the table."""
         if not references.done():
-            self._waits = True
             self._emit("news", "waiting for PySCF's answers on the validation geometries")
         found = references.result()
-        self._waits = False
         predictor, places = self.predictor, list(zip(found.systems, found.positions, strict=True))
         if self._baselines is None:
             self._baselines = errors(found.no_network, found.converged), errors(found.stopped, found.converged)
@@ -422,7 +422,7 @@ class Trainer:
 
     def _threads(self) -> int | None:
         """For PySCF: all, unless there are steps to be done."""
-        return 1 if self.is_alive and not self._waits else None
+        return 1 if self.is_alive and not self._budget_spent() else None
 
     def _check_wanted(self, done: int, total: int) -> None:
         if self._enough.is_set() or self._stopping.is_set():
