@@ -49,7 +49,7 @@ class Label(NamedTuple):
 
 
 def from_pyscf(mol: Molecule, method: Method) -> Label:
-    """A converged calculation of PySCF's, and its gradient.
+    """A converged calculation of PySCF's, and its gradient, that of the grid's weights included.
 
     Raises:
       InputError: for an open shell, an element beyond argon, or where the SCF does not converge.
@@ -61,7 +61,10 @@ def from_pyscf(mol: Molecule, method: Method) -> Label:
         raise InputError(
             f"PySCF does not converge for a geometry of {mol.formula}; one nearer to the minimum would do."
         )
-    slope = np.asarray(mf.nuc_grad_method().kernel())
+    gradient = mf.nuc_grad_method()
+    # The grid moves with the atoms: without it forces are not the energy's derivative, and do not add up to nothing.
+    gradient.grid_response = True
+    slope = np.asarray(gradient.kernel())
     return _label(mol, method, float(mf.e_tot), -slope, mf.make_rdm1(), mf.mo_energy, mf.mo_coeff)
 
 

@@ -137,7 +137,9 @@ def test_features_are_smooth_where_eigenvalues_of_a_p_shell_cross():
 def test_labels_are_pyscfs_and_come_back_from_a_file(labelled, tmp_path):
     mols, known = labelled
     for mol, label in itertools.islice(zip(mols, known, strict=True), 3):
-        assert label.energy == pytest.approx(float(ql.scf(mol, METHOD).energy), abs=tol.SCF_ENERGY)
+        ours = ql.scf(mol, METHOD)
+        assert label.energy == pytest.approx(float(ours.energy), abs=tol.SCF_ENERGY)
+        np.testing.assert_allclose(label.forces, ql.forces(mol, METHOD, ours.fock), atol=tol.FORCE)
         assert label.charges.sum() == pytest.approx(0, abs=1e-9)
         valence = label.valence.reshape(len(mol.symbols), 2, -1)
         assert (valence > -1e-9).all()
