@@ -250,8 +250,9 @@ def _run(mol, method, max_cycles, *, fitted=False, threads=None):
         mf.kernel()
         seconds = time.perf_counter() - began
         dm = np.asarray(mf.make_rdm1())
-        fock = np.asarray(mf.get_fock(dm=dm))
-        energy = float(mf.energy_tot(dm=dm))
+        potential = mf.get_veff(mf.mol, dm)
+        fock = np.asarray(mf.get_fock(vhf=potential, dm=dm))
+        energy = float(mf.energy_tot(dm=dm, vhf=potential))
         mo_energy, mo_coeff = mf.eig(fock, mf.get_ovlp())
         used = lib.num_threads()
     return Reference(
