@@ -400,10 +400,13 @@ def levels_figure() -> go.Figure:
     figure.update_xaxes(tickvals=[0, 1], ticktext=["QPT", "PySCF"], range=[-0.6, 1.6], title="")
     figure.update_yaxes(title="orbital energy, eV")
     figure.update_layout(
-        title="Levels: click one", height=380, hovermode="closest",
+        # At the left and with few buttons, which would cover it: the diagram is narrow.
+        title={"text": "Levels: click one", "x": 0.02, "xanchor": "left"}, height=380, hovermode="closest",
         legend=_legend_below(-0.12),
     )
-    return _dress(figure)
+    _dress(figure)
+    figure.layout.modebar.remove += ("zoomIn2d", "zoomOut2d", "autoScale2d", "pan2d")
+    return figure
 
 
 def fill_levels(
