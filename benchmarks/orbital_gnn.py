@@ -73,6 +73,14 @@ def geometries() -> list[ql.Molecule]:
     return ql.read_xyz(FRAMES)
 
 
+def labelled(executor=None) -> tuple[list[ql.Molecule], list[labels.Label]]:
+    """The molecules in the order of `smiles`, of which the first are tested on, and their labels; kept in a file."""
+    maker = functools.partial(labels.from_pyscf, method=METHOD)
+    return labels.label(
+        geometries(), maker, LABELS, lambda done: typer.echo(f"\rlabel {done}", nl=False, err=True), executor
+    )
+
+
 def learn(data: multitask.Prepared, model, size: int, seed: int, settings: dict) -> tuple[ql.GNNPredictor, dict]:
     """Train on some of the molecules that are not tested on: the model, its errors on those that are, and seconds."""
     rest = np.arange(TEST, len(data.labels.energy))
@@ -121,11 +129,8 @@ def main(
     dask: Annotated[str, typer.Option(help="Where labels are made: a scheduler's address, or local.")] = "local",
 ) -> None:
     """Label, measure, and write the table and the plot."""
-    maker = functools.partial(labels.from_pyscf, method=METHOD)
     with cluster.executor(dask) as executor:
-        mols, known = labels.label(
-            geometries(), maker, LABELS, lambda done: typer.echo(f"\rlabel {done}", nl=False, err=True), executor
-        )
+        mols, known = labelled(executor)
     model = multitask.vocabulary(mols, multitask.GNNConfig())
     data = multitask.prepare(model, mols, known, forces=True)
     rows = measure(data, model, [int(size) for size in sizes.split(",")], seeds, steps)

@@ -15,7 +15,7 @@ import numpy as np
 import orbital_gnn
 import typer
 
-from qptlab import bench, labels, multitask
+from qptlab import bench, multitask
 from qptlab.units import significant
 
 OTHERS = [name for name in multitask.TASKS if name != "energy"]
@@ -41,7 +41,7 @@ def main(
     size: Annotated[int, typer.Option(help="Number of training molecules.")] = 120, seeds: int = 3, steps: int = 600,
 ) -> None:
     """Measure, and write the table."""
-    mols, known = labels.read(orbital_gnn.LABELS)
+    mols, known = orbital_gnn.labelled()
     model = multitask.vocabulary(mols, multitask.GNNConfig())
     rows = measure(multitask.prepare(model, mols, known, forces=True), model, size, seeds, steps)
     record = {"command": f"python benchmarks/tasks.py --size {size} --seeds {seeds} --steps {steps}",
