@@ -136,11 +136,11 @@ class ReferenceFrame:
 
     def _matching_order(self, mol: Molecule) -> np.ndarray:
         ours, theirs = self.molecule, mol
-        if sorted(ours.symbols) != sorted(theirs.symbols) or ours.charge != theirs.charge:
-            raise InputError(
-                f"{mol.formula} (charge {mol.charge}) was given to a model of {ours.formula} "
-                f"(charge {ours.charge}); a geometry of {ours.formula} would do."
+        if sorted(ours.symbols) != sorted(theirs.symbols) or (ours.charge, ours.spin) != (theirs.charge, theirs.spin):
+            given, own = (
+                f"{each.formula} (charge {each.charge}, {each.spin} unpaired electrons)" for each in (theirs, ours)
             )
+            raise InputError(f"{given} was given to a model of {own}; a geometry of that would do.")
         found = ours.orders(theirs)
         if len(found):
             return found[0]

@@ -7,6 +7,7 @@ arXiv:2011.02680): they tell a network about densities in numbers that no turn o
 
 import concurrent.futures
 import functools
+import io
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, cast
@@ -36,7 +37,7 @@ class Label(NamedTuple):
       forces: on the nuclei, hartree per bohr.
       dipole: moment about the origin, e·bohr.
       charges: of the atoms, Löwdin's.
-      gap: between the highest occupied and the lowest virtual level, hartree.
+      gap: between the highest occupied and the lowest virtual level, hartree; not a number if none is virtual.
       valence: of each atom the eigenvalues of its part of the density, occupied and valence-virtual, descending.
     """
 
@@ -55,7 +56,7 @@ def from_pyscf(mol: Molecule, method: Method) -> Label:
       InputError: for an open shell, an element beyond argon, or where the SCF does not converge.
     """
     _check(mol)
-    mf = reference.calculation(mol, method, fitted=method.eri == "fitted")
+    mf = reference.calculation(mol, method, fitted=libcint.moles(mol, method).aux is not None)
     mf.kernel()
     if not mf.converged:
         raise InputError(
@@ -83,6 +84,7 @@ def from_model(mol: Molecule, model: Predictor) -> Label:
 def label(
     mols: Iterable[Molecule], maker: Callable[[Molecule], Label], path: str | pathlib.Path,
     progress: Callable[[int], None] = lambda done: None, executor: concurrent.futures.Executor | None = None,
+    *, theory: str = "", refused: Callable[[str], None] = lambda why: None,
 ) -> tuple[list[Molecule], list[Label]]:
     """Label molecules, each appended to a file at once; those that are there are not made again.
 
@@ -94,53 +96,83 @@ def label(
       path: an extended XYZ file, begun or gone on with.
       progress: told how many are done.
       executor: makes several at once, such as `cluster.executor` gives; by default one after another.
+      theory: what the labels are, in words, kept with each; a file of others is not gone on with. Empty for no word.
+      refused: told why a geometry could not be labelled.
 
     Returns:
       The molecules that have labels, in their order, and the labels.
 
     Raises:
-      InputError: if the file is something else.
+      InputError: if the file is something else or of another theory, or no geometry could be labelled.
     """
     path = pathlib.Path(path)
-    known = {_key(mol): found for mol, found in zip(*read(path), strict=True)} if path.exists() else {}
+    known = {}
+    if path.exists():
+        _check_theory(path, theory)
+        known = {_key(mol): found for mol, found in zip(*read(path), strict=True)}
     keyed = [(_key(mol), mol) for mol in mols]
     missing = [mol for key, mol in keyed if key not in known]
     tried = functools.partial(_tried, maker)
     done = len(keyed) - len(missing)
     progress(done)
     one_by_one = ((mol, tried(mol)) for mol in missing)
+    why = ""
     for mol, found in cluster.as_done(executor, tried, missing) if executor else one_by_one:
         done += 1
-        if found is not None:
-            write(path, [mol], [found], append=True)
+        if isinstance(found, Label):
+            write(path, [mol], [found], append=True, theory=theory)
             known[_key(mol)] = found
+        else:
+            refused(why := found)
         progress(done)
     labelled = [(mol, known[key]) for key, mol in keyed if key in known]
+    if why and not labelled:
+        raise InputError(f"none of the {len(keyed)} geometries could be labelled: {why}")
     return [mol for mol, _ in labelled], [found for _, found in labelled]
 
 
-def _tried(maker, mol) -> Label | None:
+def _tried(maker, mol) -> Label | str:
     try:
         return maker(mol)
-    except InputError:
-        return None
+    except InputError as error:
+        return str(error)
+
+
+def _check_theory(path, theory):
+    if not theory:
+        return
+    others = sorted({str(atoms.info.get("theory", "")) for atoms in _frames(path)} - {theory})
+    if others:
+        said = " and ".join(f"labels of {other}" if other else "labels that do not say of what" for other in others)
+        raise InputError(f"{path} holds {said}, and {theory} was asked for; another file would do.")
 
 
 def write(
-    path: str | pathlib.Path, mols: Sequence[Molecule], labels: Sequence[Label], *, append: bool = False
+    path: str | pathlib.Path, mols: Sequence[Molecule], labels: Sequence[Label], *, append: bool = False,
+    theory: str = "",
 ) -> None:
-    """Write an extended XYZ file as ASE has it: eV, ångström, e·Å; `gap_ev` and `valence` besides."""
+    """Write an extended XYZ file as ASE has it: eV, ångström, e·Å; `gap_ev`, `valence` and `theory` besides."""
     frames = []
     for mol, found in zip(mols, labels, strict=True):
         atoms = mol.to_ase()
-        atoms.info |= {"gap_ev": found.gap * HARTREE_EV, "name": mol.name}
+        # ASE does not read again what comes after an empty text, or one of several lines.
+        words = {"name": " ".join(mol.name.split()), "theory": " ".join(theory.split())}
+        atoms.info |= {"gap_ev": found.gap * HARTREE_EV, **{key: text for key, text in words.items() if text}}
         atoms.set_array("valence", found.valence)
         atoms.calc = SinglePointCalculator(
             atoms, energy=found.energy * HARTREE_EV, forces=found.forces * HARTREE_EV / BOHR_ANGSTROM,
             dipole=found.dipole * BOHR_ANGSTROM, charges=found.charges,
         )
         frames.append(atoms)
-    ase.io.write(path, frames, format="extxyz", append=append)
+    text = io.StringIO()
+    ase.io.write(text, frames, format="extxyz")
+    path = pathlib.Path(path)
+    with path.open("ab+" if append else "wb") as file:
+        if file.tell():
+            file.seek(-1, io.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")  # or the first line would go on with the last atom's
+        file.write(text.getvalue().encode())
 
 
 def read(path: str | pathlib.Path) -> tuple[list[Molecule], list[Label]]:
@@ -149,31 +181,50 @@ def read(path: str | pathlib.Path) -> tuple[list[Molecule], list[Label]]:
     What a frame does not say is not learned from: it is not a number in its label.
 
     Raises:
-      InputError: if the file cannot be read, is empty, or a frame has no energy.
+      InputError: if the file cannot be read, is empty, a frame has no energy or is periodic, or a property has
+        another shape than it should.
     """
-    try:
-        frames = cast(list[ase.Atoms], ase.io.read(path, index=":", format="extxyz"))
-    except Exception as error:  # noqa: BLE001  ASE's parser raises whatever comes
-        hint = "a file of frames with energies would do."
-        raise InputError(f"{path} cannot be read as extended XYZ ({error}); {hint}") from None
     mols, labels = [], []
-    for index, atoms in enumerate(frames):
-        said = atoms.calc.results if atoms.calc else {}
+    for index, atoms in enumerate(_frames(path)):
+        said = (atoms.calc.results if atoms.calc else {}) | {
+            key: value for key, value in (atoms.info | atoms.arrays).items() if key in ("gap_ev", "valence")
+        }
+        where = f"frame {index} of {path}"
         if "energy" not in said:
-            raise InputError(f"frame {index} of {path} has no energy; energy=… in its comment, in eV, would do.")
+            raise InputError(f"{where} has no energy; energy=… in its comment, in eV, would do.")
+        if atoms.pbc.any():
+            raise InputError(f"{where} is periodic; a molecule, pbc=\"F F F\", would do.")
         natm = len(atoms)
+        take = functools.partial(_number, said, where)
         mols.append(Molecule.from_ase(atoms))
         labels.append(Label(
-            said["energy"] / HARTREE_EV,
-            said.get("forces", np.full((natm, 3), np.nan)) / HARTREE_EV * BOHR_ANGSTROM,
-            said.get("dipole", np.full(3, np.nan)) / BOHR_ANGSTROM,
-            said.get("charges", np.full(natm, np.nan)),
-            atoms.info.get("gap_ev", np.nan) / HARTREE_EV,
-            atoms.arrays.get("valence", np.full((natm, 2 * VALENCE), np.nan)),
+            float(take("energy", ())) / HARTREE_EV, take("forces", (natm, 3)) / HARTREE_EV * BOHR_ANGSTROM,
+            take("dipole", (3,)) / BOHR_ANGSTROM, take("charges", (natm,)), float(take("gap_ev", ())) / HARTREE_EV,
+            take("valence", (natm, 2 * VALENCE)),
         ))
     if not mols:
         raise InputError(f"{path} holds no frames; a file of frames with energies would do.")
     return mols, labels
+
+
+def _frames(path) -> list[ase.Atoms]:
+    try:
+        return cast(list[ase.Atoms], ase.io.read(path, index=":", format="extxyz"))
+    except Exception as error:  # noqa: BLE001  ASE's parser raises whatever comes
+        hint = "a file of frames with energies would do."
+        raise InputError(f"{path} cannot be read as extended XYZ ({error}); {hint}") from None
+
+
+def _number(said, where, name, shape):
+    """A property of a frame; what is not said is not a number."""
+    try:
+        found = np.asarray(said.get(name, np.full(shape, np.nan)), float)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or found.shape != shape:
+        size = " × ".join(str(n) for n in shape) or "one"
+        raise InputError(f"{name} of {where} cannot be used; {size} number{'s' if shape else ''} would do.")
+    return found
 
 
 def _key(mol):
@@ -192,7 +243,7 @@ def _label(mol, method, energy, force, dm, levels, coeff):
     nocc = mol.occupied[0]
     return Label(
         energy, force, dipole_debye(mol, method, dm) / AU_DEBYE, charges(mol, method, dm, "lowdin"),
-        float(levels[nocc] - levels[nocc - 1]), _valence(mol, method, coeff, nocc),
+        float(levels[nocc] - levels[nocc - 1]) if nocc < len(levels) else np.nan, _valence(mol, method, coeff, nocc),
     )
 
 

@@ -116,13 +116,14 @@ class Molecule:
         return frozenset((int(i), int(j)) for i, j in np.argwhere(near))
 
     def orders(self, other: "Molecule", limit: int = 1) -> Int[np.ndarray, "norder natm"]:
-        """Orders of the other's atoms in which it is a geometry of this molecule: elements, charge, bonds.
+        """Orders of the other's atoms in which it is a geometry of this molecule: elements, charge, spin, bonds.
 
         Args:
           other: a molecule; other than this where no order is found.
           limit: how many orders to look for at most; like atoms can often be exchanged.
         """
-        if self.charge != other.charge or sorted(self.symbols) != sorted(other.symbols):
+        same = (self.charge, self.spin) == (other.charge, other.spin)
+        if not same or sorted(self.symbols) != sorted(other.symbols):
             return np.zeros((0, len(self.symbols)), dtype=int)
         if limit == 1 and self.symbols == other.symbols and self.bonds == other.bonds:
             return np.arange(len(self.symbols))[None]

@@ -78,6 +78,8 @@ class MultitaskConfig:
         for name in TASKS:
             if not 0 <= getattr(self, name) < np.inf:
                 raise InputError(f"a weight of {getattr(self, name)} for {name} cannot be used; 0 or more would do.")
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed} cannot be used; a whole number from 0 would do.")
         if not any(getattr(self, name) for name in TASKS):
             raise InputError(f"no property is to be learned; a weight for one of {', '.join(TASKS)} would do.")
         for name in ("steps", "batch"):
@@ -159,7 +161,8 @@ def fit(model: OrbitalGNN, data: Prepared) -> Scales:
     valence, valence_spread = _by_element(labels.valence, graphs, len(model.elements))
     shell_mean, shell_scale = _by_kind(graphs, len(model.kinds))
     gap = labels.gap - graphs.gap
-    gap_mean = np.array(_mean(gap) if np.isfinite(gap).any() else 0.0)
+    known = np.isfinite(gap)
+    gap_mean = np.array(_mean(gap, known) if known.any() else 0.0)
     low_forces = 0.0 if data.slopes is None else -np.asarray(data.slopes.energy)
     return Scales(
         shell_mean, shell_scale, element_energy, _spread(left), charge, charge_spread,
@@ -182,7 +185,7 @@ def train_gnn(
       progress: told the step and the mean loss, now and then; what it raises ends the training.
 
     Raises:
-      InputError: if forces are to be learned and `data` has no derivatives.
+      InputError: if forces are to be learned and `data` has no derivatives, or the loss is no number any more.
     """
     if config.forces and data.slopes is None:
         raise InputError("forces have a weight, and the geometries were prepared without; forces=True would do.")
@@ -203,7 +206,13 @@ def train_gnn(
     for done in range(0, config.steps, CHUNK):
         batches = jnp.asarray(np.stack([next(order) for _ in range(min(CHUNK, config.steps - done))]))
         params, average, state, losses = run(params, average, state, single, slim, batches)
-        progress(done + len(batches), float(np.mean(losses)))
+        loss = float(np.mean(losses))
+        if not np.isfinite(loss):
+            raise InputError(
+                f"after {done + len(batches)} updates the loss is {loss}; a lower learning rate than "
+                f"{config.learning_rate:g}, or labels without outliers, would do."
+            )
+        progress(done + len(batches), loss)
     return GNNPredictor(model, jax.tree.map(np.asarray, average), scales, theory)
 
 
@@ -233,15 +242,22 @@ ERROR_COLUMNS = {
 
 
 def judge(predictor: GNNPredictor, data: Prepared) -> Judged:
-    """Errors on geometries with labels; forces where these were prepared."""
-    graphs, labels = data.graphs, data.labels
+    """Errors on geometries with labels; forces where these were prepared.
+
+    What has no label does not count. A model that says what is not a number for a label has no error either.
+    """
+    labels = data.labels
     found, forces = _estimates(predictor.model, predictor.params, predictor.scales, data.graphs, data.slopes)
     lengths = np.linalg.norm(np.asarray(found.dipole) - labels.dipole, axis=-1)
-    atoms = np.where(graphs.atom_mask, np.abs(np.asarray(found.charges) - labels.charges), np.nan)
-    pulls = np.nan if forces is None else _mean(np.abs(np.asarray(forces) - labels.forces))
+
+    def error(values, truth):
+        return _mean(np.abs(np.asarray(values) - truth), np.isfinite(truth))
+
+    pulls = np.nan if forces is None else error(forces, labels.forces)
     return Judged(
-        _mean(np.abs(found.energy - labels.energy)) * HARTREE_MEV, pulls * HARTREE_MEV / BOHR_ANGSTROM,
-        _mean(lengths) * AU_DEBYE, _mean(atoms), _mean(np.abs(found.gap - labels.gap)) * HARTREE_EV,
+        error(found.energy, labels.energy) * HARTREE_MEV, pulls * HARTREE_MEV / BOHR_ANGSTROM,
+        _mean(lengths, np.isfinite(labels.dipole).all(axis=-1)) * AU_DEBYE,
+        error(found.charges, labels.charges), error(found.gap, labels.gap) * HARTREE_EV,
     )
 
 
@@ -268,21 +284,21 @@ def _loss(params, model, config, scales, graph, slopes, label):
     natm = jnp.sum(graph.atom_mask)
     atoms = graph.atom_mask[:, None]
     terms = {
-        "energy": _squared(found.energy - label.energy, scales.energy) / natm,
-        "dipole": _squared(found.dipole - label.dipole, scales.dipole),
-        "charges": _squared(found.charges - label.charges, scales.charge, graph.atom_mask),
-        "gap": _squared(found.gap - label.gap, scales.gap),
-        "valence": _squared(found.valence - label.valence, scales.valence, atoms),
+        "energy": _squared(found.energy, label.energy, scales.energy) / natm,
+        "dipole": _squared(found.dipole, label.dipole, scales.dipole),
+        "charges": _squared(found.charges, label.charges, scales.charge, graph.atom_mask),
+        "gap": _squared(found.gap, label.gap, scales.gap),
+        "valence": _squared(found.valence, label.valence, scales.valence, atoms),
     }
     if forces is not None:
-        terms["forces"] = _squared(forces - label.forces, scales.force, atoms)
+        terms["forces"] = _squared(forces, label.forces, scales.force, atoms)
     return sum(getattr(config, name) * value for name, value in terms.items())
 
 
-def _squared(miss, scale, mask: Bool[Array, "..."] | bool = True):
-    """Mean square of what is known, in units of a scale."""
-    known = jnp.isfinite(miss) & mask
-    return jnp.sum(jnp.where(known, miss / scale, 0.0) ** 2) / jnp.maximum(jnp.sum(known), 1)
+def _squared(found, label, scale, mask: Bool[Array, "..."] | bool = True):
+    """Mean square of what the labels know, in units of a scale."""
+    known = jnp.isfinite(label) & mask
+    return jnp.sum(jnp.where(known, (found - label) / scale, 0.0) ** 2) / jnp.maximum(jnp.sum(known), 1)
 
 
 def _compiled_steps(model, config, optimiser):
@@ -359,8 +375,7 @@ def _spread(values):
     return np.array(max(root, SMALLEST_SCALE))
 
 
-def _mean(values):
-    known = np.isfinite(values)
+def _mean(values, known):
     return float(np.mean(np.asarray(values)[known])) if known.any() else float("nan")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab import labels
+from qptlab import labels, multitask
 from qptlab.cli import main
 
 WATER_XYZ = "3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
@@ -323,6 +323,35 @@ def test_labels_are_made_once(call, labelled):
     assert (labelled / "labels.xyz").read_text() == before
 
 
+def test_labels_of_another_basis_are_not_mixed_in(call, labelled):
+    options = ["--geometries", labelled / "frames.xyz", *QUICK, "--basis", "6-31g", "--out", labelled / "labels.xyz"]
+    status, _, err = call("label", *options)
+    assert status == 2
+    assert "holds labels of LDA/sto-3g" in err
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_element_of_one_frame_is_learned_whatever_the_seed(call, labelled, tmp_path, seed):
+    """Judged by such a frame, a model would be asked for what it never saw."""
+    mols, known = labels.read(labelled / "labels.xyz")
+    fluoride = ql.Molecule(("H", "F"), np.array([[0, 0, 0], [0, 0, 1.75]]))
+    label = labels.from_pyscf(fluoride, ql.Method("lda", "sto-3g", grid_level=0))
+    labels.write(tmp_path / "more.xyz", [*mols[:4], fluoride], [*known[:4], label])
+    status, out, _ = call("train-gnn", tmp_path / "more.xyz", "--out", tmp_path / "m.h5", "--steps", "1", "--tasks",
+                          "energy", "--held-out", "0.4", "--seed", seed, "--json")
+    assert (status, "F" in ql.load(tmp_path / "m.h5").model.elements) == (0, True)
+    assert json.loads(out)["energy_mae_mev"] < 27211
+
+
+def test_a_training_that_is_stopped_by_the_keyboard_ends_with_status_one(call, labelled, monkeypatch, tmp_path):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(multitask, "train_gnn", stop)
+    status, _, err = call("train-gnn", labelled / "labels.xyz", "--out", tmp_path / "m.h5", "--tasks", "energy")
+    assert (status, "stopped." in err) == (1, True)
+
+
 def test_a_teacher_says_labels_in_place_of_pyscf(call, trained, frames, tmp_path):
     status, out, _ = call("label", "--geometries", frames, "--teacher", trained.out, "--out", tmp_path / "t.xyz")
     assert (status, out) == (0, f"2 labels in {tmp_path / 't.xyz'}\n")
@@ -375,6 +404,8 @@ def test_a_molecule_is_relaxed_from_a_shell(call, orbital_gnn, tmp_path):
         (["train-gnn", "labels.xyz", "--out", "m.h5", "--tasks", "energy,colour"], "tasks colour are not known"),
         (["train-gnn", "frames.xyz", "--out", "m.h5"], "frame 0 of {}/frames.xyz has no energy"),
         (["train-gnn", "labels.xyz", "--out", "m.h5", "--held-out", "0"], "leaves none to learn or to judge by"),
+        (["train-gnn", "labels.xyz", "--out", "m.h5", "--held-out", "nan"], "a share of nan of 8 frames"),
+        (["train-gnn", "labels.xyz", "--out", "m.h5", "--seed", "-1"], "-1"),
         (["evaluate", "labels.xyz", "--geometries", "labels.xyz"], "holds no OrbitalGNN"),
     ],
 )

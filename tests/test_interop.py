@@ -173,3 +173,24 @@ def test_a_charged_model_needs_no_word_on_the_charge():
     plain = ql.Predictor(ql.QPT(ql.QPTConfig("micro", 2), "lda", kinds), None, systems)
     atoms = ase.Atoms("OH", hydroxide.positions_angstrom, calculator=ql.ModelCalculator(plain))
     assert atoms.get_potential_energy() == pytest.approx(float(plain(hydroxide).energy) * ase.units.Ha, rel=1e-9)
+
+
+def test_unpaired_electrons_are_no_business_of_a_closed_shells_model_but_may_begin_with_its_density(model):
+    triplet = ql.Molecule(WATER.symbols, WATER.positions, spin=2)
+    with pytest.raises(ql.InputError, match="2 unpaired electrons"):
+        model(triplet)
+    np.testing.assert_array_equal(ql.guess(triplet, model), ql.guess(WATER, model))
+
+
+def test_another_model_takes_the_place_of_the_first(model):
+    once = ql.with_guess(mean_field(WATER), model.without_network())
+    twice = ql.with_guess(once, model)
+    np.testing.assert_array_equal(twice.get_init_guess(), ql.guess(WATER, model))
+    np.testing.assert_array_equal(once.get_init_guess(), ql.guess(WATER, model.without_network()))
+
+
+def test_a_charge_said_later_is_heeded(atoms):
+    atoms.get_potential_energy()
+    atoms.info["charge"] = 2
+    with pytest.raises(ql.InputError, match="charge 2"):
+        atoms.get_potential_energy()

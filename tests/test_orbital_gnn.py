@@ -191,6 +191,81 @@ def test_files_without_labels_are_refused(tmp_path, text, expected):
         labels.read(path)
 
 
+FRAME = '2\nProperties=species:S:1:pos:R:3{} energy=-31.0 {} pbc="{}"\nH 0 0 0 {}\nH 0 0 0.74 {}\n'
+"""Of another program: more columns, more said, periodic or not, and what stands in the columns."""
+
+
+@pytest.mark.parametrize(
+    ("columns", "said", "pbc", "values", "expected"),
+    [
+        ("", "dipole=1.8", "F F F", "", "dipole of frame 0 of .* cannot be used; 3 numbers would do"),
+        ("", 'dipole="1 2"', "F F F", "", "dipole of frame 0"),
+        ("", "gap_ev=wide", "F F F", "", "gap_ev of frame 0 of .* cannot be used; one number would do"),
+        (":valence:R:1", "", "F F F", "1.0", "valence of frame 0 of .* 2 × 18 numbers would do"),
+        ("", "", "T T T", "", "frame 0 of .* is periodic; a molecule"),
+    ],
+)
+def test_labels_of_another_shape_are_refused(tmp_path, columns, said, pbc, values, expected):
+    path = tmp_path / "mine.xyz"
+    path.write_text(FRAME.format(columns, said, pbc, values, values))
+    with pytest.raises(ql.InputError, match=expected):
+        labels.read(path)
+
+
+def test_a_file_is_gone_on_with_only_by_labels_of_the_same_theory(labelled, tmp_path):
+    mols, known = ([each[0]] * 2 for each in labelled)
+    path = tmp_path / "labels.xyz"
+    labels.write(path, mols[:1], known[:1], theory="PBE/def2-svp")
+    with pytest.raises(ql.InputError, match="holds labels of PBE/def2-svp, and LDA/sto-3g was asked for"):
+        labels.label(mols, lambda mol: known[0], path, theory="LDA/sto-3g")
+    labels.write(path, mols[:1], known[:1])
+    with pytest.raises(ql.InputError, match="labels that do not say of what, and LDA/sto-3g"):
+        labels.label(mols, lambda mol: known[0], path, theory="LDA/sto-3g")
+
+
+@pytest.mark.parametrize("name", ["", "two\nlines", "water 3"])
+def test_labels_of_molecules_of_any_name_come_back(labelled, tmp_path, name):
+    mol, label = dataclasses.replace(labelled[0][0], name=name), labelled[1][0]
+    path = tmp_path / "labels.xyz"
+    labels.write(path, [mol], [label])
+    path.write_text(path.read_text().rstrip("\n"))
+    labels.write(path, [mol], [label], append=True)
+    mols, known = labels.read(path)
+    assert [each.name for each in mols] == [" ".join(name.split())] * 2
+    for each, found in zip(mols, known, strict=True):
+        np.testing.assert_allclose(each.positions, mol.positions, atol=1e-7)
+        assert found.energy == pytest.approx(label.energy, abs=1e-7)
+
+
+def test_a_reason_is_given_where_nothing_could_be_labelled(tmp_path):
+    maker, told = functools.partial(labels.from_pyscf, method=METHOD), []
+    radical, path = ql.Molecule.parse("[CH3]"), tmp_path / "labels.xyz"
+    with pytest.raises(ql.InputError, match="none of the 1 geometries could be labelled: CH3 with 1 unpaired"):
+        labels.label([radical], maker, path, refused=told.append)
+    assert len(told) == 1
+    assert not path.exists()
+
+
+def test_an_atom_whose_orbitals_are_all_filled_has_no_gap():
+    helium = ql.Molecule(("He",), np.zeros((1, 3)))
+    assert np.isnan(labels.from_pyscf(helium, METHOD).gap)
+    for source in operators.SOURCES:
+        with pytest.raises(ql.InputError, match="fills all"):
+            operators.operators(helium, source)
+
+
+def test_a_model_that_says_no_number_has_no_error(labelled):
+    mols, known = labelled
+    predictor = random_model("gfn1", mols[:3])
+    data = multitask.prepare(predictor.model, mols[:3], known[:3], forces=False)
+    spoilt = data._replace(graphs=data.graphs._replace(energy=data.graphs.energy * [np.nan, 1, 1]))
+    assert np.isfinite(multitask.judge(predictor, data).energy_mae_mev)
+    assert np.isnan(multitask.judge(predictor, spoilt).energy_mae_mev)
+    config = multitask.MultitaskConfig(forces=0.0, steps=50, learning_rate=1e30, network=CONFIG)
+    with pytest.raises(ql.InputError, match="updates the loss is"):
+        multitask.train_gnn(predictor.model, data, config, "test")
+
+
 def test_what_a_file_does_not_say_is_not_learned(labelled):
     mols, known = labelled
     model = multitask.vocabulary(mols, CONFIG)
@@ -242,6 +317,7 @@ def test_a_saved_model_comes_back_and_other_files_are_refused(learned, tmp_path)
     predictor.save(path)
     mol = displaced("ammonia", 9)
     assert float(ql.load(path)(mol).energy) == float(predictor(mol).energy)
+    assert [each.name for each in tmp_path.iterdir()] == ["model.h5"]
     other = tmp_path / "other.h5"
     other.write_text("no")
     with pytest.raises(ql.InputError, match="holds no OrbitalGNN"):
@@ -292,6 +368,7 @@ def test_the_same_seed_gives_the_same_model(labelled):
         (lambda: orbital_gnn.GNNConfig(width=10), "a multiple would do"),
         (lambda: multitask.MultitaskConfig(energy=-1.0), "weight of -1.0 for energy"),
         (lambda: multitask.MultitaskConfig(0, 0, 0, 0, 0, 0), "no property is to be learned"),
+        (lambda: multitask.MultitaskConfig(seed=-1), "seed -1 cannot be used"),
         (lambda: operators.operators(ql.Molecule.parse("[CH3]"), "gfn1"), "1 unpaired electrons"),
         (lambda: labels.from_pyscf(ql.Molecule.parse("[CH3]"), METHOD), "a closed shell of H to Ar would do"),
     ],

@@ -31,12 +31,18 @@ for _command in (
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 
+TYPER_STOPPED = 130
+"""What typer makes of Ctrl-C."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with the status that the module's docstring names."""
     given = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = lambda message, *_, **__: fail(str(message), 0)
     try:
         status = app(given or ["--help"], standalone_mode=False)
+        if status == TYPER_STOPPED:
+            raise KeyboardInterrupt
     except InputError as error:
         status = fail(str(error), 2)
     except _UsageError as error:

@@ -205,6 +205,7 @@ def predict(
             group["frame"] = np.array(members)
             group["atomic_numbers"] = np.stack([frames[i].atomic_numbers for i in members])
             group["positions"] = np.stack([frames[i].positions for i in members])
+            group["charge"] = np.array([frames[i].charge for i in members])
             for name in names:
                 group[name] = np.stack([getattr(predictions[i], name) for i in members])
     record = {"out": str(out), "n": len(frames), "energy_ha": [float(p.energy) for p in predictions]}

@@ -52,19 +52,27 @@ def label(
     frames = ql.read_xyz(geometries)
     check_folder(out)
     if teacher is None:
-        maker = functools.partial(labels.from_pyscf, method=ql.Method(xc, basis, grid_level, eri))
+        method = ql.Method(xc, basis, grid_level, eri)
+        maker = functools.partial(labels.from_pyscf, method=method)
+        theory = f"{method.label}, {eri} integrals, grid level {grid_level}"
     else:
-        maker = functools.partial(labels.from_model, model=ql.Run.open(teacher).predictor())
+        model = ql.Run.open(teacher).predictor()
+        maker = functools.partial(labels.from_model, model=model)
+        theory = f"{model.method.label}, by the QPT {teacher.resolve().name}"
+    refused: list[str] = []
     with contextlib.ExitStack() as stack:
         executor = stack.enter_context(cluster.executor(dask)) if dask else None
         bar = stack.enter_context(Progress(console=stderr))
         task = bar.add_task("labelling", total=len(frames))
-        found, _ = labels.label(frames, maker, out, lambda done: bar.update(task, completed=done), executor)
+        found, _ = labels.label(
+            frames, maker, out, lambda done: bar.update(task, completed=done), executor,
+            theory=theory, refused=refused.append,
+        )
     record = {"out": str(out), "n": len(found), "left_out": len(frames) - len(found)}
     if as_json:
         print_json(record)
     else:
-        left = f"; {record['left_out']} could not be labelled" if record["left_out"] else ""
+        left = f"; {record['left_out']} could not be labelled: {refused[-1]}" if refused else ""
         typer.echo(f"{len(found)} labels in {out}{left}")
 
 
@@ -85,11 +93,15 @@ def train_gnn(
     refuse_existing(out)
     config = _config(tasks, ql.GNNConfig(source), steps, seed)
     mols, known = labels.read(data)
-    held = round(held_out * len(mols))
-    if not 0 < held < len(mols):
+    held = round(held_out * len(mols)) if 0 < held_out < 1 else 0
+    order = np.random.default_rng([7, seed]).permutation(len(mols)).tolist()
+    learned = {symbol for index in order[held:] for symbol in mols[index].symbols}
+    # A frame with an element that none of the others has is learned from: there is nothing to judge by it.
+    unseen = [index for index in order[:held] if learned.issuperset(mols[index].symbols)]
+    rest = sorted(set(order) - set(unseen), key=order.index)
+    if not unseen or not rest:
         raise InputError(f"a share of {held_out:g} of {len(mols)} frames leaves none to learn or to judge by; "
                          "0.2 of five or more would do.")
-    order = np.random.default_rng([7, seed]).permutation(len(mols)).tolist()
     model = multitask.vocabulary(mols, config.network)
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=stderr) as bar:
         task = bar.add_task("low-cost method", total=len(mols))
@@ -98,11 +110,11 @@ def train_gnn(
         )
         bar.reset(task, total=steps)
         trained = multitask.train_gnn(
-            model, prepared.take(order[held:]), config, theory or f"labels of {data.name}",
+            model, prepared.take(rest), config, theory or f"labels of {data.name}",
             lambda step, loss: bar.update(task, completed=step, description=f"loss {loss:.3g}"),
         )
     trained.save(out)
-    record = {"out": str(out), **_errors(trained, prepared.take(order[:held]))}
+    record = {"out": str(out), **_errors(trained, prepared.take(unseen))}
     if as_json:
         print_json(record)
     else:

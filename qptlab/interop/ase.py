@@ -57,14 +57,20 @@ class ModelCalculator(Calculator):
             self.results["dipole"] = dipole * BOHR_ANGSTROM
         self.results["energy"] = self.results["free_energy"] = energy * HARTREE_EV
 
+    def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
+        """What has changed since the last calculation: what ASE looks at, and charge and spin in `info`."""
+        changes = super().check_state(atoms, tol)
+        before = {} if self.atoms is None else self.atoms.info
+        return changes + [key for key in ("charge", "spin") if before.get(key) != atoms.info.get(key)]
+
     def _molecule(self) -> Molecule:
-        atoms = self.atoms
-        if atoms is None:
+        if self.atoms is None:
             raise InputError("no atoms were given; an ase.Atoms would do.")
-        if np.any(atoms.pbc):
+        if np.any(self.atoms.pbc):
             raise InputError("a periodic system was given to a model of molecules; pbc=False would do.")
-        mol = Molecule.from_ase(atoms)
-        return mol if "charge" in atoms.info else Molecule(mol.symbols, mol.positions, self.model.charge)
+        atoms = self.atoms.copy()
+        atoms.info.setdefault("charge", self.model.charge)
+        return Molecule.from_ase(atoms)
 
 
 class Relaxed(NamedTuple):

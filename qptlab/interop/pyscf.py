@@ -1,5 +1,7 @@
 """A model's density where PySCF's SCF begins: the answer is PySCF's as ever, the way to it shorter."""
 
+import dataclasses
+
 import ase.data
 import numpy as np
 from jaxtyping import Float
@@ -35,7 +37,8 @@ def guess(mol: Molecule | gto.mole.MoleBase, model: Predictor | GNNPredictor) ->
     """
     model = as_qpt(model)
     given = _taken_over(mol, model.method) if isinstance(mol, gto.mole.MoleBase) else mol
-    return np.asarray(model(given).dm)
+    # A model knows closed shells; to begin with, their density will do for unpaired electrons.
+    return np.asarray(model(dataclasses.replace(given, spin=given.nelectron % 2)).dm)
 
 
 def with_guess(mf: hf.SCF, model: Predictor | GNNPredictor) -> hf.SCF:
@@ -44,6 +47,8 @@ def with_guess(mf: hf.SCF, model: Predictor | GNNPredictor) -> hf.SCF:
     Also after `reset` to another geometry, where PySCF would go on from the orbitals of the last. A density matrix
     that is handed to `kernel` still comes first; so PySCF's scanners, which hand over that of the last geometry, and
     the optimisers on them take the model's for the first geometry only.
+
+    Given a mean field that has a model already, the new one takes its place.
 
     Raises:
       InputError: for an OrbitalGNN, or a mean field that is neither restricted nor unrestricted.
@@ -59,6 +64,10 @@ def with_guess(mf: hf.SCF, model: Predictor | GNNPredictor) -> hf.SCF:
             f"a model gives one density for both spins, and {type(mf).__name__} was given; RKS, UKS, RHF or UHF "
             "would do."
         )
+    if isinstance(mf, _FromModel):
+        mf = mf.copy()
+        mf.guess_model = model
+        return mf
     return lib.set_class(_FromModel(mf, model), (_FromModel, type(mf)))
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import tempfile
 from typing import NamedTuple
 
 import h5py
@@ -362,17 +363,18 @@ class GNNPredictor:
 
     def save(self, path: str | pathlib.Path) -> None:
         """Write all of it to one HDF5 file, which `load` reads."""
-        temporary = pathlib.Path(path).with_suffix(".new")
-        with h5py.File(temporary, "w") as file:
-            described = {"kind": KIND, "config": dataclasses.asdict(self.model.config), "kinds": self.model.kinds,
-                         "elements": self.model.elements, "theory": self.theory}
-            file.attrs["model"] = json.dumps(described)
-            for name, group in self.params.items():
-                for key, value in group.items():
-                    file[f"params/{name}/{key}"] = value
-            for key, value in self.scales._asdict().items():
-                file[f"scales/{key}"] = value
-        temporary.replace(path)
+        described = {"kind": KIND, "config": dataclasses.asdict(self.model.config), "kinds": self.model.kinds,
+                     "elements": self.model.elements, "theory": self.theory}
+        with tempfile.TemporaryDirectory(dir=pathlib.Path(path).resolve().parent) as folder:
+            whole = pathlib.Path(folder) / "model.h5"
+            with h5py.File(whole, "w") as file:
+                file.attrs["model"] = json.dumps(described)
+                for name, group in self.params.items():
+                    for key, value in group.items():
+                        file[f"params/{name}/{key}"] = value
+                for key, value in self.scales._asdict().items():
+                    file[f"scales/{key}"] = value
+            whole.replace(path)
 
     def _through_integrals(self, mol):
         template, layout = operators.guess_template(mol), self.model._layout(mol, None)
