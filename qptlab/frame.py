@@ -140,7 +140,7 @@ class ReferenceFrame:
             given, own = (
                 f"{each.formula} (charge {each.charge}, {each.spin} unpaired electrons)" for each in (theirs, ours)
             )
-            raise InputError(f"{given} was given to a model of {own}; a geometry of that would do.")
+            raise InputError(f"{given} was given to a model of {own}; a geometry of {ours.formula} would do.")
         found = ours.orders(theirs)
         if len(found):
             return found[0]
