@@ -358,7 +358,7 @@ def roofline_figure(found: Profile) -> go.Figure:
     figure = go.Figure()
     ridge = found.ridge
     known = [each for each in found.executables if each.seconds > 0 and each.flops > 0 and each.nbytes > 0]
-    known.sort(key=lambda each: each.flops / each.nbytes)
+    known.sort(key=lambda each: each.flops * each.calls / each.seconds)
     x = np.array([ridge / 1e3, ridge, ridge * 30])
     for name, peak, dash in (("float64", found.peak_flops, "solid"), ("float32", found.peak_flops32, "dash")):
         figure.add_scatter(
@@ -369,7 +369,7 @@ def roofline_figure(found: Profile) -> go.Figure:
         figure.add_scatter(
             x=[each.flops / each.nbytes], y=[each.flops * each.calls / each.seconds], mode="markers+text",
             text=[("≥ " if each.has_loops else "") + each.name], showlegend=False,
-            textposition=("top center", "bottom center")[index % 2],  # names of neighbours do not overlap
+            textposition=("bottom center", "top center")[index % 2],  # from the lowest on: away from each other
             marker={"size": 11, "color": OTHERS[index % 5], "symbol": ("circle", "diamond", "square")[index % 3]},
         )
     figure.update_xaxes(title="intensity, operations per byte", type="log", dtick=1)
