@@ -108,8 +108,9 @@ def label(
     path = pathlib.Path(path)
     known = {}
     if path.exists():
-        _check_theory(path, theory)
-        known = {_key(mol): found for mol, found in zip(*read(path), strict=True)}
+        frames = _frames(path)
+        _check_theory(path, frames, theory)
+        known = {_key(mol): found for mol, found in zip(*_taken(path, frames), strict=True)}
     keyed = [(_key(mol), mol) for mol in mols]
     missing = [mol for key, mol in keyed if key not in known]
     tried = functools.partial(_tried, maker)
@@ -138,11 +139,9 @@ def _tried(maker, mol) -> Label | str:
         return str(error)
 
 
-def _check_theory(path, theory):
-    if not theory:
-        return
-    others = sorted({str(atoms.info.get("theory", "")) for atoms in _frames(path)} - {theory})
-    if others:
+def _check_theory(path, frames, theory):
+    others = sorted({str(atoms.info.get("theory", "")) for atoms in frames} - {theory})
+    if theory and others:
         said = " and ".join(f"labels of {other}" if other else "labels that do not say of what" for other in others)
         raise InputError(f"{path} holds {said}, and {theory} was asked for; another file would do.")
 
@@ -184,8 +183,12 @@ def read(path: str | pathlib.Path) -> tuple[list[Molecule], list[Label]]:
       InputError: if the file cannot be read, is empty, a frame has no energy or is periodic, or a property has
         another shape than it should.
     """
+    return _taken(path, _frames(path))
+
+
+def _taken(path, frames) -> tuple[list[Molecule], list[Label]]:
     mols, labels = [], []
-    for index, atoms in enumerate(_frames(path)):
+    for index, atoms in enumerate(frames):
         said = (atoms.calc.results if atoms.calc else {}) | {
             key: value for key, value in (atoms.info | atoms.arrays).items() if key in ("gap_ev", "valence")
         }

@@ -226,10 +226,9 @@ def _gfn1_operators(mol: Molecule) -> Operators:
     fock = projected * levels @ projected.T
     matrices = np.stack([fock, found.get("density-matrix"), overlap, found.get("hamiltonian-matrix")])
     nocc = round(float(found.get("orbital-occupations").sum()) / 2)
-    _check_empty(mol, nocc, levels)
     return Operators(
         matrices, np.asarray(found.get("energy")), found.get("dipole"), found.get("charges"),
-        np.asarray(levels[nocc] - levels[nocc - 1]),
+        _gap(mol, nocc, levels),
     )
 
 
@@ -249,19 +248,19 @@ def _guess_operators(mol: Molecule) -> Operators:
     matrices, energy, levels = _compiled_guess(template.build(mol.positions))
     matrices, levels = np.asarray(matrices), np.asarray(levels)
     dm = matrices[1]
-    _check_empty(mol, template.nocc, levels)
     return Operators(
         matrices, np.asarray(energy), dipole_debye(mol, GUESS_METHOD, dm) / AU_DEBYE, charges(mol, GUESS_METHOD, dm),
-        np.asarray(levels[template.nocc] - levels[template.nocc - 1]),
+        _gap(mol, template.nocc, levels),
     )
 
 
-def _check_empty(mol, nocc, levels):
+def _gap(mol, nocc, levels):
     if nocc >= len(levels):
         raise InputError(
             f"{mol.formula} fills all {len(levels)} orbitals of the low-cost method, and has no gap; a molecule with "
             "an empty one would do."
         )
+    return np.asarray(levels[nocc] - levels[nocc - 1])
 
 
 @jax.jit
