@@ -3,11 +3,12 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export VENV ?= .venv
 BIN := $(VENV)/bin
+SPHINX := --fail-on-warning --keep-going --nitpicky --quiet
 
-.PHONY: help lab test lint demo docs lock clean
+.PHONY: help lab test lint demo docs docs-check lock clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 lab:  ## create the environment, install, open JupyterLab on the first notebook
 	@tools/setup.sh run
@@ -41,9 +42,18 @@ demo:  ## train water for a minute without a browser, print the table of errors
 	  $(BIN)/qptlab sample water --n 32 --seed 1 --out $$out/other-trajectory.xyz; \
 	  $(BIN)/qptlab evaluate $$out --geometries $$out/other-trajectory.xyz
 
-docs:  ## execute the notebooks in full, render them as pages into docs/gallery
-	@tools/setup.sh run
-	@$(BIN)/python tools/gallery.py docs/gallery
+docs:  ## build the documentation site, docs/_build/html; the notebooks that have changed are executed
+	@tools/setup.sh test
+	@echo "Building the site. Notebooks that have changed are executed; all of them take some 20 minutes."
+	@$(BIN)/python -m sphinx -b html -D nb_execution_mode=cache $(SPHINX) docs docs/_build/html
+	@$(BIN)/python docs/check.py docs/_build/html
+	@echo "The site begins at docs/_build/html/index.html."
+
+docs-check:  ## build the site without executing notebooks; warnings and broken links are errors
+	@tools/setup.sh test
+	@echo "Building the site without outputs of notebooks, and checking its links."
+	@$(BIN)/python -m sphinx -b html $(SPHINX) docs docs/_build/check
+	@$(BIN)/python docs/check.py docs/_build/check
 
 lock:  ## write constraints.txt anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --extra dev --no-header --no-annotate \
@@ -53,5 +63,5 @@ clean:  ## remove the environment and caches; runs are kept
 	@if [ -e $(VENV) ] && [ ! -f $(VENV)/pyvenv.cfg ]; then \
 	  echo "qptlab: $(VENV) is no environment and is not removed; name one: VENV=.venv make clean." >&2; exit 1; fi
 	@echo "Removing $(VENV), caches and build outputs."
-	@rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis artifacts build dist
+	@rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis artifacts build dist docs/_build docs/.jupyter_cache
 	@find qptlab tests tools -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
