@@ -16,10 +16,11 @@ import optax
 import typer
 from optax import contrib
 
-from qptlab import studies, training
-from qptlab.method import Method
-from qptlab.studies import Setting, Study
-from qptlab.training import MAX_SKIPPED, TrainConfig
+from qptlab.benchmarking import studies
+from qptlab.benchmarking.studies import Setting, Study
+from qptlab.system.method import Method
+from qptlab.training import loop as training
+from qptlab.training.loop import MAX_SKIPPED, TrainConfig
 
 
 def _muon(config: TrainConfig) -> optax.GradientTransformation:

@@ -17,7 +17,7 @@ import nbformat
 import typer
 from nbclient import NotebookClient
 
-from qptlab import bench
+from qptlab.benchmarking import bench
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"

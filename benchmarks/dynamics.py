@@ -24,8 +24,9 @@ from pyscf.hessian import thermo
 from scipy.optimize import minimize
 
 import qptlab as ql
-from qptlab import bench, reference
-from qptlab.properties import forces
+from qptlab.benchmarking import bench
+from qptlab.dft.properties import forces
+from qptlab.evaluation import reference
 
 TEMPERATURE = 300.0
 TURNS = 7

@@ -18,7 +18,8 @@ import jax
 import typer
 
 import qptlab as ql
-from qptlab import bench, reference
+from qptlab.benchmarking import bench
+from qptlab.evaluation import reference
 
 GEOMETRIES = 5
 STRIDE = 40

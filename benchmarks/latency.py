@@ -20,7 +20,7 @@ import nbformat
 import typer
 from playwright.sync_api import sync_playwright
 
-from qptlab import bench
+from qptlab.benchmarking import bench
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
 import lab

@@ -12,11 +12,11 @@ from typing import Annotated
 
 import typer
 
-from qptlab import bench, studies
-from qptlab.method import Method
+from qptlab.benchmarking import bench, studies
+from qptlab.benchmarking.studies import Setting, Study
 from qptlab.models.qpt import QPTConfig
-from qptlab.studies import Setting, Study
-from qptlab.training import TrainConfig
+from qptlab.system.method import Method
+from qptlab.training.loop import TrainConfig
 
 MOLECULES = ("water", "ethanol", "malondialdehyde", "uracil")
 

@@ -22,8 +22,11 @@ import typer
 from rdkit import Chem, rdBase
 
 import qptlab as ql
-from qptlab import bench, cluster, labels, multitask, reference
+from qptlab.benchmarking import bench
+from qptlab.evaluation import labels, reference
 from qptlab.models import orbital_gnn
+from qptlab.runtime import cluster
+from qptlab.training import supervised as multitask
 from qptlab.units import significant
 
 METHOD = ql.Method("pbe", "def2-svp", eri="fitted")

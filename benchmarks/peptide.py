@@ -18,8 +18,10 @@ import typer
 from scipy.stats import spearmanr
 
 import qptlab as ql
-from qptlab import bench, coordinates, reference
+from qptlab.benchmarking import bench
 from qptlab.errors import InputError
+from qptlab.evaluation import reference
+from qptlab.system import coordinates
 from qptlab.units import HARTREE_MEV, significant
 
 BANDS_EV = (0.5, 1.0, 3.0, np.inf)

@@ -20,7 +20,8 @@ from typing import Annotated
 import typer
 
 import qptlab as ql
-from qptlab import bench, reference
+from qptlab.benchmarking import bench
+from qptlab.evaluation import reference
 from qptlab.units import significant
 
 GEOMETRIES = 6

@@ -29,7 +29,8 @@ from scipy.spatial.transform import Rotation
 from tblite.ase import TBLite
 
 import qptlab as ql
-from qptlab import bench, labels
+from qptlab.benchmarking import bench
+from qptlab.evaluation import labels
 from qptlab.units import BOHR_ANGSTROM, HARTREE_EV, HARTREE_MEV, significant
 
 FMAX = 0.01

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 import qptlab as ql
-from qptlab import bench, repulsion, semilocal
-from qptlab.energy import filled_orbitals, kohn_sham
-from qptlab.scf import solve
+from qptlab.benchmarking import bench
+from qptlab.dft import repulsion, semilocal
+from qptlab.dft.energy import filled_orbitals, kohn_sham
+from qptlab.dft.scf import solve
 
 CASES = (
     ("ethanol", "pbe", "exact"), ("ethanol", "b3lyp", "exact"),

@@ -44,8 +44,8 @@ def ours(molecule: str, eri: str) -> dict:
     import jax.numpy as jnp
 
     import qptlab as ql
-    from qptlab.energy import filled_orbitals, kohn_sham
-    from qptlab.training import loss
+    from qptlab.dft.energy import filled_orbitals, kohn_sham
+    from qptlab.training.loop import loss
 
     method = ql.Method("b3lyp", "def2-svp", eri=eri)
     (system,), kinds = ql.make_systems([ql.Molecule.from_name(molecule)], method)
@@ -74,7 +74,7 @@ def ours(molecule: str, eri: str) -> dict:
 
 def _counts(template) -> dict:
     """Operations of one Fock build, and bytes of integrals that it reads."""
-    from qptlab.estimates import fock_operations
+    from qptlab.dft.estimates import fock_operations
 
     npair = template.nao * (template.nao + 1) // 2
     read = 3 * 8 * template.naux * npair if template.eri == "fitted" else 2 * 8 * npair * (npair + 1) // 2
@@ -94,7 +94,7 @@ def index_lists(nao: int, ngrids: int) -> dict:
 def pyscf(molecule: str, eri: str) -> dict:
     """Seconds of PySCF's Fock build, integrals in memory."""
     import qptlab as ql
-    from qptlab import reference
+    from qptlab.evaluation import reference
 
     method = ql.Method("b3lyp", "def2-svp", eri=eri)
     mf = reference.calculation(ql.Molecule.from_name(molecule), method, fitted=eri == "fitted")
@@ -162,7 +162,7 @@ def main() -> None:
     if asked.only:
         sys.stdout.write(json.dumps(dftax(pathlib.Path(asked.only[0]), asked.only[1])))
         return
-    from qptlab import bench
+    from qptlab.benchmarking import bench
 
     rows = []
     for molecule in MOLECULES:

@@ -10,10 +10,10 @@ import pathlib
 import sys
 from typing import NamedTuple
 
-from qptlab import studies
-from qptlab.method import Method
+from qptlab.benchmarking import studies
+from qptlab.benchmarking.studies import Setting, Study
 from qptlab.models.qpt import QPTConfig
-from qptlab.studies import Setting, Study
+from qptlab.system.method import Method
 
 
 class Target(NamedTuple):

@@ -15,7 +15,8 @@ import numpy as np
 import orbital_gnn
 import typer
 
-from qptlab import bench, multitask
+from qptlab.benchmarking import bench
+from qptlab.training import supervised as multitask
 from qptlab.units import significant
 
 OTHERS = [name for name in multitask.TASKS if name != "energy"]

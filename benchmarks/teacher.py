@@ -19,7 +19,9 @@ import numpy as np
 import typer
 
 import qptlab as ql
-from qptlab import bench, labels, multitask
+from qptlab.benchmarking import bench
+from qptlab.evaluation import labels
+from qptlab.training import supervised as multitask
 from qptlab.units import HARTREE_MEV, significant
 
 STRIDE, TEST, SEED = 10, 40, 20_240_207

@@ -29,31 +29,31 @@ if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     # Wherever the cache is: with JAX's own second a small molecule's SCF would be compiled each time.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
-from qptlab.energy import density_from_fock, energy, fock, kohn_sham, orbitals  # noqa: E402
+from qptlab.dft.energy import density_from_fock, energy, fock, kohn_sham, orbitals  # noqa: E402
+from qptlab.dft.integrals import Integrals, build_integrals, template  # noqa: E402
+from qptlab.dft.properties import charges, dipole_debye, forces  # noqa: E402
+from qptlab.dft.scf import SCFResult, scf, scf_batch  # noqa: E402
 from qptlab.errors import InputError  # noqa: E402
-from qptlab.evaluation import Evaluation, evaluate  # noqa: E402
-from qptlab.frame import ReferenceFrame  # noqa: E402
-from qptlab.geometries import Sampling, sample  # noqa: E402
-from qptlab.integrals import Integrals, build_integrals, template  # noqa: E402
+from qptlab.evaluation.comparison import Evaluation, evaluate  # noqa: E402
 from qptlab.interop.ase import ModelCalculator, relax  # noqa: E402
 from qptlab.interop.pyscf import guess, with_guess  # noqa: E402
-from qptlab.method import Method  # noqa: E402
+from qptlab.models.frame import ReferenceFrame  # noqa: E402
 from qptlab.models.orbital_gnn import GNNConfig, GNNPredictor, OrbitalGNN  # noqa: E402
 from qptlab.models.predictor import Predictor  # noqa: E402
 from qptlab.models.qpt import QPT, Prediction, QPTConfig  # noqa: E402
-from qptlab.models.system import make_systems  # noqa: E402
-from qptlab.molecule import BUILTIN, Molecule, read_molecules, read_xyz  # noqa: E402
-from qptlab.multitask import MultitaskConfig  # noqa: E402
-from qptlab.properties import charges, dipole_debye, forces  # noqa: E402
-from qptlab.run import Run, load  # noqa: E402
-from qptlab.scf import SCFResult, scf, scf_batch  # noqa: E402
-from qptlab.trainer import Trainer  # noqa: E402
-from qptlab.training import TrainConfig, train  # noqa: E402
+from qptlab.models.systems import make_systems  # noqa: E402
+from qptlab.sampling.geometries import Sampling, sample  # noqa: E402
+from qptlab.system.method import Method  # noqa: E402
+from qptlab.system.molecule import BUILTIN, Molecule, read_molecules, read_xyz  # noqa: E402
+from qptlab.training.loop import TrainConfig, train  # noqa: E402
+from qptlab.training.run import Run, load  # noqa: E402
+from qptlab.training.supervised import MultitaskConfig  # noqa: E402
+from qptlab.training.trainer import Trainer  # noqa: E402
 
 
 def plot(figure):
-    """A plotly figure, such as those of `qptlab.plots`, on the page: see `widgets.Plot`."""
-    from qptlab.widgets import Plot
+    """A plotly figure, such as those of `qptlab.workbench.plots`, on the page: see `widgets.Plot`."""
+    from qptlab.workbench.widgets import Plot
 
     return Plot(figure)
 
@@ -66,8 +66,8 @@ def workbench(**choices):
     Args:
       **choices: initial values of `session.Session`'s traits, such as `molecule="ethanol"`.
     """
-    from qptlab.session import training_session
-    from qptlab.widgets import Workbench  # plotly and the widgets load here, not with the package
+    from qptlab.workbench.session import training_session
+    from qptlab.workbench.widgets import Workbench  # plotly and the widgets load here, not with the package
 
     under_way = training_session()
     if under_way is None:

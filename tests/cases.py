@@ -10,9 +10,9 @@ from pyscf import dft, gto, lib
 from scipy.spatial.transform import Rotation
 
 import qptlab as ql
-from qptlab.integrals import Template, build_integrals, template
-from qptlab.models.system import System
-from qptlab.reference import PYSCF_FUNCTIONALS
+from qptlab.dft.integrals import Template, build_integrals, template
+from qptlab.evaluation.reference import PYSCF_FUNCTIONALS
+from qptlab.models.systems import System
 
 lib.num_threads(1)
 

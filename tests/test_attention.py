@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab.attention import attended
 from qptlab.models.features import BIASES
+from qptlab.workbench.attention import attended
 
 
 @pytest.fixture(scope="module")

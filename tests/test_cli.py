@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab import labels, multitask
 from qptlab.cli import main
+from qptlab.evaluation import labels
+from qptlab.training import supervised as multitask
 
 WATER_XYZ = "3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
 QUICK = ["--xc", "lda", "--basis", "sto-3g", "--grid-level", "0"]

@@ -7,7 +7,8 @@ import pytest
 import tolerances as tol
 
 import qptlab as ql
-from qptlab import cluster, labels
+from qptlab.evaluation import labels
+from qptlab.runtime import cluster
 
 METHOD = ql.Method("hf", "sto-3g", eri="fitted")
 

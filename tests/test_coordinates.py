@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab.coordinates import coordinates, moved, value
+from qptlab.system.coordinates import coordinates, moved, value
 
 
 def named(mol, label):

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab import devices
-from qptlab.training import TrainConfig
+from qptlab.runtime import devices
+from qptlab.training.loop import TrainConfig
 
 STEPS = 20
 

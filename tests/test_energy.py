@@ -8,7 +8,7 @@ import pytest
 import tolerances as tol
 
 import qptlab as ql
-from qptlab.energy import density_from_fock, energy, fock, inverse_root, kohn_sham, orbitals
+from qptlab.dft.energy import density_from_fock, energy, fock, inverse_root, kohn_sham, orbitals
 
 
 def hartree(ints):

@@ -11,8 +11,9 @@ import tolerances as tol
 from pyscf import lib
 
 import qptlab as ql
-from qptlab import libcint, reference
-from qptlab.reference import Reference, errors
+from qptlab.evaluation import reference
+from qptlab.evaluation.reference import Reference, errors
+from qptlab.runtime import memory
 
 WATER = ql.Molecule.from_name("water")
 ERRORS = {"energy_mae_mev", "energy_max_mev", "fock_mae_uha", "mo_energy_mae_uha", "mo_cosine"}
@@ -99,7 +100,7 @@ def test_the_baseline_costs_as_much_as_the_model():
 
 
 def test_pyscf_has_its_usual_memory_whatever_this_process_holds():
-    usual = min(lib.param.MAX_MEMORY, libcint.memory_bytes() / 1e6)
+    usual = min(lib.param.MAX_MEMORY, memory.memory_bytes() / 1e6)
     held = np.ones(2**27)  # 1 GiB
     mf = reference.calculation(ql.Molecule.from_name("water"), ql.Method("pbe", "sto-3g"), fitted=False)
     left = mf.max_memory - lib.current_memory()[0]

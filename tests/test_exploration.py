@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab import exploration
+from qptlab.dft import exploration
 
 
 @pytest.fixture(scope="module")

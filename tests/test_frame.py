@@ -7,7 +7,7 @@ import tolerances as tol
 from scipy.spatial.transform import Rotation
 
 import qptlab as ql
-from qptlab.frame import ReferenceFrame, standard_orientation
+from qptlab.models.frame import ReferenceFrame, standard_orientation
 
 NAMES = ["hydrogen", "water", "ammonia", "methane", "ethanol", "benzene", "alanine dipeptide"]
 

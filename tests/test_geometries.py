@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab import geometries
-from qptlab.geometries import Sampling, Walk, sample
 from qptlab.models.predictor import energy_and_slope
+from qptlab.sampling import geometries
+from qptlab.sampling.geometries import Sampling, Walk, sample
 from qptlab.units import BOHR_ANGSTROM
 
 WATER = ql.Molecule.from_name("water")

@@ -9,7 +9,7 @@ from pyscf import dft
 from scipy.spatial.transform import Rotation
 
 import qptlab as ql
-from qptlab.grid import ao_rotation, becke_grid, eval_aos, solid_harmonics
+from qptlab.dft.grid import ao_rotation, becke_grid, eval_aos, solid_harmonics
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, 3, 4, 5])

@@ -8,8 +8,9 @@ import pytest
 import tolerances as tol
 
 import qptlab as ql
-from qptlab import libcint
-from qptlab.integrals import build_integrals, template
+from qptlab.dft import libcint
+from qptlab.dft.integrals import build_integrals, template
+from qptlab.runtime import memory
 
 
 @pytest.mark.parametrize(
@@ -105,16 +106,16 @@ def test_unusable_bases_are_refused_with_one_sentence(name, method, said):
 
 @pytest.mark.parametrize(("eri", "alternative"), [("exact", "eri='fitted' would do"), ("fitted", "a smaller basis")])
 def test_what_would_not_fit_is_refused_with_its_size_before_memory_is_taken(monkeypatch, eri, alternative):
-    monkeypatch.setattr(libcint, "memory_bytes", lambda: 2**29)
+    monkeypatch.setattr(memory, "memory_bytes", lambda: 2**29)
     with pytest.raises(ql.InputError, match=rf"take .* GiB, more than half .*{alternative}"):
         template(cases.molecule("alanine dipeptide"), ql.Method("pbe", "def2-tzvp", eri=eri))
 
 
 def test_memory_is_what_a_container_or_jupyterhub_allows(monkeypatch, tmp_path):
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(libcint, "CONTAINER_LIMITS", [limit, tmp_path / "none"])
+    monkeypatch.setattr(memory, "CONTAINER_LIMITS", [limit, tmp_path / "none"])
     monkeypatch.delenv("MEM_LIMIT", raising=False)
-    allowed = libcint.memory_bytes.__wrapped__
+    allowed = memory.memory_bytes.__wrapped__
     limit.write_text("max\n")
     machine = allowed()
     limit.write_text(f"{2**30}\n")

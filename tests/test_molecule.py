@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qptlab as ql
-from qptlab.molecule import read_xyz
+from qptlab.system.molecule import read_xyz
 from qptlab.units import BOHR_ANGSTROM
 
 WATER = "3\n\nO 0 0 0\nH 0 0.76 0.59\nH 0 -0.76 0.59\n"

@@ -12,8 +12,9 @@ import tolerances as tol
 from scipy.spatial.transform import Rotation
 
 import qptlab as ql
-from qptlab import labels, multitask, operators
-from qptlab.models import orbital_gnn
+from qptlab.evaluation import labels
+from qptlab.models import operators, orbital_gnn
+from qptlab.training import supervised as multitask
 
 METHOD = ql.Method("lda", "sto-3g", grid_level=0, eri="fitted")
 GRIDLESS = ql.Method("hf", "sto-3g", eri="fitted")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import strategies
 
 import qptlab as ql
-from qptlab import padding
-from qptlab.integrals import template
-from qptlab.models.system import System, numbered
-from qptlab.training import loss
+from qptlab.dft import padding
+from qptlab.dft.integrals import template
+from qptlab.models.systems import System, numbered
+from qptlab.training.loop import loss
 
 METHODS = [
     ql.Method("pbe", "sto-3g", grid_level=0), cases.slow(ql.Method("b3lyp", "6-31g", grid_level=0)),

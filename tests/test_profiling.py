@@ -4,7 +4,7 @@ import cases
 import pytest
 
 import qptlab as ql
-from qptlab import profiling
+from qptlab.workbench import profiling
 
 
 @pytest.fixture(scope="module")

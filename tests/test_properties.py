@@ -8,8 +8,8 @@ from pyscf.dft import numint
 from pyscf.lo.orth import lowdin
 
 import qptlab as ql
-from qptlab.integrals import template
-from qptlab.properties import box, cube_text, density_on_box, orbital_on_box
+from qptlab.dft.integrals import template
+from qptlab.dft.properties import box, cube_text, density_on_box, orbital_on_box
 
 METHOD = ql.Method("pbe", "def2-svp", grid_level=0)
 

@@ -9,10 +9,10 @@ import tolerances as tol
 from scipy.spatial.transform import Rotation
 
 import qptlab as ql
-from qptlab.energy import energy
-from qptlab.grid import ao_rotation
-from qptlab.scf import guess_density
-from qptlab.training import loss
+from qptlab.dft.energy import energy
+from qptlab.dft.grid import ao_rotation
+from qptlab.dft.scf import guess_density
+from qptlab.training.loop import loss
 
 METHOD = ql.Method("pbe", "sto-3g", grid_level=0)
 

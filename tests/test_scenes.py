@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab import libcint, properties, reference, scenes
-from qptlab.scenes import KINDS, Subject
+from qptlab.dft import libcint, properties
+from qptlab.evaluation import reference
+from qptlab.workbench import scenes
+from qptlab.workbench.scenes import KINDS, Subject
 
 
 @pytest.fixture(scope="module")

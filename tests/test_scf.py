@@ -9,7 +9,7 @@ import pytest
 import tolerances as tol
 
 import qptlab as ql
-from qptlab.scf import GUESSES, minimise, solve
+from qptlab.dft.scf import GUESSES, minimise, solve
 
 # A covering set: every molecule, every functional, every basis and both forms of the integrals, not their product.
 COVERING = [

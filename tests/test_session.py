@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab import exploration
-from qptlab.session import Session, training_session
+from qptlab.dft import exploration
+from qptlab.workbench.session import Session, training_session
 
 
 @pytest.fixture

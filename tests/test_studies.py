@@ -6,8 +6,8 @@ import cases
 import pytest
 
 import qptlab as ql
-from qptlab import studies
-from qptlab.studies import Setting, Study
+from qptlab.benchmarking import studies
+from qptlab.benchmarking.studies import Setting, Study
 
 MODEL = ql.QPTConfig("micro", 0)
 CHOICES = Study("Two ways", [Setting("energy", MODEL), Setting("labels", MODEL, ql.TrainConfig(loss="labels"))])

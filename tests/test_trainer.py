@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab.run import COLUMNS, Run
+from qptlab.training.run import COLUMNS, Run
 
 METHOD, MODEL, WATER = cases.QUICK_METHOD, cases.QUICK_MODEL, ql.Molecule.from_name("water")
 config, wait_until = cases.quick, cases.wait_until
@@ -158,7 +158,7 @@ def test_nothing_is_written_for_what_cannot_be_used(tmp_path):
 
 
 def test_a_network_too_large_for_the_machine_is_refused_before_anything_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["qptlab.training"], "memory_bytes", lambda: 2**30)
+    monkeypatch.setattr(sys.modules["qptlab.training.loop"], "memory_bytes", lambda: 2**30)
     with pytest.raises(ql.InputError, match=r"network 'medium' takes 5\.[67] GiB, and 1\.0 may be taken on cpu"):
         ql.Trainer(WATER, METHOD, ql.QPTConfig("medium"), config(3), out=tmp_path / "w")
     assert not (tmp_path / "w").exists()

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab import geometries
-from qptlab import stream as stream_module
-from qptlab.models.system import System
-from qptlab.reference import Labelled
-from qptlab.stream import Stream
-from qptlab.training import MAX_SKIPPED, NotFiniteError, TrainConfig, initial_state, train
+from qptlab.evaluation.reference import Labelled
+from qptlab.models.systems import System
+from qptlab.sampling import geometries
+from qptlab.training import stream as stream_module
+from qptlab.training.loop import MAX_SKIPPED, NotFiniteError, TrainConfig, initial_state, train
+from qptlab.training.stream import Stream
 
 METHOD = ql.Method("lda", "sto-3g", grid_level=0)
 QUICK = TrainConfig(
@@ -188,7 +188,7 @@ def test_no_label_reaches_the_training_loop(monkeypatch):
 
     monkeypatch.setattr(hf, "kernel", forbidden)
     monkeypatch.setattr(hf.SCF, "kernel", forbidden)
-    monkeypatch.setattr(sys.modules["qptlab.scf"], "solve", forbidden)
+    monkeypatch.setattr(sys.modules["qptlab.dft.scf"], "solve", forbidden)
     with pytest.raises(AssertionError, match="an SCF was run"):
         ql.scf(ql.Molecule.from_name("water"), METHOD)
     qpt, system = cases.model("water", METHOD, 0)
@@ -199,7 +199,7 @@ def test_updates_that_are_not_finite_are_skipped_then_reported(monkeypatch):
     """A closed gap gives a gradient of NaN: parameters stay as they are, and training says why it ends."""
     qpt, system = cases.model("water", METHOD, 0)
     # Every gap counts as closed.
-    monkeypatch.setattr(sys.modules["qptlab.energy"], "MIN_GAP_HARTREE", 1e6)
+    monkeypatch.setattr(sys.modules["qptlab.dft.energy"], "MIN_GAP_HARTREE", 1e6)
     start = initial_state(qpt, QUICK)
     seen = []
 

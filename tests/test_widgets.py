@@ -5,11 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
-from qptlab import plots
-from qptlab.run import Run
-from qptlab.scenes import KINDS
-from qptlab.session import Session
-from qptlab.widgets import (
+from qptlab.training.run import Run
+from qptlab.workbench import plots
+from qptlab.workbench.scenes import KINDS
+from qptlab.workbench.session import Session
+from qptlab.workbench.widgets import (
     AttentionView,
     Comparison,
     KernelInspector,

@@ -8,9 +8,9 @@ import tolerances as tol
 from pyscf.dft import numint
 from scipy.spatial.transform import Rotation
 
-from qptlab.method import FUNCTIONALS
-from qptlab.reference import PYSCF_FUNCTIONALS
-from qptlab.xc import RHO_MIN, energy_density, functional, potential
+from qptlab.dft.xc import RHO_MIN, energy_density, functional, potential
+from qptlab.evaluation.reference import PYSCF_FUNCTIONALS
+from qptlab.system.method import FUNCTIONALS
 
 SEMILOCAL = [xc for xc in FUNCTIONALS if xc != "hf"]
 GRADIENT = [xc for xc in SEMILOCAL if functional(xc).nvar > 1]

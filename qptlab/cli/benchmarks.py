@@ -9,9 +9,9 @@ import typer
 from rich.progress import Progress
 
 import qptlab as ql
-from qptlab import cluster
 from qptlab.cli.console import Json, print_json, stderr
 from qptlab.errors import InputError
+from qptlab.runtime import cluster
 
 
 def bench(
@@ -36,7 +36,7 @@ def bench(
     The studies of training, for which --minutes, --seeds, --xc and --basis are: iterations, guess, size, molecules,
     losses, labels.
     """
-    from qptlab import bench, studies  # load what only benchmarks need
+    from qptlab.benchmarking import bench, studies  # load what only benchmarks need
 
     if out is not None and not out.is_dir():
         raise InputError(f"folder {out} does not exist; an existing folder would do.")
@@ -65,7 +65,7 @@ def bench(
 
 def _study(name, molecules, method, minutes, seeds, out, as_json, dask) -> None:
     """Train and compare; what is done is kept when it is stopped."""
-    from qptlab import bench, studies
+    from qptlab.benchmarking import bench, studies
 
     if seeds < 1:
         raise InputError(f"{seeds} seeds cannot be used; 2 would do.")
@@ -95,7 +95,7 @@ def _study(name, molecules, method, minutes, seeds, out, as_json, dask) -> None:
 
 def _measure(name, chosen, molecules, out) -> list[dict]:
     """Rows of one benchmark; what is done is kept when it is stopped."""
-    from qptlab import bench
+    from qptlab.benchmarking import bench
 
     rows = []
     command = ["qptlab", "bench", name, *(["--molecules", ",".join(molecules)] if molecules else [])]

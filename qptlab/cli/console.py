@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 
 from qptlab.errors import InputError
-from qptlab.geometries import SAMPLERS
-from qptlab.method import ERI_FORMS, FUNCTIONALS
+from qptlab.sampling.geometries import SAMPLERS
+from qptlab.system.method import ERI_FORMS, FUNCTIONALS
 
 stderr = Console(stderr=True, highlight=False)
 

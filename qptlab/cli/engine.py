@@ -15,7 +15,6 @@ import numpy as np
 import typer
 
 import qptlab as ql
-from qptlab import libcint, reference
 from qptlab.cli.console import (
     XC,
     Basis,
@@ -30,9 +29,11 @@ from qptlab.cli.console import (
     refuse_existing,
     stderr,
 )
+from qptlab.dft.scf import GUESSES, SOLVERS
 from qptlab.errors import InputError
-from qptlab.run import LIBRARIES
-from qptlab.scf import GUESSES, SOLVERS
+from qptlab.evaluation import reference
+from qptlab.runtime import memory
+from qptlab.training.run import LIBRARIES
 from qptlab.units import HARTREE_MEV
 
 
@@ -169,7 +170,7 @@ def info(as_json: Json = False) -> None:
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "cores": os.cpu_count(),
-        "memory_gib": round(libcint.allowed_bytes() / 2**30, 1),
+        "memory_gib": round(memory.allowed_bytes() / 2**30, 1),
     }
     if as_json:
         print_json(record)

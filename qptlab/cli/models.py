@@ -9,7 +9,6 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import qptlab as ql
-from qptlab import labels
 from qptlab.cli.console import (
     XC,
     Basis,
@@ -29,10 +28,11 @@ from qptlab.cli.console import (
     stderr,
 )
 from qptlab.cli.orbital_gnn import error_table, gnn_errors
+from qptlab.dft.scf import GUESSES
+from qptlab.evaluation import labels
 from qptlab.models.orbital_gnn import GNNPredictor
 from qptlab.models.qpt import PRECISIONS, PRESETS
-from qptlab.scf import GUESSES
-from qptlab.training import LOSSES
+from qptlab.training.loop import LOSSES
 
 
 def train(

@@ -12,7 +12,6 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import qptlab as ql
-from qptlab import cluster, labels, multitask
 from qptlab.cli.console import (
     XC,
     Basis,
@@ -28,8 +27,11 @@ from qptlab.cli.console import (
     stderr,
 )
 from qptlab.errors import InputError
+from qptlab.evaluation import labels
+from qptlab.models.operators import SOURCES
 from qptlab.models.orbital_gnn import GNNPredictor
-from qptlab.operators import SOURCES
+from qptlab.runtime import cluster
+from qptlab.training import supervised as multitask
 from qptlab.units import significant
 
 

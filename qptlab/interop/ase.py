@@ -11,7 +11,7 @@ from ase.optimize import BFGS
 from qptlab.errors import InputError
 from qptlab.models.orbital_gnn import GNNPredictor
 from qptlab.models.predictor import Predictor
-from qptlab.molecule import Molecule
+from qptlab.system.molecule import Molecule
 from qptlab.units import BOHR_ANGSTROM, HARTREE_EV
 
 

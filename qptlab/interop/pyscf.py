@@ -8,12 +8,12 @@ from jaxtyping import Float
 from pyscf import gto, lib
 from pyscf.scf import hf, rohf, uhf
 
-from qptlab import libcint
+from qptlab.dft import libcint
 from qptlab.errors import InputError
-from qptlab.method import Method
 from qptlab.models.orbital_gnn import GNNPredictor
 from qptlab.models.predictor import Predictor, as_qpt
-from qptlab.molecule import Molecule
+from qptlab.system.method import Method
+from qptlab.system.molecule import Molecule
 
 SAME_BASIS = 1e-6
 """Two bases are one if no overlap differs by more."""

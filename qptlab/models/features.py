@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from qptlab.energy import inverse_root, kohn_sham
+from qptlab.dft.energy import inverse_root, kohn_sham
+from qptlab.dft.grid import Numbers
+from qptlab.dft.integrals import Integrals, Template
 from qptlab.errors import InputError
-from qptlab.grid import Numbers
-from qptlab.integrals import Integrals, Template
 
 BIASES = ("hcore", "hcore_orthogonal", "fock", "coul", "vxc", "dm", "overlap", "gram", "distance")
 """The matrices that bias attention, in order: core Hamiltonian, also in Löwdin's orthogonal basis; Fock, Coulomb,

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from qptlab import operators
+from qptlab.dft.padding import fill
 from qptlab.errors import InputError
-from qptlab.molecule import Molecule
-from qptlab.operators import SOURCES, Invariants, Operators
-from qptlab.padding import fill
+from qptlab.models import operators
+from qptlab.models.operators import SOURCES, Invariants, Operators
+from qptlab.system.molecule import Molecule
 
 Params = hk.MutableParams | dict
 """Haiku's nested dictionary of arrays."""

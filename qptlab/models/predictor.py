@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qptlab import grid, integrals
+from qptlab.dft import grid, integrals
+from qptlab.dft.properties import dipole_debye
 from qptlab.errors import InputError
-from qptlab.frame import Pose
-from qptlab.method import Method
+from qptlab.models.frame import Pose
 from qptlab.models.qpt import QPT, Params, Prediction
-from qptlab.models.system import System, make_system
-from qptlab.molecule import Molecule
-from qptlab.properties import dipole_debye
+from qptlab.models.systems import System, make_system
+from qptlab.system.method import Method
+from qptlab.system.molecule import Molecule
 from qptlab.units import AU_DEBYE
 
 

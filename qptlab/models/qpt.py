@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from qptlab.energy import commutator, density_from_fock, kohn_sham, orbitals
-from qptlab.energy import energy as total_energy
-from qptlab.energy import fock as fock_matrix
+from qptlab.dft.energy import commutator, density_from_fock, kohn_sham, orbitals
+from qptlab.dft.energy import energy as total_energy
+from qptlab.dft.energy import fock as fock_matrix
+from qptlab.dft.scf import GUESSES
 from qptlab.errors import InputError
 from qptlab.models.features import BIASES, Features
-from qptlab.models.system import Sample
-from qptlab.scf import GUESSES
+from qptlab.models.systems import Sample
 
 PRESETS = {
     "micro": {"width": 128, "layers": 5, "heads": 4},

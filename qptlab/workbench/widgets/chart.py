@@ -1,0 +1,98 @@
+"""A plot with what it says in words beside it, and its numbers as a table: for eyes, and for screen readers."""
+
+import html
+
+import ipywidgets as ipw
+import plotly.graph_objects as go
+
+from qptlab.workbench.widgets.plot import Plot
+
+STYLE = """<style>
+.qptlab-table table { border-collapse: collapse; }
+.qptlab-table caption { text-align: left; padding: 2px 0 6px; }
+.qptlab-table th, .qptlab-table td { padding: 2px 10px; text-align: right; border-bottom: 1px solid #8884; }
+.qptlab-table tr th:first-child { text-align: left; }
+</style>"""
+"""Of the tables of all views."""
+
+MAX_ROWS = 300
+"""Of the table: more would not be read."""
+
+MAX_SIDE = 20
+"""Rows and columns of a matrix in the table."""
+
+
+class Chart(ipw.VBox):
+    """A live figure.
+
+    Args:
+      figure: to begin with.
+      title: what the table's button says it holds.
+
+    Attributes:
+      plot: the figure on the page.
+    """
+
+    def __init__(self, figure: go.Figure, title: str):
+        self.title = title
+        self.plot = Plot(figure)
+        self.plot.label = title
+        self._words = ipw.HTML()
+        self._table = ipw.HTML(layout={"max_height": "260px", "overflow": "auto"})
+        self._toggle = ipw.ToggleButton(
+            description="Data", icon="table", tooltip=f"The numbers of the plot “{title}” as a table",
+            layout={"flex": "0 0 auto", "width": "90px"},
+        )
+        self._toggle.observe(lambda _: self._fill_table(), "value")
+        super().__init__([self.plot, ipw.HBox([self._toggle, self._words]), self._table])
+
+    @property
+    def figure(self) -> go.Figure:
+        """What is shown."""
+        return self.plot.figure
+
+    @property
+    def words(self) -> str:
+        """What was said last, HTML."""
+        return self._words.value
+
+    def show(self, words: str, figure: go.Figure | None = None) -> None:
+        """Show the figure as it is now, or another, and say in words what it shows."""
+        if figure is not None:
+            self.plot.figure = figure
+        self.plot.refresh()
+        self.plot.label = f"{self.title}: {words}"
+        self._words.value = f'<span role="status">{html.escape(words)}</span>'
+        self._fill_table()
+
+    def _fill_table(self) -> None:
+        self._table.value = table_html(self.title, self.figure) if self._toggle.value else ""
+
+
+def table_html(title: str, figure: go.Figure) -> str:
+    """The numbers of a figure's lines, points and heatmaps as an HTML table."""
+    lines = []
+    traces: tuple = figure.data  # pyright: ignore[reportAssignmentType]
+    for trace in traces:
+        name = html.escape(str(trace.name or ""))
+        if trace.type == "heatmap":
+            lines.append(_row("th", [name, *trace.x[:MAX_SIDE]]))
+            for label, row in zip(trace.y[:MAX_SIDE], trace.z, strict=False):
+                lines.append(_row("td", [label, *map(_number, row[:MAX_SIDE])]))
+        else:
+            pairs = list(zip(() if trace.x is None else trace.x, () if trace.y is None else trace.y, strict=False))
+            last = pairs[-max(1, MAX_ROWS // len(traces)) :]
+            lines += [_row("td", [name, _number(x), _number(y)]) for x, y in last]
+    return (
+        f'{STYLE}<div class="qptlab-table"><table>'
+        f"<caption>{html.escape(title)}: the last values of each line</caption>"
+        f"{''.join(lines)}</table></div>"
+    )
+
+
+def _row(tag, cells):
+    return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _number(value):
+    return f"{value:.5g}" if isinstance(value, float | int) else value

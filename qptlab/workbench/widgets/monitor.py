@@ -1,0 +1,284 @@
+"""The training monitor: start, pause, stop, and the curves as they come, beside those of other runs."""
+
+import html
+import time
+
+import ipywidgets as ipw
+import numpy as np
+
+from qptlab.errors import InputError
+from qptlab.training.run import Run, find_runs
+from qptlab.units import significant
+from qptlab.workbench import plots
+from qptlab.workbench.session import Session
+from qptlab.workbench.widgets.chart import Chart
+from qptlab.workbench.widgets.live import keep_fresh
+from qptlab.workbench.widgets.message import MessageLine
+from qptlab.workbench.widgets.taskbar import TaskBar
+from qptlab.workbench.widgets.view import View
+from qptlab.workbench.widgets.viewer import OrbitalViewer
+
+MAX_COMPARED = 5
+"""Runs that are told apart by colour and dashes."""
+
+TOLD_EVERY = 1.0
+"""Seconds from one line of numbers to the next while a training runs."""
+
+GROWN, DRAWN_AT_LATEST = 1 / 20, 5.0
+"""Curves are drawn again when they have grown by this share, or after these seconds: on a laptop kernel and browser
+share its cores with the training, and plotly takes some tenths of a second of one."""
+
+VIEWED_EVERY = 15.0
+"""Seconds of training from one geometry shown to the next."""
+
+
+class TrainingMonitor(View):
+    """Steers and shows the training of a session.
+
+    Args:
+      session: shared with other views; by default one of its own.
+    """
+
+    def __init__(self, session: Session | None = None):
+        self.session = session or Session()
+        self._start = ipw.Button(description="Start", icon="play", button_style="primary")
+        self._pause = ipw.Button(description="Pause", icon="pause")
+        self._stop = ipw.Button(description="Stop", icon="stop")
+        self._progress = ipw.FloatProgress(min=0, max=1, layout={"width": "220px"})
+        self._status = ipw.HTML()
+        self._numbers = ipw.HTML()
+        self.chart = Chart(plots.training_figure(), "training")
+        self._shown: tuple | None = None
+        self._others: dict[str, list[dict]] = {}
+        self._make_controls()
+        self.viewer = OrbitalViewer(height=190, placeholder="The geometry trained on last appears here.")
+        self._is_stale = False
+        self._viewed = self._drawn = self._told = -np.inf
+        super().__init__([
+            ipw.HBox([self._start, self._pause, self._stop, self._progress, self._status]),
+            MessageLine(self.session, "training"), self._numbers,
+            ipw.HBox([self._x, self._scale, self._quantity, self._smoothing], layout={"flex_flow": "row wrap"}),
+            self.chart,
+            ipw.HBox([
+                ipw.VBox([
+                    ipw.HBox([self._runs, self._find]), self._open, ipw.HBox([self._note, self._add_note]),
+                    self._events,
+                ], layout={"width": "62%"}),
+                ipw.VBox([self.viewer], layout={"width": "38%"}),
+            ]),
+        ])
+        self._bind()
+        self._list_runs()
+        self.refresh()
+        keep_fresh(self)
+
+    @property
+    def figure(self):
+        """The plot."""
+        return self.chart.figure
+
+    def _make_controls(self) -> None:
+        narrow = {"description_width": "auto"}
+        self._x = ipw.Dropdown(options=list(plots.X_AXES), description="Against", style=narrow,
+                               layout={"width": "200px"})
+        self._scale = ipw.Dropdown(options=["log", "linear"], description="Error axis", style=narrow,
+                                   layout={"width": "160px"})
+        self._quantity = ipw.Dropdown(options=list(plots.QUANTITIES), description="Third plot", style=narrow,
+                                      layout={"width": "270px"})
+        self._smoothing = ipw.IntSlider(value=1, min=1, max=50, description="Smoothing, steps", style=narrow,
+                                        layout={"width": "330px"}, continuous_update=False)
+        self._runs = ipw.SelectMultiple(
+            options=[], rows=3, description="Compare with", style=narrow, layout={"width": "480px"},
+            tooltip=f"Other runs on disk, up to {MAX_COMPARED}; Ctrl or Shift selects several",
+        )
+        self._find = ipw.Button(icon="refresh", tooltip="Look for runs on disk again", layout={"width": "40px"})
+        self._open = TaskBar(
+            self.session, "training", "Open", "folder-open", lambda: self.session.open_run(self._runs.value[0]),
+            lambda: "" if self._runs.value and not self.session.is_training else
+            "Choose one of the runs to open it; no training may be under way", with_message=False,
+        )
+        self._note = ipw.Text(placeholder="a remark, kept with the run", description="Note", style=narrow,
+                              layout={"width": "400px"})
+        self._add_note = ipw.Button(description="Keep", tooltip="Write the remark down at the present step",
+                                    layout={"width": "80px"})
+        self._events = ipw.HTML(layout={"max_height": "90px", "overflow": "auto"})
+
+    def _bind(self) -> None:
+        self._start.on_click(lambda _: self._do(self.session.start))
+        self._pause.on_click(lambda _: self._do(self.session.pause))
+        self._stop.on_click(lambda _: self._do(self.session.stop))
+        self._find.on_click(lambda _: self._list_runs())
+        self._add_note.on_click(lambda _: self._do(self._keep_note))
+        self._runs.observe(lambda _: self._choose_runs(), "value")
+        for control in (self._x, self._scale, self._quantity, self._smoothing):
+            control.observe(lambda _: self._draw(), "value")
+        self.session.observe(lambda _: self._take_runs(), "compared")
+
+    def _do(self, action) -> None:
+        action()
+        self.refresh()
+
+    def _keep_note(self) -> None:
+        trainer = self.session.trainer
+        try:
+            if trainer is None:
+                raise InputError("there is no training to remark on yet; start one first.")
+            trainer.note(self._note.value)
+            self._note.value = ""
+        except InputError as error:
+            self.session.refuse(str(error), "training")
+
+    def refresh(self) -> None:
+        """Show the trainer's present state; cheap when nothing has changed."""
+        self._open.refresh()
+        trainer = self.session.trainer
+        status = self.session.training_status
+        seen = (id(trainer), status, len(trainer.events()) if trainer else 0)
+        is_new = self._shown is None or seen[:2] != self._shown[:2]
+        now, is_live = time.monotonic(), status == "running" and not is_new
+        if is_live and now - self._told < TOLD_EVERY:
+            return
+        is_due = not is_live or now - self._drawn >= self._pause_s(trainer)
+        if seen == self._shown and not (self._is_stale and is_due):
+            return
+        self._shown, self._told = seen, now
+        self._show_controls(status)
+        self._status.value = self._words(status)
+        if trainer is None:
+            return
+        if is_new:
+            self._list_runs()
+        self._tell(trainer)
+        self._is_stale = not is_due
+        if is_due:
+            self._draw()
+            self._drawn = now
+        self._show_geometry(trainer)
+
+    def _pause_s(self, trainer) -> float:
+        """Seconds between two drawings of a training under way."""
+        rows = trainer.rows
+        return min(GROWN * rows[-1]["seconds"] if rows else 0.0, DRAWN_AT_LATEST)
+
+    def _show_controls(self, status: str) -> None:
+        active = status in ("compiling", "running")
+        for button, enabled, why, why_not in (
+            (self._start, not active, "Go on" if status == "paused" else "Start a training",
+             "A training is under way; stop it first to start another"),
+            (self._pause, active, "Pause after the present step", "Nothing is running that could pause"),
+            (self._stop, active or status == "paused", "Stop and keep what was learned", "Nothing is running"),
+        ):
+            button.disabled = not enabled
+            button.tooltip = why if enabled else why_not
+        self._start.description = "Resume" if status == "paused" else "Start"
+
+    def _words(self, status: str) -> str:
+        trainer = self.session.trainer
+        text = status
+        if trainer is not None and status == "compiling":
+            notes = [event.text for event in trainer.events() if event.kind == "compiling"]
+            text = notes[-1] if notes else status
+            text += " (takes some seconds, once)"
+        return f'<span role="status">{html.escape(text)}</span>'
+
+    def _tell(self, trainer) -> None:
+        rows = trainer.rows
+        if rows:
+            self._progress.value = trainer.train_config.progress(rows[-1]["step"], rows[-1]["seconds"])
+            self._numbers.value = " · ".join(f"{name} <b>{value}</b>" for name, value in _facts(rows))
+
+    # Drawing --------------------------------------------------------------------------------
+
+    def _draw(self) -> None:
+        trainer = self.session.trainer
+        rows = trainer.rows if trainer is not None else []
+        events = trainer.events() if trainer is not None else []
+        zero, name = self.session.energy_zero()
+        x_title = plots.X_AXES[self._x.value][1]
+        plots.fill(self.figure, plots.training_traces(
+            rows, zero, x_axis=self._x.value, quantity=self._quantity.value, smoothing=self._smoothing.value,
+            events=[(event.kind, event.text, event.step) for event in events],
+            compared=list(self._others.values()),
+        ))
+        self.figure.update_xaxes(title_text=x_title)
+        self.figure.update_yaxes(title_text=f"E − {name}, eV", col=1)
+        self.figure.update_yaxes(type=self._scale.value, dtick=1 if self._scale.value == "log" else None, col=2)
+        self.figure.update_yaxes(title_text=plots.QUANTITIES[self._quantity.value], col=3)
+        self.chart.show(_summary(rows) if rows else "No training yet.")
+        marked = [event for event in events if event.kind in plots.MARKS]
+        self._events.value = "<br>".join(
+            f"step {event.step}: {html.escape(event.kind)} — {html.escape(event.text)}"
+            for event in reversed(marked[-30:])
+        )
+
+    def _show_geometry(self, trainer) -> None:
+        mol, rows = trainer.geometry, trainer.rows
+        seconds = rows[-1]["seconds"] if rows else 0.0
+        if mol is None or 0 <= seconds - self._viewed < VIEWED_EVERY:
+            return
+        self._viewed = seconds
+        caption = f"{mol.name or mol.formula}, trained on last"
+        self.viewer.show(mol.symbols, mol.positions_angstrom, captions=[caption])
+
+    # Other runs -----------------------------------------------------------------------------
+
+    def _list_runs(self) -> None:
+        present = self.session.trainer.out.absolute() if self.session.trainer else None
+        found = [str(path) for path in find_runs() if path.absolute() != present]
+        kept = [path for path in self.session.compared if path not in found]
+        if list(self._runs.options) != [*found, *kept]:
+            self._runs.options = [*found, *kept]
+            self._runs.value = tuple(path for path in self.session.compared if path in self._runs.options)
+
+    def _choose_runs(self) -> None:
+        chosen = list(self._runs.value)
+        if len(chosen) > MAX_COMPARED:
+            self.session.refuse(
+                f"{len(chosen)} runs were chosen; up to {MAX_COMPARED} can be told apart, and the first are shown.",
+                "training",
+            )
+        self.session.compared = chosen[:MAX_COMPARED]
+
+    def _take_runs(self) -> None:
+        self._others = {}
+        for path in self.session.compared:
+            try:
+                self._others[path] = Run.open(path).metrics()
+            except InputError as error:
+                self.session.refuse(str(error), "training")
+        self.chart.plot.figure = plots.training_figure(list(self._others))
+        self._draw()
+
+
+def _facts(rows: list[dict]) -> list[tuple[str, str]]:
+    last, recent = rows[-1], rows[-20:]
+    elapsed = max(recent[-1]["seconds"] - recent[0]["seconds"], 1e-9)
+    judged = next((row for row in reversed(rows) if "validation_mae_mev" in row), None)
+    facts = [
+        ("step", f"{last['step']:.0f}"),
+        ("steps per second", f"{(len(recent) - 1) / elapsed:.2f}"),
+        ("training time", f"{last['seconds']:.0f} s"),
+        ("compiling", f"{sum(row['compile_s'] for row in rows):.1f} s"),
+        ("waited for data", f"{100 * sum(row['data_wait_s'] for row in rows) / last['seconds']:.0f} %"),
+        ("skipped updates", f"{sum(row['skipped'] for row in rows):.0f}"),
+    ]
+    if judged is not None:
+        facts += [
+            (name, f"{significant(judged[column])} meV")
+            for name, column in (
+                ("validation error", "validation_mae_mev"), ("no network", "no_network_mae_mev"),
+                ("PySCF, same Fock builds", "pyscf_stopped_mae_mev"),
+            )
+        ]
+    return facts
+
+
+def _summary(rows: list[dict]) -> str:
+    """The plot in a sentence."""
+    facts = dict(_facts(rows))
+    if "validation error" not in facts:
+        return f"Step {facts['step']} after {facts['training time']}; no validation yet."
+    return (
+        f"After {facts['training time']} the error on unseen geometries is {facts['validation error']}; without a "
+        f"network it is {facts['no network']}, PySCF's after as many Fock builds {facts['PySCF, same Fock builds']}."
+    )

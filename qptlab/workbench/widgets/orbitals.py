@@ -1,0 +1,178 @@
+"""Orbitals, densities and potentials in 3D: the model's beside PySCF's, chosen from a diagram of levels."""
+
+import html
+
+import ipywidgets as ipw
+
+from qptlab.errors import InputError
+from qptlab.units import BOHR_ANGSTROM
+from qptlab.workbench import plots, scenes
+from qptlab.workbench.scenes import Scene
+from qptlab.workbench.session import Session
+from qptlab.workbench.widgets import preview
+from qptlab.workbench.widgets.chart import Chart
+from qptlab.workbench.widgets.live import keep_fresh
+from qptlab.workbench.widgets.message import MessageLine
+from qptlab.workbench.widgets.view import View
+from qptlab.workbench.widgets.viewer import OrbitalViewer
+
+POINTS = 60
+"""Of the box along each axis."""
+
+
+class Orbitals(View):
+    """Shows a validation geometry as the model sees it, beside PySCF.
+
+    Args:
+      session: shared with other views; by default one of its own.
+    """
+
+    def __init__(self, session: Session | None = None):
+        self.session = session or Session()
+        self._make_controls()
+        self.levels = Chart(plots.levels_figure(), "orbital energies")
+        self._words = ipw.HTML()
+        self.viewer = OrbitalViewer(
+            placeholder="Orbitals appear here once a training has begun and PySCF has done the validation set.",
+            height=330,
+        )
+        self.scene: Scene | None = None
+        self._known: tuple | None = None
+        self._levels_box = ipw.VBox([self.levels], layout={"width": "30%"})
+        super().__init__([
+            ipw.HBox([self._kind, self._choice, self._geometry, self._again]),
+            ipw.HBox([self._isovalue, self._opacity, self._labels, self._save]),
+            MessageLine(self.session, "orbitals"),
+            ipw.HBox([self._levels_box, ipw.VBox([self.viewer, self._words], layout={"width": "70%"})]),
+        ])
+        self._bind()
+        keep_fresh(self)
+
+    def _make_controls(self) -> None:
+        narrow = {"description_width": "auto"}
+        self._kind = ipw.Dropdown(options=scenes.KINDS, description="Show", style=narrow, disabled=True,
+                                  layout={"width": "230px"})
+        self._choice = ipw.Dropdown(description="Orbital", disabled=True, style=narrow, layout={"width": "280px"})
+        self._geometry = ipw.BoundedIntText(
+            min=0, max=0, description="Geometry", style=narrow, layout={"width": "140px"},
+            tooltip="of the validation set", disabled=True,
+        )
+        self._again = ipw.Button(
+            description="Update", icon="refresh", disabled=True, layout={"width": "100px"},
+            tooltip="Predict with the present parameters",
+        )
+        self._isovalue = ipw.FloatLogSlider(
+            value=0.05, base=10, min=-6, max=0, step=0.05, description="Isovalue", readout_format=".2e", style=narrow,
+            continuous_update=False, layout={"width": "330px"},
+        )
+        self._opacity = ipw.FloatSlider(
+            value=0.8, min=0.1, max=1, step=0.05, description="Opacity", style=narrow, layout={"width": "240px"},
+        )
+        self._labels = ipw.Checkbox(description="Atom numbers", indent=False, layout={"width": "130px"})
+        self._save = ipw.Button(
+            description="Save", icon="download", disabled=True, layout={"width": "90px"},
+            tooltip="As a cube file and as a page, in the run's folder",
+        )
+
+    def _bind(self) -> None:
+        self._isovalue.observe(lambda _: self._set_isovalue(), "value")
+        self._opacity.observe(lambda change: setattr(self.viewer, "opacity", change["new"]), "value")
+        self._labels.observe(lambda change: setattr(self.viewer, "labels", change["new"]), "value")
+        for control in (self._kind, self._choice, self._geometry):
+            control.observe(self._choose, "value")
+        self._again.on_click(lambda _: self.update(anew=True))
+        self._save.on_click(lambda _: self.save())
+        self.levels.plot.on_click(self._click)
+
+    def _choose(self, _) -> None:
+        self.update()
+
+    def _click(self, trace: int, point: int) -> None:
+        levels = self.levels.figure.data[trace].customdata
+        if levels is not None:
+            self._kind.value = "orbital"
+            self._choice.value = int(levels[point])
+
+    def _set_isovalue(self) -> None:
+        if self.scene is not None and self.scene.kind == "electrostatic potential":
+            self.update(isovalue=self._isovalue.value)  # the potential is known near the old surface only
+        else:
+            self.viewer.isovalue = self._isovalue.value
+
+    def refresh(self) -> None:
+        """Offer the orbitals as soon as there are any, the HOMO first; predict anew at every halt."""
+        trainer = self.session.trainer
+        halted = self.session.training_status in ("paused", "finished", "stopped")
+        known = (id(trainer), self.session.can_draw, halted)
+        if known == self._known:
+            return
+        is_news = self._known is None or known[:2] != self._known[:2]
+        self._known = known
+        why_not = "" if self.session.can_draw else "There is no model yet; start a training first"
+        for control in (self._kind, self._choice, self._geometry, self._again, self._save):
+            control.disabled = bool(why_not)
+        if why_not or trainer is None or trainer.validation is None:
+            return
+        if is_news:
+            self._geometry.max = len(trainer.validation.positions) - 1
+            subject = self.session.subject(self._geometry.value, anew=True)
+            # New options select the first of them; nobody wants to wait for that one.
+            self._choice.unobserve(self._choose, "value")
+            self._choice.options = [(label, i) for i, label in enumerate(subject.orbital_labels())]
+            self._choice.value = int(subject.model.nocc) - 1
+            self._choice.observe(self._choose, "value")
+        self.update(anew=not is_news)
+
+    def update(self, *, anew: bool = False, isovalue: float | None = None) -> None:
+        """Draw what is chosen.
+
+        Args:
+          anew: predict with the present parameters.
+          isovalue: of the surfaces; by default one that fits what is drawn, or that of the last scene of its kind.
+        """
+        if self._choice.value is None:
+            return
+        kind, last = self._kind.value, self.scene
+        if isovalue is None and last is not None and last.kind == kind and kind != "density difference":
+            isovalue = self._isovalue.value
+        try:
+            scene = self.session.scene(
+                kind, self._choice.value, self._geometry.value, points=POINTS, isovalue=isovalue, anew=anew
+            )
+        except InputError as error:
+            self.session.refuse(str(error), "orbitals")
+            return
+        self.scene = scene
+        self._choice.disabled = kind != "orbital"
+        self._words.value = f'<div role="status">{html.escape(scene.words)}</div>'
+        self._draw_levels()
+        with self._isovalue.hold_trait_notifications():
+            self._isovalue.value = scene.isovalue
+        self.viewer.name = scene.name
+        self.viewer.show(
+            scene.molecule.symbols, scene.molecule.positions_angstrom, scene.values, scene.captions,
+            scene.box.origin * BOHR_ANGSTROM, scene.box.spacing * BOHR_ANGSTROM, potentials=scene.potentials,
+            isovalue=scene.isovalue,
+        )
+
+    def _draw_levels(self) -> None:
+        subject = self.session.subject(self._geometry.value)
+        chosen = self._choice.value if self._kind.value == "orbital" else None
+        both, nocc = (subject.model.mo_energy, subject.truth.mo_energy), subject.truth.nocc
+        plots.fill_levels(self.levels.figure, *both, nocc, chosen)
+        ours, theirs = (plots.gap_ev(levels, nocc) for levels in both)
+        self.levels.show(f"Gap {ours:.2f} eV; PySCF's {theirs:.2f} eV.")
+
+    def save(self) -> None:
+        """Write what the first panel shows as a cube file and as a page, into the run's folder."""
+        scene, trainer = self.scene, self.session.trainer
+        if scene is None or trainer is None:
+            self.session.refuse("there is nothing to save yet; choose an orbital first.", "orbitals")
+            return
+        cube = self.session.save_scene(scene)
+        page = cube.with_suffix(".html")
+        page.write_text(preview.export_html(
+            scene.molecule.symbols, scene.molecule.positions_angstrom, cube.read_text(), self._isovalue.value,
+            scene.captions[0],
+        ))
+        self.session.tell(f"saved {cube} and {page}.", "orbitals")

@@ -1,0 +1,207 @@
+"""The molecule picker: a molecule by name, SMILES or XYZ, its geometry, and how it is treated."""
+
+import html
+
+import ipywidgets as ipw
+
+from qptlab.errors import InputError
+from qptlab.models.qpt import PRESETS
+from qptlab.sampling.geometries import SAMPLERS
+from qptlab.system import coordinates
+from qptlab.system.coordinates import Coordinate
+from qptlab.system.method import FUNCTIONALS, GRID_LEVELS
+from qptlab.system.molecule import BUILTIN, Molecule
+from qptlab.workbench.session import Session
+from qptlab.workbench.widgets.live import keep_fresh
+from qptlab.workbench.widgets.message import MessageLine
+from qptlab.workbench.widgets.view import View
+from qptlab.workbench.widgets.viewer import OrbitalViewer
+
+BASES = ("sto-3g", "6-31g*", "def2-svp", "cc-pvdz", "def2-tzvp")
+MAX_UPLOAD_BYTES = 5_000_000
+
+_FIELD = {"description_width": "110px"}
+
+
+class MoleculePicker(View):
+    """Chooses the molecule of a session, its geometry, its method and its model.
+
+    Args:
+      session: shared with other views; by default one of its own.
+    """
+
+    def __init__(self, session: Session | None = None):
+        self.session = session or Session()
+        self.viewer = OrbitalViewer(height=230)
+        self._summary = ipw.HTML()
+        self._message = MessageLine(self.session, "molecule")
+        self._names = ipw.Combobox(
+            options=BUILTIN, description="Name", placeholder="search the built-in ones", ensure_option=True,
+            continuous_update=False, style=_FIELD, layout={"width": "98%"},
+        )
+        self._text = ipw.Text(description="SMILES or path", placeholder="CCO, or water.xyz", style=_FIELD,
+                              layout={"width": "80%"})
+        small = {"width": "72px"}
+        self._use_text = ipw.Button(description="Use", tooltip="Use this SMILES or file", layout=small)
+        self._xyz = ipw.Textarea(
+            description="Atoms (XYZ, Å)", rows=9, style=_FIELD, layout={"width": "98%"},
+            tooltip="The present geometry; edit it, or paste another",
+        )
+        self._use_xyz = ipw.Button(description="Use", tooltip="Use these atoms", layout=small)
+        self._back = ipw.Button(description="Undo", tooltip="Nothing to undo", layout=small, disabled=True)
+        self._upload = ipw.FileUpload(accept=".xyz", description="Upload .xyz", tooltip="At most 5 MB")
+        self._labels = ipw.Checkbox(value=True, description="Atom numbers", indent=False, layout={"width": "130px"})
+        self._coordinate = ipw.Dropdown(description="Move", style={"description_width": "auto"},
+                                        layout={"width": "98%"})
+        self._value = ipw.FloatSlider(layout={"width": "98%"}, readout_format=".2f", continuous_update=True)
+        self._history: list[Molecule] = []
+        self._moving: Coordinate | None = None
+        self._last_moved: Coordinate | None = None
+        super().__init__([
+            ipw.HBox([self._sources(), ipw.VBox([
+                self.viewer, self._labels, self._coordinate, self._value,
+            ], layout={"width": "46%"})]),
+            self._summary, self._message, self._settings(),
+        ])
+        self._bind()
+        self.update()
+        keep_fresh(self)
+
+    def _sources(self) -> ipw.VBox:
+        return ipw.VBox([
+            ipw.HTML("<b>Molecule</b>"), self._names, ipw.HBox([self._text, self._use_text]),
+            self._xyz, ipw.HBox([self._upload, self._use_xyz, self._back]),
+        ], layout={"width": "54%"})
+
+    def _settings(self) -> ipw.VBox:
+        session = self.session
+        fields = [
+            ("xc", ipw.Dropdown(options=FUNCTIONALS, description="Functional")),
+            ("basis", ipw.Combobox(options=BASES, description="Basis", continuous_update=False)),
+            ("grid_level", ipw.Dropdown(options=GRID_LEVELS, description="Grid level")),
+            ("preset", ipw.Dropdown(options=list(PRESETS), description="Network")),
+            ("iterations", ipw.BoundedIntText(min=0, max=16, description="DFT iterations",
+                                              tooltip="after the network")),
+            ("sampler", ipw.Dropdown(options=[s for s in SAMPLERS if s != "file"], description="Geometries")),
+            ("temperature", ipw.BoundedFloatText(min=1, max=5000, description="Temperature, K")),
+            ("minutes", ipw.FloatText(description="Minutes")),
+            ("seed", ipw.BoundedIntText(min=0, max=2**31 - 1, description="Seed")),
+        ]
+        for name, widget in fields:
+            widget.style = _FIELD
+            widget.layout = {"width": "260px"}
+            widget.value = getattr(session, name)
+            _link(session, name, widget)
+        grid = ipw.GridBox(
+            [widget for _, widget in fields], layout={"grid_template_columns": "repeat(3, 270px)"}
+        )
+        return ipw.VBox([ipw.HTML("<b>Method, model and training</b>"), grid])
+
+    def _bind(self) -> None:
+        self._names.observe(self._pick_name, "value")
+        self._use_text.on_click(lambda _: self.session.choose(self._text.value))
+        self._use_xyz.on_click(lambda _: self.session.choose(self._xyz.value + "\n"))
+        self._back.on_click(lambda _: self._undo())
+        self._upload.observe(self._take_upload, "value")
+        self._labels.observe(lambda change: setattr(self.viewer, "labels", change["new"]), "value")
+        self._coordinate.observe(lambda _: self._show_value(), "value")
+        self._value.observe(self._move, "value")
+        self.session.observe(self._remember, "molecule")
+        self.session.observe(lambda _: self.update(), ["molecule", "xc", "basis", "grid_level"])
+
+    def _pick_name(self, change) -> None:
+        if change["new"] in BUILTIN and change["new"] != self.session.molecule.name:
+            self.session.choose(change["new"])
+
+    def _take_upload(self, change) -> None:
+        for file in change["new"]:
+            content = bytes(file["content"])
+            if len(content) > MAX_UPLOAD_BYTES:
+                self.session.refuse(f"{file['name']} is larger than 5 MB; a part of it would do.", "molecule")
+                return
+            # Parsed as text only, whatever the name says.
+            self.session.choose(content.decode("utf-8", errors="replace") + "\n")
+
+    # Moving atoms ----------------------------------------------------------------------------
+
+    def _remember(self, change) -> None:
+        """Keep what the molecule was before; of a slider's way only where it began."""
+        if self._moving is None or self._moving != self._last_moved:
+            self._history.append(change["old"])
+        self._last_moved = self._moving
+        self._back.disabled, self._back.tooltip = False, "Take the molecule as it was before"
+
+    def _undo(self) -> None:
+        if not self._history:
+            return
+        before = self._history.pop()
+        self.session.unobserve(self._remember, "molecule")
+        self.session.molecule = before
+        self.session.observe(self._remember, "molecule")
+        self._last_moved = None
+        self._back.disabled = not self._history
+
+    def _move(self, change) -> None:
+        self._moving = self._coordinate.value
+        if self._moving is not None:
+            self.session.move(self._moving, change["new"])
+        self._moving = None
+
+    def _show_value(self) -> None:
+        """Put the slider where the chosen coordinate is, without moving anything."""
+        chosen = self._coordinate.value
+        self._value.disabled = chosen is None
+        if chosen is None:
+            return
+        low, high, step = (*coordinates.BOND_ANGSTROM, 0.01) if chosen.unit == "Å" else (-180.0, 180.0, 1.0)
+        value = coordinates.value(self.session.molecule, chosen)
+        self._value.unobserve(self._move, "value")
+        with self._value.hold_trait_notifications():
+            self._value.min, self._value.max, self._value.step = min(low, value), max(high, value), step
+            self._value.value = value
+        self._value.description = chosen.unit
+        self._value.observe(self._move, "value")
+
+    # Showing ---------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Deliver what was done in the background."""
+        self.session.deliver()
+
+    def update(self) -> None:
+        """Show the session's molecule."""
+        mol = self.session.molecule
+        self._names.value = mol.name if mol.name in BUILTIN else ""
+        self._xyz.value = _atoms_text(mol)
+        self.viewer.labels = self._labels.value
+        self.viewer.show(mol.symbols, mol.positions_angstrom, captions=[mol.name or mol.formula])
+        if self._moving is None:  # a bond that is stretched would end to be one under the slider
+            found = coordinates.coordinates(mol)
+            if [each.label for each in found] != [label for label, _ in self._coordinate.options]:
+                self._coordinate.options = [(each.label, each) for each in found]
+                self._coordinate.index = 0 if found else None
+            self._show_value()
+        try:
+            text = f"{self.session.summary()}. {self.session.estimate()}"
+        except InputError as error:
+            self.session.refuse(str(error), "molecule")
+            text = mol.formula
+        self._summary.value = f"{html.escape(mol.name or mol.formula)}: {html.escape(text)}"
+
+
+def _atoms_text(mol: Molecule) -> str:
+    """XYZ in narrow lines, to be edited."""
+    atoms = zip(mol.symbols, mol.positions_angstrom, strict=True)
+    lines = [f"{symbol:2}{x:10.5f}{y:10.5f}{z:10.5f}" for symbol, (x, y, z) in atoms]
+    return "\n".join([str(len(lines)), f"charge={mol.charge} spin={mol.spin}", *lines])
+
+
+def _link(session: Session, name: str, widget: ipw.ValueWidget) -> None:
+    """A two-way binding; a value that the session refuses is put back, with a sentence."""
+
+    def to_session(change):
+        if not session.set(name, change["new"]):
+            widget.value = getattr(session, name)
+
+    widget.observe(to_session, "value")
+    session.observe(lambda change: setattr(widget, "value", change["new"]), name)

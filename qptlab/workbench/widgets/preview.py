@@ -1,0 +1,65 @@
+"""Views saved by py3Dmol as pages of their own.
+
+py3Dmol's own loader fetches 3Dmol.js from the network and leaves a blank box where there is none.
+Here the bundled script is part of the page, and py3Dmol finds it there.
+"""
+
+import html
+from collections.abc import Sequence
+
+import numpy as np
+import py3Dmol
+from jaxtyping import Float
+
+from qptlab.workbench.widgets import library
+
+POSITIVE, NEGATIVE = "#0072B2", "#E69F00"
+
+
+def script_html() -> str:
+    """What a page needs once, before its first view."""
+    if not library.SCRIPT_3DMOL.exists():
+        return f'<p role="alert">{html.escape(library.MISSING_3DMOL)}</p>'
+    # "</script" inside the text would end the element.
+    code = library.SCRIPT_3DMOL.read_text(encoding="utf-8").replace("</script", "<\\/script")
+    return f"<script>{code}</script><script>var $3Dmolpromise = Promise.resolve();</script>"
+
+
+def export_html(
+    symbols: Sequence[str],
+    positions_angstrom: Float[np.ndarray, "natm 3"],
+    cube: str,
+    isovalue: float,
+    title: str,
+) -> str:
+    """A page of its own, for saving and sharing: a molecule with the two signs of an orbital.
+
+    Args:
+      symbols: of the atoms.
+      positions_angstrom: of the atoms, ångström.
+      cube: a Gaussian cube file's text.
+      isovalue: of the surfaces, plus and minus.
+      title: of the page.
+    """
+    view = _view(symbols, positions_angstrom, 800, 600)
+    for sign, colour in ((1, POSITIVE), (-1, NEGATIVE)):
+        view.addVolumetricData(
+            cube, "cube", {"isoval": sign * isovalue, "color": colour, "opacity": 0.8, "smoothness": 4}
+        )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"{script_html()}<h1>{html.escape(title)}</h1>{view._make_html()}</html>"
+    )
+
+
+def _view(symbols, positions_angstrom, width, height):
+    lines = [
+        f"{symbol} {x:.6f} {y:.6f} {z:.6f}"
+        for symbol, (x, y, z) in zip(symbols, np.asarray(positions_angstrom), strict=True)
+    ]
+    view = py3Dmol.view(width=width, height=height)
+    view.addModel(f"{len(lines)}\n\n" + "\n".join(lines) + "\n", "xyz")
+    view.setStyle({"stick": {"radius": 0.11}, "sphere": {"scale": 0.22}})
+    view.setBackgroundColor("white", 0)
+    view.zoomTo()
+    return view
