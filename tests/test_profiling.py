@@ -4,7 +4,7 @@ import cases
 import pytest
 
 import qptlab as ql
-from qptlab.workbench import profiling
+from qptlab.gui import profiling
 
 
 @pytest.fixture(scope="module")

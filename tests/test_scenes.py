@@ -7,8 +7,8 @@ import pytest
 import qptlab as ql
 from qptlab.dft import libcint, properties
 from qptlab.evaluation import reference
-from qptlab.workbench import scenes
-from qptlab.workbench.scenes import KINDS, Subject
+from qptlab.gui import scenes
+from qptlab.gui.scenes import KINDS, Subject
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The workbench without a screen."""
 
 import csv
+import importlib.util
 import shutil
 import time
 
@@ -10,7 +11,11 @@ import pytest
 
 import qptlab as ql
 from qptlab.dft import exploration
-from qptlab.workbench.session import Session, training_session
+from qptlab.gui.session import Session, training_session
+
+
+def test_no_public_name_hides_a_module_of_the_package():
+    assert [name for name in ql.__all__ if importlib.util.find_spec(f"qptlab.{name}")] == []
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from qptlab.training.run import Run
-from qptlab.workbench import plots
-from qptlab.workbench.scenes import KINDS
-from qptlab.workbench.session import Session
-from qptlab.workbench.widgets import (
+from qptlab.gui import plots
+from qptlab.gui.scenes import KINDS
+from qptlab.gui.session import Session
+from qptlab.gui.widgets import (
     AttentionView,
     Comparison,
     KernelInspector,

@@ -63,7 +63,7 @@ if [ "$kind" = test ]; then extra="[test]"; fi
 echo "Installing qptlab$extra into $venv (a minute or two the first time)."
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$extra" \
   || fail "the installation failed, for the reason that pip gives above; if it is the network, run the command again once the package index is in reach."
-if [ ! -f qptlab/workbench/widgets/static/3Dmol-min.js ]; then
+if [ ! -f qptlab/gui/widgets/static/3Dmol-min.js ]; then
   # pip shows a build's warnings only when the build fails.
   echo "qptlab: 3D views will be missing, since 3Dmol.js could not be fetched from npm; remove $stamp and run the command again once npm's registry is in reach." >&2
 fi

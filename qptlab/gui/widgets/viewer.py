@@ -11,7 +11,7 @@ import numpy as np
 import traitlets
 from jaxtyping import Float
 
-from qptlab.workbench.widgets.library import LibraryWidget, module
+from qptlab.gui.widgets.library import LibraryWidget, module
 
 _HERE = pathlib.Path(__file__).parent
 

@@ -5,13 +5,13 @@ import numpy as np
 
 from qptlab.errors import InputError
 from qptlab.models.features import BIASES
-from qptlab.workbench import pictures, plots
-from qptlab.workbench.session import Session
-from qptlab.workbench.widgets.chart import Chart
-from qptlab.workbench.widgets.live import keep_fresh
-from qptlab.workbench.widgets.message import MessageLine
-from qptlab.workbench.widgets.view import View
-from qptlab.workbench.widgets.viewer import OrbitalViewer
+from qptlab.gui import pictures, plots
+from qptlab.gui.session import Session
+from qptlab.gui.widgets.chart import Chart
+from qptlab.gui.widgets.live import keep_fresh
+from qptlab.gui.widgets.message import MessageLine
+from qptlab.gui.widgets.view import View
+from qptlab.gui.widgets.viewer import OrbitalViewer
 
 LEAST_LINK = 0.03
 """Share of the largest below which a line between atoms is left out."""

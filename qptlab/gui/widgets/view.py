@@ -4,9 +4,9 @@ import base64
 
 import ipywidgets as ipw
 
-from qptlab.workbench import pictures
-from qptlab.workbench.widgets.chart import Chart, table_html
-from qptlab.workbench.widgets.viewer import OrbitalViewer
+from qptlab.gui import pictures
+from qptlab.gui.widgets.chart import Chart, table_html
+from qptlab.gui.widgets.viewer import OrbitalViewer
 
 NOTICE = "This is a live view of qptlab, at the moment it was shown; run the notebook in JupyterLab to use it."
 

@@ -13,7 +13,7 @@ from plotly.subplots import make_subplots
 from qptlab.evaluation.comparison import Evaluation
 from qptlab.evaluation.reference import energy_errors_mev
 from qptlab.units import CHEMICAL_ACCURACY_MEV, HARTREE_EV, HARTREE_MEV
-from qptlab.workbench.profiling import Profile
+from qptlab.gui.profiling import Profile
 
 BLUE, ORANGE, GREEN, VERMILLION, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
 PURPLE = "#CC79A7"

@@ -11,7 +11,7 @@ import numpy as np
 import py3Dmol
 from jaxtyping import Float
 
-from qptlab.workbench.widgets import library
+from qptlab.gui.widgets import library
 
 POSITIVE, NEGATIVE = "#0072B2", "#E69F00"
 

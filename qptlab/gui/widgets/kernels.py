@@ -5,13 +5,13 @@ import html
 import ipywidgets as ipw
 
 from qptlab.units import significant
-from qptlab.workbench import plots
-from qptlab.workbench.profiling import PROFILED, Profile
-from qptlab.workbench.session import Session
-from qptlab.workbench.widgets.chart import STYLE, Chart
-from qptlab.workbench.widgets.live import keep_fresh
-from qptlab.workbench.widgets.taskbar import TaskBar
-from qptlab.workbench.widgets.view import View
+from qptlab.gui import plots
+from qptlab.gui.profiling import PROFILED, Profile
+from qptlab.gui.session import Session
+from qptlab.gui.widgets.chart import STYLE, Chart
+from qptlab.gui.widgets.live import keep_fresh
+from qptlab.gui.widgets.taskbar import TaskBar
+from qptlab.gui.widgets.view import View
 
 MAX_OPERATIONS = 40
 """Of the table."""

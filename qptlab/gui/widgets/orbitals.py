@@ -6,15 +6,15 @@ import ipywidgets as ipw
 
 from qptlab.errors import InputError
 from qptlab.units import BOHR_ANGSTROM
-from qptlab.workbench import plots, scenes
-from qptlab.workbench.scenes import Scene
-from qptlab.workbench.session import Session
-from qptlab.workbench.widgets import preview
-from qptlab.workbench.widgets.chart import Chart
-from qptlab.workbench.widgets.live import keep_fresh
-from qptlab.workbench.widgets.message import MessageLine
-from qptlab.workbench.widgets.view import View
-from qptlab.workbench.widgets.viewer import OrbitalViewer
+from qptlab.gui import plots, scenes
+from qptlab.gui.scenes import Scene
+from qptlab.gui.session import Session
+from qptlab.gui.widgets import preview
+from qptlab.gui.widgets.chart import Chart
+from qptlab.gui.widgets.live import keep_fresh
+from qptlab.gui.widgets.message import MessageLine
+from qptlab.gui.widgets.view import View
+from qptlab.gui.widgets.viewer import OrbitalViewer
 
 POINTS = 60
 """Of the box along each axis."""

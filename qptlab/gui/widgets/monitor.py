@@ -9,14 +9,14 @@ import numpy as np
 from qptlab.errors import InputError
 from qptlab.training.run import Run, find_runs
 from qptlab.units import significant
-from qptlab.workbench import plots
-from qptlab.workbench.session import Session
-from qptlab.workbench.widgets.chart import Chart
-from qptlab.workbench.widgets.live import keep_fresh
-from qptlab.workbench.widgets.message import MessageLine
-from qptlab.workbench.widgets.taskbar import TaskBar
-from qptlab.workbench.widgets.view import View
-from qptlab.workbench.widgets.viewer import OrbitalViewer
+from qptlab.gui import plots
+from qptlab.gui.session import Session
+from qptlab.gui.widgets.chart import Chart
+from qptlab.gui.widgets.live import keep_fresh
+from qptlab.gui.widgets.message import MessageLine
+from qptlab.gui.widgets.taskbar import TaskBar
+from qptlab.gui.widgets.view import View
+from qptlab.gui.widgets.viewer import OrbitalViewer
 
 MAX_COMPARED = 5
 """Runs that are told apart by colour and dashes."""

@@ -31,10 +31,10 @@ from qptlab.training.loop import TrainConfig
 from qptlab.training.run import Run
 from qptlab.training.trainer import Trainer
 from qptlab.units import significant
-from qptlab.workbench import attention, profiling, scenes
-from qptlab.workbench.attention import Attended
-from qptlab.workbench.profiling import Profile
-from qptlab.workbench.scenes import Scene, Subject
+from qptlab.gui import attention, profiling, scenes
+from qptlab.gui.attention import Attended
+from qptlab.gui.profiling import Profile
+from qptlab.gui.scenes import Scene, Subject
 
 TOPICS = ("molecule", "exploration", "training", "orbitals", "comparison", "attention", "kernels")
 """The parts of the workbench, in order."""

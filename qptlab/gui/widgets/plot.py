@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import plotly.graph_objects as go
 import traitlets
 
-from qptlab.workbench import pictures, plots
-from qptlab.workbench.widgets.library import LibraryWidget, module
+from qptlab.gui import pictures, plots
+from qptlab.gui.widgets.library import LibraryWidget, module
 
 
 class Plot(LibraryWidget):

@@ -2,15 +2,15 @@
 
 import ipywidgets as ipw
 
-from qptlab.workbench.session import Session
-from qptlab.workbench.widgets.attention import AttentionView
-from qptlab.workbench.widgets.comparison import Comparison
-from qptlab.workbench.widgets.explorer import SCFExplorer
-from qptlab.workbench.widgets.kernels import KernelInspector
-from qptlab.workbench.widgets.monitor import TrainingMonitor
-from qptlab.workbench.widgets.orbitals import Orbitals
-from qptlab.workbench.widgets.picker import MoleculePicker
-from qptlab.workbench.widgets.view import View
+from qptlab.gui.session import Session
+from qptlab.gui.widgets.attention import AttentionView
+from qptlab.gui.widgets.comparison import Comparison
+from qptlab.gui.widgets.explorer import SCFExplorer
+from qptlab.gui.widgets.kernels import KernelInspector
+from qptlab.gui.widgets.monitor import TrainingMonitor
+from qptlab.gui.widgets.orbitals import Orbitals
+from qptlab.gui.widgets.picker import MoleculePicker
+from qptlab.gui.widgets.view import View
 
 
 class Workbench(View):

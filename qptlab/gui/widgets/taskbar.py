@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import ipywidgets as ipw
 
-from qptlab.workbench.session import Session
-from qptlab.workbench.widgets.message import MessageLine
+from qptlab.gui.session import Session
+from qptlab.gui.widgets.message import MessageLine
 
 
 class TaskBar(ipw.HBox):

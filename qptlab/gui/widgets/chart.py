@@ -5,7 +5,7 @@ import html
 import ipywidgets as ipw
 import plotly.graph_objects as go
 
-from qptlab.workbench.widgets.plot import Plot
+from qptlab.gui.widgets.plot import Plot
 
 STYLE = """<style>
 .qptlab-table table { border-collapse: collapse; }

@@ -5,12 +5,12 @@ import numpy as np
 
 from qptlab.dft import exploration
 from qptlab.dft.scf import GUESSES
-from qptlab.workbench import pictures, plots
-from qptlab.workbench.session import Session
-from qptlab.workbench.widgets.chart import Chart
-from qptlab.workbench.widgets.live import keep_fresh
-from qptlab.workbench.widgets.taskbar import TaskBar
-from qptlab.workbench.widgets.view import View
+from qptlab.gui import pictures, plots
+from qptlab.gui.session import Session
+from qptlab.gui.widgets.chart import Chart
+from qptlab.gui.widgets.live import keep_fresh
+from qptlab.gui.widgets.taskbar import TaskBar
+from qptlab.gui.widgets.view import View
 
 
 class SCFExplorer(View):

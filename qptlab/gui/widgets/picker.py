@@ -11,11 +11,11 @@ from qptlab.system import coordinates
 from qptlab.system.coordinates import Coordinate
 from qptlab.system.method import FUNCTIONALS, GRID_LEVELS
 from qptlab.system.molecule import BUILTIN, Molecule
-from qptlab.workbench.session import Session
-from qptlab.workbench.widgets.live import keep_fresh
-from qptlab.workbench.widgets.message import MessageLine
-from qptlab.workbench.widgets.view import View
-from qptlab.workbench.widgets.viewer import OrbitalViewer
+from qptlab.gui.session import Session
+from qptlab.gui.widgets.live import keep_fresh
+from qptlab.gui.widgets.message import MessageLine
+from qptlab.gui.widgets.view import View
+from qptlab.gui.widgets.viewer import OrbitalViewer
 
 BASES = ("sto-3g", "6-31g*", "def2-svp", "cc-pvdz", "def2-tzvp")
 MAX_UPLOAD_BYTES = 5_000_000

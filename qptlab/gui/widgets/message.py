@@ -4,7 +4,7 @@ import html
 
 import ipywidgets as ipw
 
-from qptlab.workbench.session import Session
+from qptlab.gui.session import Session
 
 
 class MessageLine(ipw.HTML):

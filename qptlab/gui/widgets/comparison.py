@@ -4,13 +4,13 @@ import ipywidgets as ipw
 import numpy as np
 
 from qptlab.evaluation.comparison import Evaluation
-from qptlab.workbench import plots
-from qptlab.workbench.session import Session
-from qptlab.workbench.widgets.chart import STYLE, Chart
-from qptlab.workbench.widgets.live import keep_fresh
-from qptlab.workbench.widgets.taskbar import TaskBar
-from qptlab.workbench.widgets.view import View
-from qptlab.workbench.widgets.viewer import OrbitalViewer
+from qptlab.gui import plots
+from qptlab.gui.session import Session
+from qptlab.gui.widgets.chart import STYLE, Chart
+from qptlab.gui.widgets.live import keep_fresh
+from qptlab.gui.widgets.taskbar import TaskBar
+from qptlab.gui.widgets.view import View
+from qptlab.gui.widgets.viewer import OrbitalViewer
 
 PLOTS = ("parity", "error of each geometry", "histogram of errors", "Fock error by atoms", "time")
 

@@ -1,0 +1,17 @@
+"""Views of a session: they lay out and bind, and hold no chemistry."""
+
+from qptlab.gui.widgets.attention import AttentionView
+from qptlab.gui.widgets.comparison import Comparison
+from qptlab.gui.widgets.explorer import SCFExplorer
+from qptlab.gui.widgets.kernels import KernelInspector
+from qptlab.gui.widgets.monitor import TrainingMonitor
+from qptlab.gui.widgets.orbitals import Orbitals
+from qptlab.gui.widgets.picker import MoleculePicker
+from qptlab.gui.widgets.plot import Plot
+from qptlab.gui.widgets.viewer import OrbitalViewer
+from qptlab.gui.widgets.workbench import Workbench
+
+__all__ = [
+    "AttentionView", "Comparison", "KernelInspector", "MoleculePicker", "OrbitalViewer", "Orbitals", "Plot",
+    "SCFExplorer", "TrainingMonitor", "Workbench",
+]
