@@ -29,7 +29,7 @@ extensions = [
 exclude_patterns = ["_build", ".jupyter_cache", "**.ipynb_checkpoints", "tutorials/runs"]
 nitpicky = True
 # Every reference to qptlab has to be found. The other libraries' pages are on the internet, which the build never asks.
-nitpick_ignore_regex = [(r"py:.*", r"(?!qptlab\.).*"), (r"py:.*", r"qptlab\.(.*\.)?_.*")]
+nitpick_ignore_regex = [(r"py:.*", r"(?!qptlab\.|ql\.).*"), (r"py:.*", r"qptlab\.(.*\.)?_.*")]
 default_role = "py:obj"  # docstrings write names in single backticks
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
@@ -104,10 +104,16 @@ def _escape(app, what, name, obj, options, lines) -> None:
         lines[index] = "".join(parts)
 
 
-def _accept_type_variable(app, env, node, contnode):
-    """Show a type variable without a link: it has no page."""
+def _resolve(app, env, node, contnode):
+    """Link the public names (`ql.scf`) to where they are defined; show type variables, which have no page, as they are."""
     module, _, name = node.get("reftarget", "").rpartition(".")
-    return contnode if isinstance(getattr(sys.modules.get(module), name, None), typing.TypeVar) else None
+    value = getattr(sys.modules.get({"ql": "qptlab"}.get(module, module)), name, None)
+    if isinstance(value, typing.TypeVar):
+        return contnode
+    if module in ("ql", "qptlab") and hasattr(value, "__qualname__"):
+        target = f"{value.__module__}.{value.__qualname__}"
+        return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contnode)
+    return None
 
 
 def _skip_fields(app, what, name, obj, skip, options) -> bool | None:
@@ -121,5 +127,5 @@ def setup(app) -> None:
     app.connect("builder-inited", _copy_mathjax)
     app.connect("autodoc-process-docstring", _quote_diagrams, priority=100)
     app.connect("autodoc-process-docstring", _escape, priority=900)  # after napoleon
-    app.connect("missing-reference", _accept_type_variable)
+    app.connect("missing-reference", _resolve)
     app.connect("autodoc-skip-member", _skip_fields)

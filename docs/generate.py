@@ -33,6 +33,7 @@ def main() -> None:
 def _modules() -> dict[str, str]:
     """Return a page for each public module, and one with the names that `import qptlab as ql` offers."""
     package = importlib.import_module("qptlab")
+    public = {name: getattr(package, name) for name in package.__all__}
     names = ["qptlab", *(found.name for found in pkgutil.walk_packages(package.__path__, "qptlab."))]
     names = [name for name in names if not any(part.startswith("_") for part in name.split("."))]
     pages = {}
@@ -42,7 +43,7 @@ def _modules() -> dict[str, str]:
         title = name if "." not in name else name.removeprefix("qptlab.")
         head = [title, "=" * len(title), "", f".. automodule:: {name}", ""]
         pages[f"reference/api/{name}.rst"] = "\n".join([*head, *toctree])
-    rows = "\n".join(_public(package, names, name) for name in sorted(package.__all__, key=str.lower))
+    rows = "\n".join(_public(names, name, public[name]) for name in sorted(public, key=str.lower))
     pages["reference/api/names.md"] = (
         "# Names of `ql`\n\nWhat `import qptlab as ql` offers, and where it is defined.\n\n"
         f"| name | what it is |\n|---|---|\n{rows}\n"
@@ -50,9 +51,8 @@ def _modules() -> dict[str, str]:
     return pages
 
 
-def _public(package, modules: list[str], name: str) -> str:
+def _public(modules: list[str], name: str, value: object) -> str:
     """Return the row of the table for a name of the package's public face."""
-    value = getattr(package, name)
     if callable(value):
         module, summary = value.__module__, (value.__doc__ or "").strip().split("\n\n")[0]
     else:  # a constant does not know its module, and its documentation is a string below it
