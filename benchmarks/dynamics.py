@@ -61,7 +61,7 @@ def conserve(atoms, picoseconds: float, femtoseconds: float) -> dict:
     }
 
 
-def cost(model: ql.Predictor, mol: ql.Molecule) -> dict:
+def cost(model: ql.CorrectionPredictor, mol: ql.Molecule) -> dict:
     """Seconds of a prediction, and of energy and forces."""
     rng, plain, slopes = np.random.default_rng(3), [], []
     for _ in range(TURNS + 1):
@@ -75,7 +75,7 @@ def cost(model: ql.Predictor, mol: ql.Molecule) -> dict:
             "ratio": statistics.median(ratios)}
 
 
-def vibrations(model: ql.Predictor, mol: ql.Molecule, folder: pathlib.Path) -> dict:
+def vibrations(model: ql.CorrectionPredictor, mol: ql.Molecule, folder: pathlib.Path) -> dict:
     """Harmonic frequencies, cm⁻¹: the model's, and PySCF's."""
     atoms = mol.to_ase()
     atoms.calc = ql.ModelCalculator(model)

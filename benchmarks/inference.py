@@ -26,7 +26,7 @@ STRIDE = 40
 SEED = 20_240_204
 
 
-def measure(predictor: ql.Predictor, mol: ql.Molecule) -> dict:
+def measure(predictor: ql.CorrectionPredictor, mol: ql.Molecule) -> dict:
     """Seconds of a prediction and of PySCF, with exact integrals and with ours, and the errors."""
     stream = ql.sample(mol, ql.Sampling("md"), SEED, validation=True)
     frames = itertools.islice(stream, 0, (GEOMETRIES + 1) * STRIDE, STRIDE)
@@ -53,11 +53,11 @@ def measure(predictor: ql.Predictor, mol: ql.Molecule) -> dict:
     return record
 
 
-def fresh(molecule: str, xc: str, iterations: int, eri: str) -> ql.Predictor:
+def fresh(molecule: str, xc: str, iterations: int, eri: str) -> ql.CorrectionPredictor:
     """A model that has learned nothing, but whose network is run."""
     systems, kinds = ql.make_systems([ql.Molecule.parse(molecule)], ql.Method(xc, "def2-svp", eri=eri))
-    model = ql.QPT(ql.QPTConfig("micro", iterations), xc, kinds)
-    return ql.Predictor(model, model.init(jax.random.key(0)), systems)
+    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=iterations), xc, kinds)
+    return ql.CorrectionPredictor(model, model.init(jax.random.key(0)), systems)
 
 
 def main(

@@ -29,7 +29,7 @@ TRAINER = """
 import qptlab as ql
 def begin(molecule, basis, folder, validation):
     method, train = ql.Method("pbe", basis), ql.TrainConfig(minutes=30, validation=validation)
-    return ql.Trainer(ql.Molecule.from_name(molecule), method, ql.QPTConfig("micro", 0), train, out=folder)
+    return ql.Trainer(ql.Molecule.from_name(molecule), method, ql.QPTConfig("micro", iterations=0), train, out=folder)
 """
 WORKBENCH = f"{TRAINER}\napp = ql.workbench()\napp"
 FIRST = """

@@ -16,7 +16,7 @@ from qptlab.benchmarking import bench, studies
 from qptlab.benchmarking.studies import Setting, Study
 from qptlab.models.qpt import QPTConfig
 from qptlab.system.method import Method
-from qptlab.training.loop import TrainConfig
+from qptlab.training.config import TrainConfig
 
 MOLECULES = ("water", "ethanol", "malondialdehyde", "uracil")
 
@@ -49,7 +49,7 @@ def main(
 ) -> None:
     """Train, judge, and write the table."""
     method = Method(xc, basis)
-    setting = Setting("QPT", QPTConfig(preset, iterations, precision), TrainConfig(batch=batch))
+    setting = Setting("QPT", QPTConfig(preset, precision, iterations=iterations), TrainConfig(batch=batch))
     folder = pathlib.Path(__file__).parent / "results"
     command = (f"python benchmarks/md17.py --molecules {molecules} --minutes {minutes:g} --xc {xc} --basis {basis} "
                f"--preset {preset} --precision {precision} --iterations {iterations} --batch {batch} --seeds {seeds}")

@@ -34,7 +34,7 @@ def angles(mol: ql.Molecule) -> tuple[coordinates.Coordinate, coordinates.Coordi
     return about[4, 3]._replace(atoms=(6, 4, 3, 1), label="φ"), about[4, 6]._replace(atoms=(3, 4, 6, 8), label="ψ")
 
 
-def measure(predictor: ql.Predictor, points: int) -> list[dict]:
+def measure(predictor: ql.CorrectionPredictor, points: int) -> list[dict]:
     """A row for each point of the map that PySCF converges."""
     mol, plain = predictor.systems[0].molecule, predictor.without_network()
     phi, psi = angles(mol)

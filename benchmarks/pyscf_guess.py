@@ -31,13 +31,13 @@ SAME_HARTREE = 1e-7
 """PySCF's default stops when an energy changes by less than 1e-9; starts may differ by some times that."""
 
 
-def starts(predictor: ql.Predictor) -> dict:
+def starts(predictor: ql.CorrectionPredictor) -> dict:
     """What an SCF may begin with: by name, its Fock builds and a function of a PySCF molecule."""
     found = {name: (0, lambda mf, key=name: mf.get_init_guess(key=key)) for name in ("minao", "atom", "huckel")}
     model = predictor.model
     for n in range(model.config.iterations + 1):
         for label, params in (("model", predictor.params), ("no network", None)):
-            own = ql.Predictor(model.with_iterations(n), params, predictor.systems)
+            own = ql.CorrectionPredictor(model.with_iterations(n), params, predictor.systems)
             found[f"{label}, n = {n}"] = n + 1, lambda mf, own=own: ql.guess(mf.mol, own)
     return found
 

@@ -53,9 +53,9 @@ class Dft(Calculator):
         self.results = {"energy": found.energy * HARTREE_EV, "forces": found.forces * HARTREE_EV / BOHR_ANGSTROM}
 
 
-def chosen(model: ql.Predictor | ql.GNNPredictor, count: int) -> list[ql.Molecule]:
+def chosen(model: ql.CorrectionPredictor | ql.GNNPredictor, count: int) -> list[ql.Molecule]:
     """Of a QPT its own molecules, of an OrbitalGNN test molecules with a rotatable bond."""
-    if isinstance(model, ql.Predictor):
+    if isinstance(model, ql.CorrectionPredictor):
         return [system.molecule for system in model.systems[:count]]
     unseen = orbital_gnn.smiles()[: orbital_gnn.TEST]
     found = [text for text in unseen if CalcNumRotatableBonds(Chem.MolFromSmiles(text), strict=False)]
@@ -68,9 +68,9 @@ def rmsd(one: ql.Molecule, two: ql.Molecule) -> float:
     return Rotation.align_vectors(*places)[1] / np.sqrt(len(places[0]))
 
 
-def ways(model: ql.Predictor | ql.GNNPredictor, method: ql.Method) -> dict:
+def ways(model: ql.CorrectionPredictor | ql.GNNPredictor, method: ql.Method) -> dict:
     """What relaxes; PySCF at the end, because it starts from GFN1-xTB's minimum."""
-    isqpt = isinstance(model, ql.Predictor)
+    isqpt = isinstance(model, ql.CorrectionPredictor)
     own = {"no network, same iterations": model.without_network(), "QPT": model} if isqpt else {"OrbitalGNN": model}
     return {"GFN1-xTB": TBLite(method="GFN1-xTB", verbosity=0), **own, "PySCF": Dft(method)}
 
@@ -101,7 +101,7 @@ def main(
 ) -> None:
     """Measure, and write the table."""
     predictor, rows = ql.load(model), []
-    isqpt = isinstance(predictor, ql.Predictor)
+    isqpt = isinstance(predictor, ql.CorrectionPredictor)
     method = predictor.method if isqpt else orbital_gnn.METHOD
     record = {"command": f"python benchmarks/relax.py {model} --molecules {molecules} --conformers {conformers}",
               "machine": bench.machine(), "method": dataclasses.asdict(method), "rows": rows}

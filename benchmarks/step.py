@@ -45,7 +45,7 @@ def ours(molecule: str, eri: str) -> dict:
 
     import qptlab as ql
     from qptlab.dft.energy import filled_orbitals, kohn_sham
-    from qptlab.training.loop import loss
+    from qptlab.training.label_free import loss
 
     method = ql.Method("b3lyp", "def2-svp", eri=eri)
     (system,), kinds = ql.make_systems([ql.Molecule.from_name(molecule)], method)
@@ -53,7 +53,7 @@ def ours(molecule: str, eri: str) -> dict:
     sample = system.sample(system.host_integrals(system.frame.home))
     filled = filled_orbitals(sample.features.fock_guess, sample.ints)
     build = jax.jit(lambda filled, ints: kohn_sham(filled @ filled.T, ints, method.xc, filled))
-    model = ql.QPT(ql.QPTConfig("micro", 0), method.xc, kinds)
+    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), method.xc, kinds)
     params = model.init(jax.random.key(0))
     record = {
         "form": eri, "nao": template.nao, "naux": template.naux, "ngrids": template.ngrids,

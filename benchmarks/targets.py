@@ -37,7 +37,7 @@ def main() -> None:
     folder = pathlib.Path(__file__).parent / "results"
     for name in sys.argv[1:] or TARGETS:
         molecule, method, minutes, goal = TARGETS[name]
-        settings = [Setting("n = 2", QPTConfig("micro", 2))]
+        settings = [Setting("n = 2", QPTConfig("micro", iterations=2))]
         chosen, rows = Study(f"Training on {molecule}; to reach: {goal}", settings, (molecule,)), []
         for row in studies.measure(chosen, method, minutes, 2):
             rows.append(row)

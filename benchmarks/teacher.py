@@ -41,7 +41,7 @@ def taught(mols: list[ql.Molecule], maker) -> tuple[list[labels.Label], float]:
     return [maker(mol) for mol in mols], time.perf_counter() - began
 
 
-def measure(predictor: ql.Predictor, sizes: list[int], seeds: int, steps: int) -> dict:
+def measure(predictor: ql.CorrectionPredictor, sizes: list[int], seeds: int, steps: int) -> dict:
     """Errors of students of both teachers, for each size and seed, and the cost of a label."""
     mol, method = predictor.systems[0].molecule, predictor.method
     rest, unseen = frames(mol, max(sizes), validation=False), frames(mol, TEST, validation=True)

@@ -37,7 +37,7 @@ def problems(root: pathlib.Path) -> list[str]:
             if parts.scheme in ("http", "https") or parts.netloc:
                 loads = element.name in LOADED and "stylesheet" in element.get("rel", ["stylesheet"])
                 lines += [f"{name}: loads {address}"] if loads else []
-            elif not parts.scheme and not address.startswith("#") or address.startswith("#") and len(address) > 1:
+            elif (not parts.scheme and not address.startswith("#")) or (address.startswith("#") and len(address) > 1):
                 target = (path.parent / urllib.parse.unquote(parts.path)).resolve() if parts.path else path
                 anchor = urllib.parse.unquote(parts.fragment)
                 if address and not target.exists():

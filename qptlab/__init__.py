@@ -35,19 +35,26 @@ from qptlab.dft.properties import charges, dipole_debye, forces  # noqa: E402
 from qptlab.dft.scf import SCFResult, scf, scf_batch  # noqa: E402
 from qptlab.errors import InputError  # noqa: E402
 from qptlab.evaluation.comparison import Evaluation, evaluate  # noqa: E402
+from qptlab.evaluation.errors import ErrorSummary  # noqa: E402
+from qptlab.evaluation.labels import LabelledSet  # noqa: E402
+from qptlab.evaluation.labels import read as read_labels  # noqa: E402
 from qptlab.interop.ase import ModelCalculator, relax  # noqa: E402
 from qptlab.interop.pyscf import guess, with_guess  # noqa: E402
+from qptlab.models.contract import Model, Prediction, require  # noqa: E402
+from qptlab.models.correction import Attention, CorrectionConfig, CorrectionModel, register_network  # noqa: E402
+from qptlab.models.features import Features  # noqa: E402
 from qptlab.models.frame import ReferenceFrame  # noqa: E402
 from qptlab.models.orbital_gnn import GNNConfig, GNNPredictor, OrbitalGNN  # noqa: E402
-from qptlab.models.predictor import Predictor  # noqa: E402
-from qptlab.models.qpt import QPT, Prediction, QPTConfig  # noqa: E402
+from qptlab.models.predictor import CorrectionPredictor  # noqa: E402
+from qptlab.models.qpt import QPTConfig  # noqa: E402
 from qptlab.models.systems import make_systems  # noqa: E402
 from qptlab.sampling.geometries import Sampling, sample  # noqa: E402
 from qptlab.system.method import Method  # noqa: E402
 from qptlab.system.molecule import BUILTIN, Molecule, read_molecules, read_xyz  # noqa: E402
-from qptlab.training.loop import TrainConfig, train  # noqa: E402
+from qptlab.training.config import TaskWeights, TrainConfig  # noqa: E402
+from qptlab.training.loop import train  # noqa: E402
+from qptlab.training.objectives import make_objective  # noqa: E402
 from qptlab.training.run import Run, load  # noqa: E402
-from qptlab.training.supervised import MultitaskConfig  # noqa: E402
 from qptlab.training.trainer import Trainer  # noqa: E402
 
 
@@ -77,10 +84,12 @@ def workbench(**choices):
 
 
 __all__ = [
-    "BUILTIN", "QPT", "Evaluation", "GNNConfig", "GNNPredictor", "InputError", "Integrals", "Method",
-    "ModelCalculator", "Molecule", "MultitaskConfig", "OrbitalGNN", "Prediction", "Predictor", "QPTConfig",
-    "ReferenceFrame", "Run", "SCFResult", "Sampling", "TrainConfig", "Trainer", "build_integrals", "charges",
+    "BUILTIN", "Attention", "CorrectionConfig", "CorrectionModel", "CorrectionPredictor", "ErrorSummary",
+    "Evaluation", "Features", "GNNConfig", "GNNPredictor", "InputError", "Integrals", "LabelledSet", "Method",
+    "Model", "ModelCalculator", "Molecule", "OrbitalGNN", "Prediction", "QPTConfig", "ReferenceFrame", "Run",
+    "SCFResult", "Sampling", "TaskWeights", "TrainConfig", "Trainer", "build_integrals", "charges",
     "density_from_fock", "dipole_debye", "energy", "evaluate", "fock", "forces", "guess", "kohn_sham", "load",
-    "make_systems", "orbitals", "read_molecules", "read_xyz", "relax", "sample", "scf", "scf_batch", "template",
-    "train", "with_guess", "workbench",
+    "make_objective", "make_systems", "orbitals", "plot", "read_labels", "read_molecules", "read_xyz",
+    "register_network", "relax", "require", "sample", "scf", "scf_batch", "template", "train", "with_guess",
+    "workbench",
 ]

@@ -19,7 +19,7 @@ lib.num_threads(1)
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 QUICK_METHOD = ql.Method("lda", "sto-3g", grid_level=0)
-QUICK_MODEL = ql.QPTConfig("micro", 0)
+QUICK_MODEL = ql.QPTConfig("micro", iterations=0)
 
 
 OTHERS = {
@@ -103,10 +103,10 @@ def relabelled(template: Template, order: list[int]) -> np.ndarray:
 
 
 @functools.cache
-def model(name: str, method: ql.Method, iterations: int) -> tuple[ql.QPT, System]:
+def model(name: str, method: ql.Method, iterations: int) -> tuple[ql.CorrectionModel, System]:
     """A model and its molecule, made once so that what it compiles is compiled once."""
     (system,), kinds = ql.make_systems([ql.Molecule.from_name(name)], method)
-    return ql.QPT(ql.QPTConfig("micro", iterations), method.xc, kinds), system
+    return ql.CorrectionModel(ql.QPTConfig("micro", iterations=iterations), method.xc, kinds), system
 
 
 @functools.cache
@@ -127,9 +127,9 @@ def awake(params, scale: float = 0.02):
     return jax.tree_util.tree_map_with_path(wake, params)
 
 
-def predictor(name: str, method: ql.Method, iterations: int) -> ql.Predictor:
+def predictor(name: str, method: ql.Method, iterations: int) -> ql.CorrectionPredictor:
     qpt, system = model(name, method, iterations)
-    return ql.Predictor(qpt, parameters(name, method, iterations), [system])
+    return ql.CorrectionPredictor(qpt, parameters(name, method, iterations), [system])
 
 
 def quick(steps: int, **changes) -> ql.TrainConfig:

@@ -12,7 +12,7 @@ import pytest
 
 import qptlab as ql
 from qptlab.runtime import devices
-from qptlab.training.loop import TrainConfig
+from qptlab.training.config import TrainConfig
 
 STEPS = 20
 

@@ -61,7 +61,7 @@ def test_where_integrals_are_fitted_the_error_against_the_same_fit_stands_beside
     """Plain iteration, nearly converged: what is left against exact integrals is the fit's error."""
     method = ql.Method("lda", "sto-3g", grid_level=0, eri="fitted")
     qpt, system = cases.model("water", method, 5)
-    found = ql.evaluate(ql.Predictor(qpt, None, [system]), geometries[:1])
+    found = ql.evaluate(ql.CorrectionPredictor(qpt, None, [system]), geometries[:1])
     assert found.same_fit is not None
     assert found.same_fit.energy_mae_mev < 0.1 * found.errors.energy_mae_mev
     exact, fitted = found.test_set.converged[0].energy, found.test_set.same_fit[0].energy
@@ -71,7 +71,7 @@ def test_where_integrals_are_fitted_the_error_against_the_same_fit_stands_beside
 
 
 def test_the_model_is_better_than_both_baselines(found):
-    for baseline in (found.no_network, found.pyscf_same_fock_builds):
+    for baseline in (found.baselines["no_network"], found.baselines["pyscf_same_fock_builds"]):
         assert found.errors.energy_mae_mev < 0.1 * baseline.energy_mae_mev
         assert found.errors.fock_mae_uha < baseline.fock_mae_uha
         assert found.errors.mo_cosine >= baseline.mo_cosine

@@ -13,8 +13,10 @@ from scipy.spatial.transform import Rotation
 
 import qptlab as ql
 from qptlab.evaluation import labels
+from qptlab.evaluation.labelled import label_errors, prepare
 from qptlab.models import operators, orbital_gnn
-from qptlab.training import supervised as multitask
+from qptlab.training.loop import NotFiniteError
+from qptlab.training.supervised import Supervised, fit, vocabulary
 
 METHOD = ql.Method("lda", "sto-3g", grid_level=0, eri="fitted")
 GRIDLESS = ql.Method("hf", "sto-3g", eri="fitted")
@@ -46,12 +48,19 @@ def labelled(tmp_path_factory):
     return labels.label(mols, functools.partial(labels.from_pyscf, method=METHOD), path)
 
 
+def train(data, config, prepared=None):
+    """Train on labels; return the model, the objective and the loss of each update."""
+    objective = Supervised(data, CONFIG, prepared=prepared)
+    updates = list(ql.train(objective, config))
+    return objective.predictor(updates[-1][0].average), objective, [metrics.loss for _, metrics in updates]
+
+
 def random_model(source, mols):
     """A network whose every part speaks: all parameters are random."""
-    model = multitask.vocabulary(mols, dataclasses.replace(CONFIG, source=source))
-    data = multitask.prepare(model, mols, [unknown(mol) for mol in mols], forces=False)
-    scales = multitask.fit(model, data)
-    params = model.init(jax.random.key(0), model.graph(mols[0]), scales)
+    model = vocabulary(mols, dataclasses.replace(CONFIG, source=source))
+    data = prepare(model, mols, [unknown(mol) for mol in mols], forces=False)
+    scales = fit(model, data)
+    params = model.init(jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: np.asarray(x) + 0.2 * rng.normal(size=x.shape), params)
     scales = scales._replace(energy=np.array(0.1), dipole=np.array(0.1), gap=np.array(0.1), charge=np.array(0.1))
@@ -125,7 +134,7 @@ def test_features_are_smooth_where_eigenvalues_of_a_p_shell_cross():
     """On the way through the symmetric geometry all differences of features halve with the step."""
     mol = ql.Molecule.from_name("methane")
     direction = np.random.default_rng(1).normal(size=mol.positions.shape)
-    model = multitask.vocabulary([mol], CONFIG)
+    model = vocabulary([mol], CONFIG)
 
     def features(step):
         return model.graph(mol.with_positions(mol.positions + step * direction)).features
@@ -136,7 +145,7 @@ def test_features_are_smooth_where_eigenvalues_of_a_p_shell_cross():
 
 
 def test_labels_are_pyscfs_and_come_back_from_a_file(labelled, tmp_path):
-    mols, known = labelled
+    mols, known, _ = labelled
     for mol, label in itertools.islice(zip(mols, known, strict=True), 3):
         ours = ql.scf(mol, METHOD)
         assert label.energy == pytest.approx(float(ours.energy), abs=tol.SCF_ENERGY)
@@ -151,8 +160,8 @@ def test_labels_are_pyscfs_and_come_back_from_a_file(labelled, tmp_path):
         np.testing.assert_allclose(there.valence, here.valence[order], atol=1e-5)
         np.testing.assert_allclose(there.dipole, turn.apply(here.dipole), atol=1e-4)
     path = tmp_path / "labels.xyz"
-    labels.write(path, mols, known)
-    back, read = labels.read(path)
+    labels.write(path, ql.LabelledSet(mols, known))
+    back, read, _ = labels.read(path)
     assert [mol.symbols for mol in back] == [mol.symbols for mol in mols]
     for a, b in zip(known, read, strict=True):
         for mine, theirs in zip(a, b, strict=True):
@@ -160,7 +169,7 @@ def test_labels_are_pyscfs_and_come_back_from_a_file(labelled, tmp_path):
 
 
 def test_labelling_goes_on_where_it_was_stopped(labelled, tmp_path):
-    mols, known = labelled
+    mols, known, _ = labelled
     path, made = tmp_path / "labels.xyz", []
 
     def maker(mol):
@@ -168,7 +177,7 @@ def test_labelling_goes_on_where_it_was_stopped(labelled, tmp_path):
         return known[next(i for i, each in enumerate(mols) if each is mol)]
 
     labels.label(mols[:6], maker, path)
-    found, again = labels.label(mols, maker, path)
+    found, again, _ = labels.label(mols, maker, path)
     assert len(made) == len(found) == len(again) == len(mols)
 
 
@@ -214,12 +223,12 @@ def test_labels_of_another_shape_are_refused(tmp_path, columns, said, pbc, value
 
 
 def test_a_file_is_gone_on_with_only_by_labels_of_the_same_theory(labelled, tmp_path):
-    mols, known = ([each[0]] * 2 for each in labelled)
+    mols, known = ([each[0]] * 2 for each in labelled[:2])
     path = tmp_path / "labels.xyz"
-    labels.write(path, mols[:1], known[:1], theory="PBE/def2-svp")
+    labels.write(path, ql.LabelledSet(mols[:1], known[:1], "PBE/def2-svp"))
     with pytest.raises(ql.InputError, match="holds labels of PBE/def2-svp, and LDA/sto-3g was asked for"):
         labels.label(mols, lambda mol: known[0], path, theory="LDA/sto-3g")
-    labels.write(path, mols[:1], known[:1])
+    labels.write(path, ql.LabelledSet(mols[:1], known[:1]))
     with pytest.raises(ql.InputError, match="labels that do not say of what, and LDA/sto-3g"):
         labels.label(mols, lambda mol: known[0], path, theory="LDA/sto-3g")
 
@@ -228,10 +237,10 @@ def test_a_file_is_gone_on_with_only_by_labels_of_the_same_theory(labelled, tmp_
 def test_labels_of_molecules_of_any_name_come_back(labelled, tmp_path, name):
     mol, label = dataclasses.replace(labelled[0][0], name=name), labelled[1][0]
     path = tmp_path / "labels.xyz"
-    labels.write(path, [mol], [label])
+    labels.write(path, ql.LabelledSet([mol], [label]))
     path.write_text(path.read_text().rstrip("\n"))
-    labels.write(path, [mol], [label], append=True)
-    mols, known = labels.read(path)
+    labels.write(path, ql.LabelledSet([mol], [label]), append=True)
+    mols, known, _ = labels.read(path)
     assert [each.name for each in mols] == [" ".join(name.split())] * 2
     for each, found in zip(mols, known, strict=True):
         np.testing.assert_allclose(each.positions, mol.positions, atol=1e-7)
@@ -256,58 +265,53 @@ def test_an_atom_whose_orbitals_are_all_filled_has_no_gap():
 
 
 def test_a_model_that_says_no_number_has_no_error(labelled):
-    mols, known = labelled
+    mols, known, _ = labelled
     predictor = random_model("gfn1", mols[:3])
-    data = multitask.prepare(predictor.model, mols[:3], known[:3], forces=False)
+    data = prepare(predictor.model, mols[:3], known[:3], forces=False)
     spoilt = data._replace(graphs=data.graphs._replace(energy=data.graphs.energy * [np.nan, 1, 1]))
-    assert np.isfinite(multitask.judge(predictor, data).energy_mae_mev)
-    assert np.isnan(multitask.judge(predictor, spoilt).energy_mae_mev)
-    config = multitask.MultitaskConfig(forces=0.0, steps=50, learning_rate=1e30, network=CONFIG)
-    with pytest.raises(ql.InputError, match="updates the loss is"):
-        multitask.train_gnn(predictor.model, data, config, "test")
+    assert np.isfinite(label_errors(predictor, data).energy_mae_mev)
+    assert np.isnan(label_errors(predictor, spoilt).energy_mae_mev)
+    infinite = labelled._replace(labels=[label._replace(energy=1e200) for label in known])
+    config = ql.TrainConfig.supervised(steps=50, tasks=ql.TaskWeights.only("energy"))
+    with pytest.raises(NotFiniteError, match="updates in a row were not finite"):
+        train(infinite, config)
 
 
 def test_what_a_file_does_not_say_is_not_learned(labelled):
-    mols, known = labelled
-    model = multitask.vocabulary(mols, CONFIG)
-    bare = [label._replace(forces=label.forces * np.nan, gap=np.nan) for label in known]
-    config = multitask.MultitaskConfig(steps=20, network=CONFIG)
-    data = multitask.prepare(model, mols, bare, forces=True)
-    found = multitask.train_gnn(model, data, config, "test")
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))
-    judged = multitask.judge(found, data)
-    assert np.isnan(judged.gap_mae_ev)
-    assert np.isfinite(judged.energy_mae_mev)
+    bare = [label._replace(forces=label.forces * np.nan, gap=np.nan) for label in labelled.labels]
+    predictor, objective, _ = train(labelled._replace(labels=bare), ql.TrainConfig.supervised(steps=20))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(predictor.params))
+    errors = label_errors(predictor, prepare(objective.model, labelled.molecules, bare, forces=True))
+    assert errors.gap_mae_ev is None
+    assert errors.forces_mae_mev_angstrom is None
+    assert np.isfinite(errors.energy_mae_mev)
 
 
 @pytest.fixture(scope="module")
 def learned(labelled):
-    """A short training, its data, and what it was told."""
-    mols, known = labelled
-    config = multitask.MultitaskConfig(steps=400, network=CONFIG)
-    model = multitask.vocabulary(mols, CONFIG)
-    data = multitask.prepare(model, mols, known, forces=True)
-    told = []
-    predictor = multitask.train_gnn(model, data, config, METHOD.label, lambda step, loss: told.append((step, loss)))
-    return predictor, data, told
+    """A short training, its data, and its losses."""
+    data = prepare(vocabulary(labelled.molecules, CONFIG), labelled.molecules, labelled.labels, forces=True)
+    predictor, _, losses = train(labelled, ql.TrainConfig.supervised(steps=400), data)
+    return predictor, data, losses
 
 
 def test_training_brings_every_error_below_that_of_the_low_cost_method(learned):
-    predictor, data, told = learned
-    plain, ours = (multitask.judge(each, data) for each in (predictor.without_network(), predictor))
-    assert told[-1][0] == 400
-    assert told[-1][1] < 0.3 * told[0][1]
-    for name, value in ours._asdict().items():
-        assert value < 0.7 * getattr(plain, name), name
+    predictor, data, losses = learned
+    plain, ours = (label_errors(model, data).to_dict() for model in (predictor.without_network(), predictor))
+    assert len(losses) == 400
+    assert np.mean(losses[-50:]) < 0.3 * np.mean(losses[:50])
+    assert {"energy_mae_mev", "forces_mae_mev_angstrom", "dipole_mae_debye", "charge_mae", "gap_mae_ev"} < set(ours)
+    for name, value in ours.items():
+        assert value < 0.7 * plain[name], name
 
 
 def test_a_trained_model_estimates_and_pulls_as_it_did_in_training(learned, labelled):
     predictor, data, _ = learned
-    for index, mol in enumerate(labelled[0][:3]):
+    for index, mol in enumerate(labelled.molecules[:3]):
         energy, forces = predictor.energy_and_forces(mol)
         one = jax.tree.map(lambda x, index=index: x[index : index + 1], data)
-        judged = multitask.judge(predictor, one)
-        label = labelled[1][index]
+        judged = label_errors(predictor, one)
+        label = labelled.labels[index]
         assert judged.energy_mae_mev == pytest.approx(27211.386 * abs(energy - label.energy), abs=1e-3)
         pulls = np.abs(forces - label.forces).mean() * 27211.386 / 0.529177
         assert judged.forces_mae_mev_angstrom == pytest.approx(pulls, rel=1e-3, abs=1e-2)
@@ -321,7 +325,7 @@ def test_a_saved_model_comes_back_and_other_files_are_refused(learned, tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["model.h5"]
     other = tmp_path / "other.h5"
     other.write_text("no")
-    with pytest.raises(ql.InputError, match="holds no OrbitalGNN"):
+    with pytest.raises(ql.InputError, match="Expected a model file"):
         ql.load(other)
 
 
@@ -354,12 +358,10 @@ def test_a_search_that_cannot_be_done_or_does_not_end_says_so(random_predictor):
 
 
 def test_the_same_seed_gives_the_same_model(labelled):
-    mols, known = labelled
-    model = multitask.vocabulary(mols, CONFIG)
-    data = multitask.prepare(model, mols, known, forces=False)
-    config = multitask.MultitaskConfig(steps=10, forces=0.0, network=CONFIG)
-    first, second = (multitask.train_gnn(model, data, config, "test") for _ in range(2))
-    assert float(first(mols[0]).energy) == float(second(mols[0]).energy)
+    config = ql.TrainConfig.supervised(steps=10, tasks=ql.TaskWeights(forces=0.0))
+    first, second = (train(labelled, config)[0] for _ in range(2))
+    mol = labelled.molecules[0]
+    assert float(first(mol).energy) == float(second(mol).energy)
 
 
 @pytest.mark.parametrize(
@@ -367,9 +369,9 @@ def test_the_same_seed_gives_the_same_model(labelled):
     [
         (lambda: orbital_gnn.GNNConfig("pm3"), "'pm3' is no source of operators; one of gfn1, guess would do"),
         (lambda: orbital_gnn.GNNConfig(width=10), "a multiple would do"),
-        (lambda: multitask.MultitaskConfig(energy=-1.0), "weight of -1.0 for energy"),
-        (lambda: multitask.MultitaskConfig(0, 0, 0, 0, 0, 0), "no property is to be learned"),
-        (lambda: multitask.MultitaskConfig(seed=-1), "seed -1 cannot be used"),
+        (lambda: ql.TaskWeights(energy=-1.0), "Expected a weight of 0 or more for energy, got -1.0"),
+        (lambda: ql.TaskWeights(0, 0, 0, 0, 0, 0), "Expected a positive weight"),
+        (lambda: ql.TaskWeights.only("energy", "colour"), "got colour"),
         (lambda: operators.operators(ql.Molecule.parse("[CH3]"), "gfn1"), "1 unpaired electrons"),
         (lambda: labels.from_pyscf(ql.Molecule.parse("[CH3]"), METHOD), "a closed shell of H to Ar would do"),
     ],

@@ -11,7 +11,7 @@ import qptlab as ql
 from qptlab.dft import padding
 from qptlab.dft.integrals import template
 from qptlab.models.systems import System, numbered
-from qptlab.training.loop import loss
+from qptlab.training.label_free import loss
 
 METHODS = [
     ql.Method("pbe", "sto-3g", grid_level=0), cases.slow(ql.Method("b3lyp", "6-31g", grid_level=0)),
@@ -28,11 +28,11 @@ def test_padding_changes_neither_prediction_nor_gradient(method):
     padded = plain.template.padded(shape, nocc=16)
     large = System(plain.frame, padded, numbered(padded, kinds))
     assert padded.shape.nao > plain.template.nao
-    qpt = ql.QPT(ql.QPTConfig("micro", 1, "float64"), method.xc, kinds)
+    qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=1), method.xc, kinds)
     params = cases.awake(qpt.init(jax.random.key(0)))
     place = plain.frame.home + 0.05 * np.random.default_rng(1).normal(size=plain.frame.home.shape)
 
-    one, two = (ql.Predictor(qpt, params, [system]).in_frame(system, place) for system in (plain, large))
+    one, two = (ql.CorrectionPredictor(qpt, params, [system]).in_frame(system, place) for system in (plain, large))
     for ours, theirs in zip(one, two, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-9)
 

@@ -94,7 +94,8 @@ def test_parity_plot_shows_every_geometry_and_orbital(trained):
 def test_parity_plot_of_several_molecules_takes_each_ones_own_levels_and_zero():
     mols = [ql.Molecule.from_name(name) for name in ("ethanol", "water")]
     systems, kinds = ql.make_systems(mols, cases.QUICK_METHOD)
-    found = ql.evaluate(ql.Predictor(ql.QPT(cases.QUICK_MODEL, "lda", kinds), None, systems), mols)
+    model = ql.CorrectionModel(cases.QUICK_MODEL, "lda", kinds)
+    found = ql.evaluate(ql.CorrectionPredictor(model, None, systems), mols)
     zeros = plots.lowest_energies(found)
     assert zeros == [answer.energy for answer in found.test_set.converged]
     traces = plots.parity_traces(found)

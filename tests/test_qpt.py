@@ -12,7 +12,7 @@ import qptlab as ql
 from qptlab.dft.energy import energy
 from qptlab.dft.grid import ao_rotation
 from qptlab.dft.scf import guess_density
-from qptlab.training.loop import loss
+from qptlab.training.label_free import loss
 
 METHOD = ql.Method("pbe", "sto-3g", grid_level=0)
 
@@ -54,7 +54,7 @@ def test_an_untrained_model_is_plain_dft_iteration(iterations):
 def test_gradient_of_the_loss_equals_finite_differences(name, iterations, kind):
     """Along a random direction of all parameters, in float64; methane has triply degenerate levels."""
     kinds = cases.model(name, METHOD, iterations)[0].kinds
-    qpt = ql.QPT(ql.QPTConfig("micro", iterations, "float64"), METHOD.xc, kinds)
+    qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=iterations), METHOD.xc, kinds)
     batch = (sample(name, iterations), sample(name, iterations, seed=1))
     params = jax.tree.map(lambda p: p.astype(jnp.float64), cases.parameters(name, METHOD, iterations))
     rng = np.random.default_rng(2)
@@ -78,7 +78,7 @@ def test_gradient_of_the_loss_equals_finite_differences(name, iterations, kind):
 def test_forces_of_a_prediction_are_the_slope_of_its_energy_and_turn_with_the_molecule(has_network, rel):
     """Of an energy that is far from self-consistent, so that every part of the derivative counts."""
     qpt, system = cases.model("water", METHOD, 1)
-    predict = ql.Predictor(qpt, cases.parameters("water", METHOD, 1) if has_network else None, [system])
+    predict = ql.CorrectionPredictor(qpt, cases.parameters("water", METHOD, 1) if has_network else None, [system])
     mol = cases.molecule("water", displaced=0.1)
     direction = np.random.default_rng(6).normal(size=mol.positions.shape)
 
@@ -100,9 +100,9 @@ def test_iterations_may_start_from_other_guesses_padded_or_not(guess):
     ints = alone.template.build(alone.frame.home)
     dm = guess_density(guess, alone.template, ints)
     expected = energy(ql.density_from_fock(ql.fock(dm, ints, "pbe"), ints), ints, "pbe")
-    qpt = ql.QPT(ql.QPTConfig("micro", 0, guess=guess), METHOD.xc, kinds)
+    qpt = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0, guess=guess), METHOD.xc, kinds)
     for system in (alone, padded):
-        found = ql.Predictor(qpt, None, [system]).in_frame(system, alone.frame.home)
+        found = ql.CorrectionPredictor(qpt, None, [system]).in_frame(system, alone.frame.home)
         assert float(found.energy) == pytest.approx(float(expected), abs=1e-9)
 
 
@@ -112,8 +112,8 @@ def test_forces_of_a_prediction_are_finite_where_levels_of_the_overlap_are_degen
     method = ql.Method("lda", "6-31g*", grid_level=0)
     mol = ql.Molecule(("H", "F"), np.array([[0, 0, 0], [0, 0, 1.8]]))
     systems, kinds = ql.make_systems([mol], method, guess)
-    qpt = ql.QPT(ql.QPTConfig("micro", 0, "float64", guess), method.xc, kinds)
-    predict = ql.Predictor(qpt, cases.awake(qpt.init(jax.random.key(0))), systems)
+    qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=0, guess=guess), method.xc, kinds)
+    predict = ql.CorrectionPredictor(qpt, cases.awake(qpt.init(jax.random.key(0))), systems)
     direction = np.array([[0, 0, -0.5], [0, 0, 0.5]])
 
     def along(step):
@@ -127,13 +127,14 @@ def test_isomers_are_told_apart_and_strangers_are_warned_of():
     """Also where the order of elements is the same; stretched bonds are no other molecule where there is no doubt."""
     mols = [ql.Molecule.from_smiles(smiles) for smiles in ("CCCO", "CC(C)O", "O")]
     systems, kinds = ql.make_systems(mols, ql.Method("lda", "sto-3g", grid_level=0))
-    predict = ql.Predictor(ql.QPT(ql.QPTConfig("micro", 0), "lda", kinds), None, systems)
+    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), "lda", kinds)
+    predict = ql.CorrectionPredictor(model, None, systems)
     for mol, system in zip(mols, systems, strict=True):
         assert predict.place(mol)[0] is system
     stretched = mols[2].with_positions(mols[2].positions * 1.5)
     assert predict.place(stretched)[0] is systems[2]
     for _ in range(2):
-        with pytest.warns(UserWarning, match="CH4O was not among the 3 molecules"):
+        with pytest.warns(UserWarning, match="CH4O is not among the 3 molecules"):
             found = predict.place(ql.Molecule.from_smiles("CO"))[0]
         assert found not in systems
     assert len(predict.systems) == 3
@@ -143,8 +144,9 @@ def test_a_strangers_integrals_are_held_as_those_trained_on():
     """`auto` fits benzene's, but a model of exact integrals predicts and is judged with exact ones."""
     mols = [ql.Molecule.from_name(name) for name in ("water", "methane")]
     systems, kinds = ql.make_systems(mols, ql.Method("pbe", "def2-svp"))
-    predict = ql.Predictor(ql.QPT(ql.QPTConfig("micro", 0), "pbe", kinds), None, systems)
-    with pytest.warns(UserWarning, match="C6H6 was not among"):
+    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), "pbe", kinds)
+    predict = ql.CorrectionPredictor(model, None, systems)
+    with pytest.warns(UserWarning, match="C6H6 is not among"):
         found = predict.place(ql.Molecule.from_name("benzene"))[0]
     assert found.template.eri == systems[0].template.eri == "exact"
 
@@ -245,14 +247,14 @@ def test_two_geometries_that_differ_get_corrections_that_differ():
 )
 def test_settings_that_cannot_be_used_are_refused(preset, iterations, said):
     with pytest.raises(ql.InputError, match=said):
-        ql.QPTConfig(preset, iterations)
+        ql.QPTConfig(preset, iterations=iterations)
 
 
 @pytest.mark.parametrize(
     ("preset", "low", "high"), [("micro", 0.8e6, 1.3e6), ("tiny", 4.5e6, 6e6), ("medium", 300e6, 310e6)]
 )
 def test_presets_have_the_size_that_they_claim(preset, low, high):
-    qpt = ql.QPT(ql.QPTConfig(preset), "pbe", cases.model("water", METHOD, 0)[0].kinds)
+    qpt = ql.CorrectionModel(ql.QPTConfig(preset), "pbe", cases.model("water", METHOD, 0)[0].kinds)
     shapes = jax.eval_shape(qpt.init, jax.random.key(0))
     assert low < sum(leaf.size for leaf in jax.tree.leaves(shapes)) < high
 

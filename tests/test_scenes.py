@@ -19,7 +19,8 @@ def subject():
     predictor = cases.predictor("water", cases.QUICK_METHOD, 1)
     return Subject(
         mol, cases.QUICK_METHOD, 7, predictor.in_frame(system, positions),
-        ql.Predictor(model, None, [system]).in_frame(system, positions), reference.converged(mol, cases.QUICK_METHOD),
+        ql.CorrectionPredictor(model, None, [system]).in_frame(system, positions),
+        reference.converged(mol, cases.QUICK_METHOD),
     )
 
 

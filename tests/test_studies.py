@@ -9,7 +9,7 @@ import qptlab as ql
 from qptlab.benchmarking import studies
 from qptlab.benchmarking.studies import Setting, Study
 
-MODEL = ql.QPTConfig("micro", 0)
+MODEL = ql.QPTConfig("micro", iterations=0)
 CHOICES = Study("Two ways", [Setting("energy", MODEL), Setting("labels", MODEL, ql.TrainConfig(loss="labels"))])
 
 

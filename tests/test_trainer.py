@@ -131,7 +131,7 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(trained, tmp_pa
     ("method", "model", "changes", "said"),
     [
         (ql.Method("pbe", "sto-3g", grid_level=0), MODEL, {}, "has method"),
-        (METHOD, ql.QPTConfig("micro", 1), {}, "has model"),
+        (METHOD, ql.QPTConfig("micro", iterations=1), {}, "has model"),
         (METHOD, MODEL, {"seed": 1}, "has seed 0, but 1"),
         (METHOD, MODEL, {"averaging": 0.5}, r"has averaging 0.98, but 0.5"),
     ],

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab.evaluation.reference import Labelled
 from qptlab.models.systems import System
 from qptlab.sampling import geometries
 from qptlab.training import stream as stream_module
-from qptlab.training.loop import MAX_SKIPPED, NotFiniteError, TrainConfig, initial_state, train
+from qptlab.training.config import TrainConfig
+from qptlab.training.label_free import LabelFree
+from qptlab.training.loop import MAX_SKIPPED, NotFiniteError, initial_state, train
 from qptlab.training.stream import Stream
 
 METHOD = ql.Method("lda", "sto-3g", grid_level=0)
@@ -127,7 +128,7 @@ def test_training_lowers_the_energy_towards_the_solution():
     test = system.sample(system.host_integrals(home))
     floor = float(ql.scf(system.molecule.with_positions(home), METHOD).energy)
     before = float(qpt.compiled_predict(None, test).energy) - floor
-    *_, (state, _) = train(qpt, [system], config)
+    *_, (state, _) = train(LabelFree(qpt, [system]), config)
     after = float(qpt.compiled_predict(state.params, test).energy) - floor
     assert before > 1e-2
     assert -1e-9 < after < 0.02 * before
@@ -137,7 +138,7 @@ def test_training_lowers_the_energy_towards_the_solution():
 def test_the_self_consistency_loss_leads_to_the_solution_too():
     qpt, system = cases.model("water", METHOD, 0)
     config = dataclasses.replace(QUICK, steps=60, loss="self-consistency", reuse=4)
-    rows = [metrics for _, metrics in train(qpt, [system], config)]
+    rows = [metrics for _, metrics in train(LabelFree(qpt, [system]), config)]
     assert rows[-1].loss < 0.05 * rows[0].loss
     assert rows[-1].energy_ha < rows[0].energy_ha
 
@@ -145,7 +146,7 @@ def test_the_self_consistency_loss_leads_to_the_solution_too():
 def test_a_model_may_learn_from_labels_for_comparison():
     qpt, system = cases.model("water", METHOD, 0)
     config = dataclasses.replace(QUICK, steps=40, loss="labels", reuse=4)
-    rows = [metrics for _, metrics in train(qpt, [Labelled.of(system)], config)]
+    rows = [metrics for _, metrics in train(LabelFree(qpt, [system]), config)]
     assert rows[-1].loss < 0.2 * rows[0].loss
     assert np.isnan(rows[0].energy_ha)
     assert not rows[-1].skipped
@@ -154,7 +155,7 @@ def test_a_model_may_learn_from_labels_for_comparison():
 def test_parts_of_a_batch_give_the_gradient_of_the_whole():
     qpt, system = cases.model("water", METHOD, 0)
     whole, parts = (
-        list(train(qpt, [system], dataclasses.replace(QUICK, microbatch=size))) for size in (None, 2)
+        list(train(LabelFree(qpt, [system]), dataclasses.replace(QUICK, microbatch=size))) for size in (None, 2)
     )
     for (_, one), (_, two) in zip(whole, parts, strict=True):
         assert one.energy_ha == pytest.approx(two.energy_ha, abs=1e-7)
@@ -165,10 +166,10 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole():
 def test_a_training_that_goes_on_does_what_it_would_have_done(names):
     """Step for step, digit for digit; and so does the same seed twice."""
     systems, kinds = ql.make_systems([ql.Molecule.from_name(name) for name in names], METHOD)
-    qpt = ql.QPT(ql.QPTConfig("micro", 0), METHOD.xc, kinds)
-    whole = list(train(qpt, systems, QUICK))
-    late = list(train(qpt, systems, QUICK, whole[2][0]))
-    again = list(train(qpt, systems, QUICK))
+    qpt = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), METHOD.xc, kinds)
+    whole = list(train(LabelFree(qpt, systems), QUICK))
+    late = list(train(LabelFree(qpt, systems), QUICK, whole[2][0]))
+    again = list(train(LabelFree(qpt, systems), QUICK))
     for (_, one), (_, two) in [*zip(whole[3:], late, strict=True), *zip(whole, again, strict=True)]:
         assert one[2:7] == two[2:7]
         assert (one.step, one.geometries) == (two.step, two.geometries)
@@ -192,7 +193,7 @@ def test_no_label_reaches_the_training_loop(monkeypatch):
     with pytest.raises(AssertionError, match="an SCF was run"):
         ql.scf(ql.Molecule.from_name("water"), METHOD)
     qpt, system = cases.model("water", METHOD, 0)
-    assert len(list(train(qpt, [system], QUICK))) == 6
+    assert len(list(train(LabelFree(qpt, [system]), QUICK))) == 6
 
 
 def test_updates_that_are_not_finite_are_skipped_then_reported(monkeypatch):
@@ -200,11 +201,11 @@ def test_updates_that_are_not_finite_are_skipped_then_reported(monkeypatch):
     qpt, system = cases.model("water", METHOD, 0)
     # Every gap counts as closed.
     monkeypatch.setattr(sys.modules["qptlab.dft.energy"], "MIN_GAP_HARTREE", 1e6)
-    start = initial_state(qpt, QUICK)
+    start = initial_state(LabelFree(qpt, [system]), QUICK)
     seen = []
 
     def until_it_gives_up():
-        for state, metrics in train(qpt, [system], dataclasses.replace(QUICK, steps=50)):
+        for state, metrics in train(LabelFree(qpt, [system]), dataclasses.replace(QUICK, steps=50)):
             seen.append(metrics.skipped)
             for trees in ((start.params, state.params), (start.average, state.average)):
                 for old, new in zip(*map(jax.tree.leaves, trees), strict=True):

@@ -22,16 +22,20 @@ from qptlab.benchmarking import bench
 from qptlab.errors import InputError
 from qptlab.evaluation import reference
 from qptlab.evaluation.comparison import Evaluation, evaluate
-from qptlab.evaluation.reference import ERROR_COLUMNS, TestSet
-from qptlab.models.predictor import Predictor
-from qptlab.models.qpt import QPT, QPTConfig
+from qptlab.evaluation.errors import ERROR_COLUMNS
+from qptlab.evaluation.reference import TestSet
+from qptlab.models.correction import CorrectionModel
+from qptlab.models.predictor import CorrectionPredictor
+from qptlab.models.qpt import QPTConfig
 from qptlab.models.systems import System, make_systems
 from qptlab.runtime import cluster
 from qptlab.sampling import geometries
 from qptlab.sampling.geometries import Sampling
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule, read_molecules
-from qptlab.training.loop import TrainConfig, train
+from qptlab.training.config import TrainConfig
+from qptlab.training.label_free import LabelFree
+from qptlab.training.loop import train
 from qptlab.units import significant
 
 Row = dict[str, Any]
@@ -58,7 +62,7 @@ class Setting(NamedTuple):
     """
 
     label: str
-    model: QPTConfig = QPTConfig("micro", 1)
+    model: QPTConfig = QPTConfig("micro", iterations=1)
     train: TrainConfig = TrainConfig()
     count: int | None = None
 
@@ -89,7 +93,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "iterations": lambda: Study(
         "DFT iterations after the network",
         [
-            Setting(f"n = {n}, {how}", QPTConfig("micro", n), TrainConfig(iterations=trained))
+            Setting(f"n = {n}, {how}", QPTConfig("micro", iterations=n), TrainConfig(iterations=trained))
             for n in (0, 1, 2, 3, 4, 8, 16)
             for how, trained in (("trained through them", None), ("trained without", 0))
             if n or trained is None
@@ -98,12 +102,13 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "guess": lambda: Study(
         "Density that the first Fock matrix is built of",
         [
-            Setting(guess, QPTConfig("micro", 1, guess=guess))
+            Setting(guess, QPTConfig("micro", iterations=1, guess=guess))
             for guess in ("minao", "atomic-density", "atomic-potential", "core", "random")
         ],
     ),
     "size": lambda: Study(
-        "Size of the network", [Setting(preset, QPTConfig(preset, 1)) for preset in ("micro", "tiny", "small")]
+        "Size of the network",
+        [Setting(preset, QPTConfig(preset, iterations=1)) for preset in ("micro", "tiny", "small")],
     ),
     "molecules": lambda: Study(
         "Molecules trained on", [Setting(f"{count} molecules", count=count) for count in (1, 10, 96)],
@@ -189,7 +194,7 @@ def _rows(chosen, setting, method, minutes, seeds, progress) -> Iterator[Row]:
     everything, kinds = make_systems([*mols, *unseen], method, setting.model.guess)
     systems, _ = make_systems(mols[: setting.count], method, setting.model.guess)
     systems = [system.with_vocabulary(kinds) for system in systems]
-    plain = Predictor(QPT(setting.model, method.xc, kinds), None, systems)
+    plain = CorrectionPredictor(CorrectionModel(setting.model, method.xc, kinds), None, systems)
     test = _test_set(plain, systems[:TEST_MOLECULES])
     other = _test_set(plain, everything[len(mols) :]) if unseen else None
     for seed in seeds:
@@ -201,22 +206,22 @@ def _rows(chosen, setting, method, minutes, seeds, progress) -> Iterator[Row]:
         yield {"setting": setting.label, "seed": seed, **row}
 
 
-def _trained(plain, config, test) -> tuple[Row, Predictor]:
+def _trained(plain, config, test) -> tuple[Row, CorrectionPredictor]:
     model, systems = plain.model, plain.systems
     due = iter(60 * config.minutes * np.geomspace(1 / 2 ** (POINTS - 1), 1, POINTS)[:-1])
     goal, curve, waited, rates = next(due), [], [], []
     state, metrics, skipped = None, None, 0
-    for state, metrics in train(model, reference.taught(systems, config.loss), config):
+    for state, metrics in train(LabelFree(model, systems), config):
         waited.append(metrics.data_wait_s)
         rates.append(metrics.compile_s)
         skipped += metrics.skipped
         if metrics.seconds >= goal:
             goal = next((time for time in due if time > metrics.seconds), np.inf)
-            judged = evaluate(Predictor(model, state.average, systems), test)
+            judged = evaluate(CorrectionPredictor(model, state.average, systems), test)
             curve.append([metrics.seconds, judged.errors.energy_mae_mev])
     if state is None or metrics is None:
         raise InputError(f"{config.minutes} minutes are not enough for a step; more would do.")
-    trained = Predictor(model, state.average, systems)
+    trained = CorrectionPredictor(model, state.average, systems)
     final = evaluate(trained, test)
     row = {
         "curve": [*curve, [state.seconds, final.errors.energy_mae_mev]],
@@ -235,7 +240,7 @@ def _errors(final: Evaluation) -> Row:
     return {name: record[name] for name in names}
 
 
-def _test_set(plain: Predictor, systems: Sequence[System]) -> TestSet:
+def _test_set(plain: CorrectionPredictor, systems: Sequence[System]) -> TestSet:
     """Geometries of an independent trajectory of each molecule, with answers."""
     share = max(1, TEST_GEOMETRIES // len(systems))
     places = []

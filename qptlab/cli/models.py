@@ -27,12 +27,9 @@ from qptlab.cli.console import (
     refuse_existing,
     stderr,
 )
-from qptlab.cli.orbital_gnn import error_table, gnn_errors
 from qptlab.dft.scf import GUESSES
-from qptlab.evaluation import labels
-from qptlab.models.orbital_gnn import GNNPredictor
 from qptlab.models.qpt import PRECISIONS, PRESETS
-from qptlab.training.loop import LOSSES
+from qptlab.training.config import LOSSES
 
 
 def train(
@@ -74,7 +71,7 @@ def train(
     trainer = ql.Trainer(
         ql.read_molecules(molecules),
         ql.Method(xc, basis, grid_level, eri),
-        ql.QPTConfig(preset, iterations, precision, guess),
+        ql.QPTConfig(preset, precision, iterations=iterations, guess=guess),
         ql.TrainConfig(
             minutes=minutes, steps=steps, seed=seed, loss=loss, batch=batch, microbatch=microbatch, reuse=reuse,
             iterations=None if train_iterations < 0 else train_iterations, learning_rate=learning_rate,
@@ -150,19 +147,10 @@ ModelArgument = Annotated[pathlib.Path, typer.Argument(
 
 def evaluate(run: ModelArgument, geometries: Geometries, as_json: Json = False) -> None:
     """Errors of a trained model, beside its baselines: against PySCF, an OrbitalGNN's against the file's labels."""
-    # Before the model, which takes longer; a file of labels may be larger than one of geometries.
-    frames = [] if run.is_file() else ql.read_xyz(geometries)
     model = ql.load(run)
-    if isinstance(model, GNNPredictor):
-        found = gnn_errors(model, *labels.read(geometries))
-        if as_json:
-            print_json(found)
-        else:
-            typer.echo(error_table(found))
-        return
     with Progress(console=stderr) as bar:
-        task = bar.add_task("comparing with PySCF", total=len(frames))
-        found = ql.evaluate(model, frames, lambda done, _: bar.update(task, completed=done))
+        task = bar.add_task("comparing with references", total=None)
+        found = ql.evaluate(model, geometries, lambda done, total: bar.update(task, completed=done, total=total))
     if as_json:
         print_json(found.to_dict())
     else:
@@ -181,20 +169,16 @@ def predict(
     frames = ql.read_xyz(geometries)
     model = ql.load(run)
     refuse_existing(out)
-    is_gnn = isinstance(model, GNNPredictor)
-    names = (
-        ("energy", "dipole", "charges", "gap") if is_gnn
-        else ("energy", "fock", "dm", "mo_energy", "mo_coeff", "residual")
-    )
+    names = [name for name in ql.Prediction._fields if name in model.provides and name != "nocc"]
     with Progress(console=stderr) as bar:
         task = bar.add_task("predicting", total=len(frames))
         predictions = []
         # A wrong molecule is found before anything is written.
-        for prediction in map(model, frames) if is_gnn else model.map(frames):
+        for prediction in model.map(frames):
             predictions.append(prediction)
             bar.advance(task)
     with h5py.File(out, "x") as file:
-        file.attrs["method"] = model.theory if is_gnn else model.method.label
+        file.attrs["method"] = model.label
         file.attrs["units"] = "hartree, bohr"
         formulas: dict[str, list[int]] = {}
         for index, frame in enumerate(frames):
@@ -210,7 +194,7 @@ def predict(
                 group[name] = np.stack([getattr(predictions[i], name) for i in members])
     record = {"out": str(out), "n": len(frames), "energy_ha": [float(p.energy) for p in predictions]}
     said = f"{len(frames)} predictions written to {out}"
-    if not is_gnn:
+    if "residual" in model.provides:
         residuals = record["residual_ha"] = [float(p.residual) for p in predictions]
         said += f"; residuals from {min(residuals):.2e} to {max(residuals):.2e} hartree"
     if as_json:

@@ -1,7 +1,7 @@
-"""How good a trained model is: errors against PySCF, beside the two baselines.
+"""Errors of a trained model compared with references, together with those of its baselines.
 
-Energies, matrices and orbitals are compared in the molecule's frame, where both programs use the
-same integration grid.
+A model that predicts densities is compared with converged PySCF: energies, matrices and orbitals in the molecule's
+frame, where both programs use the same integration grid. A model that learned from labels is compared with labels.
 """
 
 import csv
@@ -11,57 +11,74 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from qptlab.dft.properties import dipole_debye
 from qptlab.errors import InputError
-from qptlab.evaluation import reference
-from qptlab.evaluation.reference import ERROR_COLUMNS, ErrorSummary, TestSet
+from qptlab.evaluation import labelled, labels, reference
+from qptlab.evaluation.errors import ErrorSummary, columns
+from qptlab.evaluation.labels import LabelledSet
+from qptlab.evaluation.reference import TestSet
+from qptlab.models.contract import Model, Prediction, require, title_of
 from qptlab.models.orbital_gnn import GNNPredictor
-from qptlab.models.predictor import Predictor, as_qpt
-from qptlab.models.qpt import Prediction
+from qptlab.models.predictor import CorrectionPredictor
 from qptlab.system.molecule import Molecule, read_xyz
-from qptlab.units import HARTREE_EV
+from qptlab.units import HARTREE_EV, HARTREE_MEV
 
 GEOMETRY_COLUMNS = (
     "geometry", "molecule", "energy_ha", "pyscf_energy_ha", "energy_error_mev", "no_network_error_mev",
     "pyscf_same_fock_builds_error_mev", "fock_mae_uha", "mo_energy_mae_uha", "mo_cosine", "residual_ha",
     "dipole_debye", "pyscf_dipole_debye", "gap_ev", "pyscf_gap_ev", "pyscf_seconds",
 )
-"""Of `Evaluation.by_geometry`."""
+"""Columns of `Evaluation.by_geometry` for a model that predicts densities."""
+
+LABELLED_COLUMNS = ("geometry", "molecule", "energy_ha", "label_energy_ha", "energy_error_mev")
+"""Columns of `Evaluation.by_geometry` for a model that is compared with labels."""
+
+TITLES = {
+    "no_network": "no network, same iterations", "pyscf_same_fock_builds": "PySCF, same Fock builds",
+    "low_cost": "low-cost method and linear fit",
+}
+"""Baselines in tables."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """A table of errors; printing shows it.
+    """Table of errors; printing shows it.
 
     Attributes:
-      method: label of the level of theory.
-      errors: of the model.
-      no_network: of as many plain DFT iterations from the same guess.
-      pyscf_same_fock_builds: of PySCF's DIIS stopped after as many Fock builds.
-      same_fit: of the model against PySCF with the same density fitting; None where its integrals are exact.
-      residual_correlation: rank correlation, over the geometries, of the predictions' residuals with their energy
-        errors: how far the residual can be trusted to say which prediction is bad; None for fewer than three.
-      seconds_per_geometry: of the model, integrals included, compiled before.
-      pyscf_seconds_per_geometry: of PySCF to convergence.
-      pyscf_threads: that PySCF was allowed; the model uses all cores.
-      predictions: of the model, in the molecule's frame.
-      test_set: the geometries with PySCF's answers.
+      kind: kind of the model.
+      method: level of theory.
+      errors: errors of the model.
+      baselines: errors of the baselines: "no_network", as many plain DFT iterations from the same guess;
+        "pyscf_same_fock_builds", PySCF's DIIS stopped after as many Fock builds; or "low_cost", the low-cost method
+        with a linear fit.
+      predictions: predictions of the model; those of densities are in the molecule's frame.
+      seconds_per_geometry: time of a prediction, integrals or the low-cost method included, compiled before, s.
+      test_set: geometries with PySCF's references; None for a model that is compared with labels.
+      labelled_set: geometries with labels; None for a model that is compared with PySCF.
+      same_fit: errors of the model compared with PySCF with the same density fitting; None for exact integrals.
+      residual_correlation: rank correlation, over the geometries, of the residuals of the predictions with their
+        energy errors; it tells how well the residual finds bad predictions. None for fewer than three geometries.
+      pyscf_seconds_per_geometry: time of a converged PySCF calculation, s.
+      pyscf_threads: number of threads that PySCF used; the model uses all cores.
     """
 
+    kind: str
     method: str
     errors: ErrorSummary
-    no_network: ErrorSummary
-    pyscf_same_fock_builds: ErrorSummary
-    same_fit: ErrorSummary | None
-    residual_correlation: float | None
-    seconds_per_geometry: float
-    pyscf_seconds_per_geometry: float
-    pyscf_threads: int
+    baselines: dict[str, ErrorSummary]
     predictions: list[Prediction]
-    test_set: TestSet
+    seconds_per_geometry: float
+    test_set: TestSet | None = None
+    labelled_set: LabelledSet | None = None
+    same_fit: ErrorSummary | None = None
+    residual_correlation: float | None = None
+    pyscf_seconds_per_geometry: float | None = None
+    pyscf_threads: int | None = None
 
     @property
     def n(self) -> int:
@@ -70,168 +87,256 @@ class Evaluation:
 
     @property
     def _caption(self) -> str:
+        if self.test_set is None:
+            return f"{self.n} geometries, compared with labels: {self.method}"
         left_out = self.test_set.left_out
-        rest = f" ({left_out} left out, for which PySCF did not converge)" if left_out else ""
-        return f"{self.n} geometries{rest}, {self.method}, against converged PySCF"
+        note = f" ({left_out} left out, for which PySCF did not converge)" if left_out else ""
+        return f"{self.n} geometries{note}, {self.method}, compared with converged PySCF"
 
     @property
-    def energy_errors_mev(self) -> np.ndarray:
+    def references(self) -> TestSet:
+        """Geometries with PySCF's references.
+
+        Raises:
+          InputError: for a model that is compared with labels.
+        """
+        if self.test_set is None:
+            raise InputError(
+                f"Expected a model that predicts densities, got one of kind {self.kind!r}, which is compared with "
+                "labels; use a model of kind 'qpt'."
+            )
+        return self.test_set
+
+    @property
+    def reference_energies(self) -> Float[np.ndarray, " n"]:
+        """Reference energy of each geometry, hartree."""
+        if self.test_set is not None:
+            return np.array([answer.energy for answer in self.test_set.converged])
+        return np.array([label.energy for label in self.labelled_set.labels] if self.labelled_set else [])
+
+    @property
+    def energy_errors_mev(self) -> Float[np.ndarray, " n"]:
         """Signed error of each geometry's energy, meV."""
-        return reference.energy_errors_mev(self.predictions, self.test_set.converged)
+        return (np.array([float(p.energy) for p in self.predictions]) - self.reference_energies) * HARTREE_MEV
+
+    @property
+    def molecules(self) -> list[Molecule]:
+        """The geometries."""
+        if self.test_set is None:
+            return list(self.labelled_set.molecules) if self.labelled_set else []
+        pairs = zip(self.test_set.systems, self.test_set.positions, strict=True)
+        return [system.molecule.with_positions(positions) for system, positions in pairs]
 
     def to_dict(self) -> dict:
-        """The numbers, with the keys of `qptlab evaluate --json`."""
-        return {
+        """Return the numbers, with the keys of `qptlab evaluate --json`."""
+        record = {
             "n": self.n,
-            "n_left_out": self.test_set.left_out,
-            **self.errors._asdict(),
-            "same_fit": self.same_fit and self.same_fit._asdict(),
-            "residual_correlation": self.residual_correlation,
+            "kind": self.kind,
+            "method": self.method,
+            **self.errors.to_dict(),
             "seconds_per_geometry": self.seconds_per_geometry,
-            "pyscf_seconds_per_geometry": self.pyscf_seconds_per_geometry,
-            "pyscf_threads": self.pyscf_threads,
-            "baselines": {
-                "no_network": self.no_network._asdict(),
-                "pyscf_same_fock_builds": self.pyscf_same_fock_builds._asdict(),
-            },
+            "baselines": {name: summary.to_dict() for name, summary in self.baselines.items()},
         }
+        if self.test_set is not None:
+            record |= {
+                "n_left_out": self.test_set.left_out,
+                "same_fit": self.same_fit and self.same_fit.to_dict(),
+                "residual_correlation": self.residual_correlation,
+                "pyscf_seconds_per_geometry": self.pyscf_seconds_per_geometry,
+                "pyscf_threads": self.pyscf_threads,
+            }
+        return record
 
     def to_json(self) -> str:
-        """`to_dict` as one JSON object."""
+        """Return `to_dict` as one JSON object."""
         return json.dumps(self.to_dict())
 
     def to_csv(self) -> str:
-        """A line per geometry: errors of the model and of both baselines, residual, dipoles, gaps and times."""
+        """Return a table with a line per geometry: energies, errors and, for densities, the baselines' errors."""
         text = io.StringIO(newline="")
-        csv.writer(text).writerows([GEOMETRY_COLUMNS, *self.by_geometry()])
+        names = LABELLED_COLUMNS if self.test_set is None else GEOMETRY_COLUMNS
+        csv.writer(text).writerows([names, *self.by_geometry()])
         return text.getvalue()
 
     def by_geometry(self) -> list[tuple]:
-        """A row per geometry, in the order of `GEOMETRY_COLUMNS`."""
-        found, rows = self.test_set, []
-        for index, (system, positions) in enumerate(zip(found.systems, found.positions, strict=True)):
-            model, truth = self.predictions[index], found.converged[index]
-            plain, stopped = found.no_network[index], found.stopped[index]
-            one = reference.errors([model], [truth])
-            mol = system.molecule.with_positions(positions)
-            dipoles = (dipole_debye(mol, system.template.method, each.dm) for each in (model, truth))
-            gaps = ((each.mo_energy[truth.nocc] - each.mo_energy[truth.nocc - 1]) if len(each.mo_energy) > truth.nocc
-                    else np.nan for each in (model, truth))
-            rows.append((
-                index, mol.name or mol.formula, float(model.energy), truth.energy,
-                *(float(reference.energy_errors_mev([each], [truth])[0]) for each in (model, plain, stopped)),
-                one.fock_mae_uha, one.mo_energy_mae_uha, one.mo_cosine, float(model.residual),
-                *(float(np.linalg.norm(dipole)) for dipole in dipoles),
-                *(float(gap) * HARTREE_EV for gap in gaps), truth.seconds,
-            ))
-        return rows
+        """Return a row per geometry, in the order of `GEOMETRY_COLUMNS` or `LABELLED_COLUMNS`."""
+        if self.test_set is None:
+            numbers = zip(
+                self.molecules, self.predictions, self.reference_energies, self.energy_errors_mev, strict=True
+            )
+            return [
+                (index, mol.name or mol.formula, float(prediction.energy), float(energy), float(error))
+                for index, (mol, prediction, energy, error) in enumerate(numbers)
+            ]
+        return [self._density_row(index) for index in range(self.n)]
+
+    def _density_row(self, index: int) -> tuple:
+        model, truth = self.predictions[index], self.references.converged[index]
+        plain, stopped = self.references.no_network[index], self.references.stopped[index]
+        summary = reference.errors([model], [truth])
+        system, mol = self.references.systems[index], self.molecules[index]
+        dipoles = (dipole_debye(mol, system.template.method, answer.dm) for answer in (model, truth))
+        gaps = (
+            answer.mo_energy[truth.nocc] - answer.mo_energy[truth.nocc - 1]
+            if len(answer.mo_energy) > truth.nocc else np.nan
+            for answer in (model, truth)
+        )
+        return (
+            index, mol.name or mol.formula, float(model.energy), truth.energy,
+            *(float(reference.energy_errors_mev([answer], [truth])[0]) for answer in (model, plain, stopped)),
+            summary.fock_mae_uha, summary.mo_energy_mae_uha, summary.mo_cosine, float(model.residual),
+            *(float(np.linalg.norm(dipole)) for dipole in dipoles),
+            *(float(gap) * HARTREE_EV for gap in gaps), truth.seconds,
+        )
 
     def to_latex(self) -> str:
-        """The table as LaTeX (booktabs)."""
-        titles = " & ".join(title.replace("µHa", r"\textmu Ha") for title in ERROR_COLUMNS.values())
-        body = [" & ".join([name, *summary.cells()]) + r" \\" for name, summary in self.rows()]
+        """Return the table as LaTeX (booktabs)."""
+        names = self._columns
+        titles = " & ".join(title.replace("µHa", r"\textmu Ha") for title in names.values())
+        body = [" & ".join([title, *summary.cells(names)]) + r" \\" for title, summary in self.rows()]
         return "\n".join([
-            f"% {self._caption}", rf"\begin{{tabular}}{{l{'r' * len(ERROR_COLUMNS)}}}", r"\toprule",
+            f"% {self._caption}", rf"\begin{{tabular}}{{l{'r' * len(names)}}}", r"\toprule",
             rf" & {titles} \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", "",
         ])
 
     def fock_errors_by_atoms(self, index: int) -> np.ndarray:
-        """Mean |error| of the Fock matrix of one geometry over the AOs of each pair of atoms, µHa: [natm, natm]."""
-        model, truth = self.predictions[index], self.test_set.converged[index]
-        of_atom = np.eye(len(self.test_set.positions[index]))[self.test_set.systems[index].template.ao_atom]
+        """Return the mean absolute error of one geometry's Fock matrix for each pair of atoms, µHa: [natm, natm]."""
+        model, truth = self.predictions[index], self.references.converged[index]
+        of_atom = np.eye(len(self.references.positions[index]))[self.references.systems[index].template.ao_atom]
         numbers = of_atom.sum(axis=0)
         return of_atom.T @ np.abs(model.fock - truth.fock) @ of_atom / np.outer(numbers, numbers) * 1e6
 
     def rows(self) -> list[tuple[str, ErrorSummary]]:
-        """The lines of the table, the model first."""
+        """Return the lines of the table, the model first."""
         return [
-            ("QPT", self.errors),
-            *([("QPT, against the same fit", self.same_fit)] if self.same_fit else []),
-            ("no network, same iterations", self.no_network),
-            ("PySCF, same Fock builds", self.pyscf_same_fock_builds),
+            (title_of(self.kind), self.errors),
+            *([(f"{title_of(self.kind)}, same density fitting", self.same_fit)] if self.same_fit else []),
+            *((TITLES.get(name, name), summary) for name, summary in self.baselines.items()),
         ]
 
+    @property
+    def _columns(self) -> dict[str, str]:
+        return columns(summary for _, summary in self.rows())
+
     def __str__(self) -> str:
-        """The table as text."""
-        width = max(len(title) for title in ERROR_COLUMNS.values())
-        head = f"{'':28}" + "".join(f"{title:>{width + 2}}" for title in ERROR_COLUMNS.values())
-        lines = [self._caption, head]
-        for name, summary in self.rows():
-            lines.append(f"{name:28}" + "".join(f"{cell:>{width + 2}}" for cell in summary.cells()))
+        """Return the table as text."""
+        names = self._columns
+        width = max(len(title) for title in names.values())
+        lines = [self._caption, f"{'':32}" + "".join(f"{title:>{width + 2}}" for title in names.values())]
+        for title, summary in self.rows():
+            lines.append(f"{title:32}" + "".join(f"{cell:>{width + 2}}" for cell in summary.cells(names)))
         if self.residual_correlation is not None:
             lines.append(f"rank correlation of the residual with the energy error: {self.residual_correlation:.2f}")
-        lines.append(
-            f"seconds per geometry: QPT {self.seconds_per_geometry:.3g}, "
-            f"PySCF to convergence {self.pyscf_seconds_per_geometry:.3g} (threads: {self.pyscf_threads})"
-        )
-        return "\n".join(lines)
+        times = f"seconds per geometry: {title_of(self.kind)} {self.seconds_per_geometry:.3g}"
+        if self.pyscf_seconds_per_geometry is not None:
+            times += (
+                f", PySCF to convergence {self.pyscf_seconds_per_geometry:.3g} (threads: {self.pyscf_threads})"
+            )
+        return "\n".join([*lines, times])
 
     def _repr_html_(self) -> str:
-        cells = "".join(f"<th>{title}</th>" for title in ERROR_COLUMNS.values())
+        names = self._columns
+        cells = "".join(f"<th>{title}</th>" for title in names.values())
         body = "".join(
-            f"<tr><th>{name}</th>" + "".join(f"<td>{cell}</td>" for cell in summary.cells()) + "</tr>"
-            for name, summary in self.rows()
+            f"<tr><th>{title}</th>" + "".join(f"<td>{cell}</td>" for cell in summary.cells(names)) + "</tr>"
+            for title, summary in self.rows()
         )
         return f"<table><caption>{self._caption}</caption><tr><th></th>{cells}</tr>{body}</table>"
 
 
 def evaluate(
-    predictor: Predictor | GNNPredictor,
-    geometries: Sequence[Molecule] | str | pathlib.Path | TestSet,
+    model: Model,
+    geometries: Sequence[Molecule] | str | pathlib.Path | TestSet | LabelledSet,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Errors of a model on geometries, against converged PySCF and beside both baselines.
+    """Return the errors of a model on geometries, together with those of its baselines.
 
     Args:
-      predictor: the model.
-      geometries: molecules, or an XYZ file of frames, or geometries with PySCF's answers.
-      progress: told how many geometries PySCF has done, of how many.
+      model: a model, from `ql.load` or a trainer's `predictor`.
+      geometries: for a model that predicts densities, molecules, an XYZ file, or geometries with PySCF's references;
+        for a model that learned from labels, a labelled set or the file of one.
+      progress: callback `progress(done, total)`, called after each geometry.
 
     Raises:
-      InputError: for an OrbitalGNN (`multitask.judge` is for these), no geometries, one of another molecule, or
-        none for which PySCF converges.
+      InputError: if there are no geometries, one is of a different molecule, PySCF converges for none, or labels are
+        needed and missing.
     """
-    predictor = as_qpt(predictor)
-    if not isinstance(geometries, TestSet):
-        if isinstance(geometries, str | pathlib.Path):
-            geometries = read_xyz(geometries)
-        if not geometries:
-            raise InputError("no geometries were given to evaluate; at least one would do.")
-        # All are brought into their frames first: a wrong molecule is found before any work is done.
-        placed = [predictor.place(mol) for mol in geometries]
-        places = [(system, pose.positions) for system, pose in placed]
-        geometries = reference.make_test_set(predictor, places, progress)
-    places = list(zip(geometries.systems, geometries.positions, strict=True))
-    for system, positions in {id(system): (system, positions) for system, positions in places}.values():
-        predictor.in_frame(system, positions)  # compiles outside the clock
+    require(model)
+    if isinstance(model, GNNPredictor):
+        return _compare_with_labels(model, geometries, progress)
+    if not isinstance(model, CorrectionPredictor):
+        raise InputError(f"Expected a model of qptlab, got {type(model).__name__}; use ql.load(path) to load one.")
+    return _compare_with_pyscf(model, geometries, progress)
+
+
+def _compare_with_labels(model: GNNPredictor, data: Any, progress: Callable[[int, int], None]) -> Evaluation:
+    if isinstance(data, str | pathlib.Path):
+        data = labels.read(data)
+    if not isinstance(data, LabelledSet) or not data.molecules:
+        raise InputError(
+            f"Expected labelled geometries for a model of kind {model.kind!r}, got {type(data).__name__}; use "
+            "ql.read_labels(path), or the path of a file from qptlab label."
+        )
+    has_forces = any(np.isfinite(label.forces).any() for label in data.labels)
+    prepared = labelled.prepare(model.model, data.molecules, data.labels, forces=has_forces, progress=progress)
+    model(data.molecules[0])  # compiles outside the clock
     began = time.perf_counter()
-    predictions = [predictor.in_frame(*place) for place in places]
+    predictions = [model(mol) for mol in data.molecules]
     seconds = (time.perf_counter() - began) / len(predictions)
-
-    def summary(answers, truth=geometries.converged):
-        return reference.errors(answers, truth)
-
-    truth = geometries.same_fit or geometries.converged
-    misses = np.abs(reference.energy_errors_mev(predictions, truth))
-    residuals = [float(p.residual) for p in predictions]
     return Evaluation(
-        method=predictor.method.label,
-        errors=summary(predictions),
-        no_network=summary(geometries.no_network),
-        pyscf_same_fock_builds=summary(geometries.stopped),
-        same_fit=summary(predictions, geometries.same_fit) if geometries.same_fit else None,
-        residual_correlation=_rank_correlation(residuals, misses),
-        seconds_per_geometry=seconds,
-        pyscf_seconds_per_geometry=float(np.mean([a.seconds for a in geometries.converged])),
-        pyscf_threads=geometries.converged[0].threads,
+        kind=model.kind,
+        method=data.theory or model.label,
+        errors=labelled.label_errors(model, prepared),
+        baselines={"low_cost": labelled.label_errors(model.without_network(), prepared)},
         predictions=predictions,
-        test_set=geometries,
+        seconds_per_geometry=seconds,
+        labelled_set=data,
     )
 
 
-def _rank_correlation(one: Sequence[float], two: Sequence[float] | np.ndarray) -> float | None:
-    if len(one) < 3 or min(np.ptp(one), np.ptp(two)) == 0:
+def _compare_with_pyscf(
+    predictor: CorrectionPredictor, geometries: Any, progress: Callable[[int, int], None]
+) -> Evaluation:
+    if isinstance(geometries, LabelledSet):
+        geometries = geometries.molecules
+    if not isinstance(geometries, TestSet):
+        mols = read_xyz(geometries) if isinstance(geometries, str | pathlib.Path) else list(geometries)
+        if not mols:
+            raise InputError("Expected at least one geometry to evaluate, got none; use qptlab sample to draw some.")
+        # All are brought into their frames first: a different molecule is found before any work is done.
+        placed = [predictor.place(mol) for mol in mols]
+        geometries = reference.make_test_set(
+            predictor, [(system, pose.positions) for system, pose in placed], progress
+        )
+    pairs = list(zip(geometries.systems, geometries.positions, strict=True))
+    for system, positions in {id(system): (system, positions) for system, positions in pairs}.values():
+        predictor.in_frame(system, positions)  # compiles outside the clock
+    began = time.perf_counter()
+    predictions = [predictor.in_frame(system, positions) for system, positions in pairs]
+    seconds = (time.perf_counter() - began) / len(predictions)
+    truth = geometries.same_fit or geometries.converged
+    misses = np.abs(reference.energy_errors_mev(predictions, truth))
+    return Evaluation(
+        kind=predictor.kind,
+        method=predictor.label,
+        errors=reference.errors(predictions, geometries.converged),
+        baselines={
+            "no_network": reference.errors(geometries.no_network, geometries.converged),
+            "pyscf_same_fock_builds": reference.errors(geometries.stopped, geometries.converged),
+        },
+        predictions=predictions,
+        seconds_per_geometry=seconds,
+        test_set=geometries,
+        same_fit=reference.errors(predictions, geometries.same_fit) if geometries.same_fit else None,
+        residual_correlation=_rank_correlation([float(p.residual) for p in predictions], misses),
+        pyscf_seconds_per_geometry=float(np.mean([answer.seconds for answer in geometries.converged])),
+        pyscf_threads=geometries.converged[0].threads,
+    )
+
+
+def _rank_correlation(first: Sequence[float], second: Sequence[float] | np.ndarray) -> float | None:
+    if len(first) < 3 or min(np.ptp(first), np.ptp(second)) == 0:
         return None
     from scipy.stats import rankdata  # half a second, which an energy from the shell need not wait for
 
-    return float(np.corrcoef(rankdata(one), rankdata(two))[0, 1])
+    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])

@@ -1,15 +1,15 @@
-"""Labels: what DFT says of a geometry, several properties at once; and files of them, in extended XYZ.
+"""Labels: results of DFT calculations for geometries, several properties each; and files of them, in extended XYZ.
 
-From PySCF, from a QPT (a teacher that needed no DFT labels itself), or from the user's own files. The eigenvalues of
-each atom's part of the density are the auxiliary targets of OrbNet's multi-task learning (Qiao et al. 2020,
-arXiv:2011.02680): they tell a network about densities in numbers that no turn of the axes changes.
+Labels come from PySCF, from a trained model (a teacher that needed no DFT labels itself), or from files of users. The
+eigenvalues of each atom's block of the density are the auxiliary targets of OrbNet's multi-task learning (Qiao et al.
+2020, arXiv:2011.02680): they describe densities by numbers that do not depend on the axes.
 """
 
 import concurrent.futures
 import functools
 import io
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, cast
 
 import ase
@@ -23,8 +23,8 @@ from qptlab.dft import libcint
 from qptlab.dft.properties import charges, dipole_debye
 from qptlab.errors import InputError
 from qptlab.evaluation import reference
+from qptlab.models.contract import Model, require
 from qptlab.models.orbital_gnn import VALENCE
-from qptlab.models.predictor import Predictor
 from qptlab.runtime import cluster
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
@@ -32,15 +32,16 @@ from qptlab.units import AU_DEBYE, BOHR_ANGSTROM, HARTREE_EV
 
 
 class Label(NamedTuple):
-    """What is known of a geometry; what is not is not a number.
+    """Reference properties of one geometry, in atomic units. A property that is not known is NaN.
 
     Attributes:
       energy: total energy, hartree.
-      forces: on the nuclei, hartree per bohr.
-      dipole: moment about the origin, e·bohr.
-      charges: of the atoms, Löwdin's.
-      gap: between the highest occupied and the lowest virtual level, hartree; not a number if none is virtual.
-      valence: of each atom the eigenvalues of its part of the density, occupied and valence-virtual, descending.
+      forces: forces on the nuclei, hartree per bohr.
+      dipole: dipole moment about the origin, e·bohr.
+      charges: Löwdin charges of the atoms, elementary charges.
+      gap: difference between the lowest virtual and the highest occupied orbital energy, hartree; NaN if there is no
+        virtual orbital.
+      valence: eigenvalues of each atom's block of the density, occupied and valence-virtual, in descending order.
     """
 
     energy: float
@@ -49,6 +50,49 @@ class Label(NamedTuple):
     charges: Float[np.ndarray, " natm"]
     gap: float
     valence: Float[np.ndarray, "natm nvalence"]
+
+
+class LabelledSet(NamedTuple):
+    """Geometries with labels.
+
+    Attributes:
+      molecules: geometries.
+      labels: label of each geometry.
+      theory: level of theory of the labels, in words; empty if it is not known.
+    """
+
+    molecules: list[Molecule]
+    labels: list[Label]
+    theory: str = ""
+
+    def take(self, indices: Iterable[int]) -> "LabelledSet":
+        """Return the geometries and labels with some indices."""
+        chosen = list(indices)
+        return LabelledSet([self.molecules[i] for i in chosen], [self.labels[i] for i in chosen], self.theory)
+
+    def split(self, held_out: int, seed: int = 0) -> "tuple[LabelledSet, LabelledSet]":
+        """Return a training set and a test set, drawn at random.
+
+        A geometry with an element that no geometry of the training set has stays in the training set, since a model
+        knows only the elements that it was trained on.
+
+        Args:
+          held_out: number of geometries to hold out; fewer are held out for the reason above.
+          seed: seed of the draw.
+
+        Raises:
+          InputError: if one of the two sets would be empty.
+        """
+        order = np.random.default_rng([7, seed]).permutation(len(self.molecules)).tolist()
+        known_elements = {symbol for index in order[held_out:] for symbol in self.molecules[index].symbols}
+        test = [index for index in order[:held_out] if known_elements.issuperset(self.molecules[index].symbols)]
+        training = [index for index in order if index not in set(test)]
+        if not test or not training:
+            raise InputError(
+                f"Expected enough labelled geometries to train on some and to hold out {held_out}, got "
+                f"{len(self.molecules)}; use five or more, and hold out a fifth."
+            )
+        return self.take(training), self.take(test)
 
 
 def from_pyscf(mol: Molecule, method: Method) -> Label:
@@ -71,23 +115,24 @@ def from_pyscf(mol: Molecule, method: Method) -> Label:
     return _label(mol, method, float(mf.e_tot), -slope, mf.make_rdm1(), mf.mo_energy, mf.mo_coeff)
 
 
-def from_model(mol: Molecule, model: Predictor) -> Label:
-    """What a QPT predicts, as a label: no DFT calculation was converged for it.
+def from_model(mol: Molecule, model: Model) -> Label:
+    """Return the properties that a model predicts as a label; no DFT calculation is converged.
 
     Raises:
-      InputError: as calling the model, or for an element beyond argon.
+      InputError: if the model predicts no density, for an element beyond argon, or as calling the model.
     """
+    model = require(model, "dm", "mo_coeff")
     _check(mol)
-    found = model(mol)
-    arrays = (np.asarray(each) for each in (found.dm, found.mo_energy, found.mo_coeff))
-    return _label(mol, model.method, float(found.energy), model.forces(mol), *arrays)
+    prediction = model(mol)
+    arrays = (np.asarray(array) for array in (prediction.dm, prediction.mo_energy, prediction.mo_coeff))
+    return _label(mol, model.method, float(prediction.energy), model.forces(mol), *arrays)
 
 
 def label(
     mols: Iterable[Molecule], maker: Callable[[Molecule], Label], path: str | pathlib.Path,
     progress: Callable[[int], None] = lambda done: None, executor: concurrent.futures.Executor | None = None,
     *, theory: str = "", refused: Callable[[str], None] = lambda why: None,
-) -> tuple[list[Molecule], list[Label]]:
+) -> LabelledSet:
     """Label molecules, each appended to a file at once; those that are there are not made again.
 
     Geometries that cannot be labelled are left out; labels of others that the file holds stay in it.
@@ -102,7 +147,7 @@ def label(
       refused: told why a geometry could not be labelled.
 
     Returns:
-      The molecules that have labels, in their order, and the labels.
+      The molecules that have labels, in their order, with their labels.
 
     Raises:
       InputError: if the file is something else or of another theory, or no geometry could be labelled.
@@ -110,7 +155,7 @@ def label(
     path = pathlib.Path(path)
     known = {}
     if path.exists():
-        frames = _frames(path)
+        frames = _frames(path, path)
         _check_theory(path, frames, theory)
         known = {_key(mol): found for mol, found in zip(*_taken(path, frames), strict=True)}
     keyed = [(_key(mol), mol) for mol in mols]
@@ -123,7 +168,7 @@ def label(
     for mol, found in cluster.as_done(executor, tried, missing) if executor else one_by_one:
         done += 1
         if isinstance(found, Label):
-            write(path, [mol], [found], append=True, theory=theory)
+            write(path, LabelledSet([mol], [found], theory), append=True)
             known[_key(mol)] = found
         else:
             refused(why := found)
@@ -131,7 +176,7 @@ def label(
     labelled = [(mol, known[key]) for key, mol in keyed if key in known]
     if why and not labelled:
         raise InputError(f"none of the {len(keyed)} geometries could be labelled: {why}")
-    return [mol for mol, _ in labelled], [found for _, found in labelled]
+    return LabelledSet([mol for mol, _ in labelled], [found for _, found in labelled], theory)
 
 
 def _tried(maker, mol) -> Label | str:
@@ -148,35 +193,55 @@ def _check_theory(path, frames, theory):
         raise InputError(f"{path} holds {said}, and {theory} was asked for; another file would do.")
 
 
-def write(
-    path: str | pathlib.Path, mols: Sequence[Molecule], labels: Sequence[Label], *, append: bool = False,
-    theory: str = "",
-) -> None:
-    """Write an extended XYZ file as ASE has it: eV, ångström, e·Å; `gap_ev`, `valence` and `theory` besides."""
+def to_xyz(data: LabelledSet) -> str:
+    """Return extended XYZ text as ASE writes it: eV, ångström, e·Å; with `gap_ev`, `valence` and `theory`."""
     frames = []
-    for mol, found in zip(mols, labels, strict=True):
+    for mol, known in zip(data.molecules, data.labels, strict=True):
         atoms = mol.to_ase()
-        # ASE does not read again what comes after an empty text, or one of several lines.
-        words = {"name": " ".join(mol.name.split()), "theory": " ".join(theory.split())}
-        atoms.info |= {"gap_ev": found.gap * HARTREE_EV, **{key: text for key, text in words.items() if text}}
-        atoms.set_array("valence", found.valence)
+        # ASE cannot read an empty text, nor one of several lines.
+        words = {"name": " ".join(mol.name.split()), "theory": " ".join(data.theory.split())}
+        atoms.info |= {"gap_ev": known.gap * HARTREE_EV, **{key: text for key, text in words.items() if text}}
+        atoms.set_array("valence", known.valence)
         atoms.calc = SinglePointCalculator(
-            atoms, energy=found.energy * HARTREE_EV, forces=found.forces * HARTREE_EV / BOHR_ANGSTROM,
-            dipole=found.dipole * BOHR_ANGSTROM, charges=found.charges,
+            atoms, energy=known.energy * HARTREE_EV, forces=known.forces * HARTREE_EV / BOHR_ANGSTROM,
+            dipole=known.dipole * BOHR_ANGSTROM, charges=known.charges,
         )
         frames.append(atoms)
     text = io.StringIO()
     ase.io.write(text, frames, format="extxyz")
+    return text.getvalue()
+
+
+def write(path: str | pathlib.Path, data: LabelledSet, *, append: bool = False) -> None:
+    """Write `to_xyz` to a file, or append it.
+
+    Raises:
+      OSError: if the file cannot be written.
+    """
     path = pathlib.Path(path)
     with path.open("ab+" if append else "wb") as file:
         if file.tell():
             file.seek(-1, io.SEEK_END)
             if file.read() != b"\n":
-                file.write(b"\n")  # or the first line would go on with the last atom's
-        file.write(text.getvalue().encode())
+                file.write(b"\n")  # or the first line would continue that of the last atom
+        file.write(to_xyz(data).encode())
 
 
-def read(path: str | pathlib.Path) -> tuple[list[Molecule], list[Label]]:
+def from_xyz(text: str, title: str) -> LabelledSet:
+    """Return the labelled set of extended XYZ text; `title` names the text in messages.
+
+    Raises:
+      InputError: as `read`.
+    """
+    return _labelled_set(title, _frames(io.StringIO(text), title))
+
+
+def _labelled_set(path, frames) -> LabelledSet:
+    theories = {str(atoms.info.get("theory", "")) for atoms in frames}
+    return LabelledSet(*_taken(path, frames), theories.pop() if len(theories) == 1 else "")
+
+
+def read(path: str | pathlib.Path) -> LabelledSet:
     """Read what `write` has written, or another program's extended XYZ with energies in eV, and the like.
 
     What a frame does not say is not learned from: it is not a number in its label.
@@ -185,7 +250,7 @@ def read(path: str | pathlib.Path) -> tuple[list[Molecule], list[Label]]:
       InputError: if the file cannot be read, is empty, a frame has no energy or is periodic, or a property has
         another shape than it should.
     """
-    return _taken(path, _frames(path))
+    return _labelled_set(path, _frames(path, path))
 
 
 def _taken(path, frames) -> tuple[list[Molecule], list[Label]]:
@@ -212,12 +277,12 @@ def _taken(path, frames) -> tuple[list[Molecule], list[Label]]:
     return mols, labels
 
 
-def _frames(path) -> list[ase.Atoms]:
+def _frames(source, title) -> list[ase.Atoms]:
     try:
-        return cast(list[ase.Atoms], ase.io.read(path, index=":", format="extxyz"))
+        return cast(list[ase.Atoms], ase.io.read(source, index=":", format="extxyz"))
     except Exception as error:  # noqa: BLE001  ASE's parser raises whatever comes
         hint = "a file of frames with energies would do."
-        raise InputError(f"{path} cannot be read as extended XYZ ({error}); {hint}") from None
+        raise InputError(f"{title} cannot be read as extended XYZ ({error}); {hint}") from None
 
 
 def _number(said, where, name, shape):

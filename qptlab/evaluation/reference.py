@@ -19,13 +19,14 @@ from pyscf.scf import hf
 from qptlab.dft import libcint, padding
 from qptlab.dft.libcint import HostIntegrals
 from qptlab.errors import InputError
-from qptlab.models.predictor import Predictor
-from qptlab.models.qpt import Prediction
+from qptlab.evaluation.errors import ErrorSummary
+from qptlab.models.contract import Prediction
+from qptlab.models.predictor import CorrectionPredictor
 from qptlab.models.systems import Sample, System
 from qptlab.runtime.memory import memory_bytes
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
-from qptlab.units import HARTREE_MEV, significant
+from qptlab.units import HARTREE_MEV
 
 PYSCF_FUNCTIONALS = {
     "hf": "hf", "lda": "lda,vwn", "pw92": "lda,pw", "pbe": "pbe,pbe", "blyp": "b88,lyp",
@@ -33,15 +34,6 @@ PYSCF_FUNCTIONALS = {
 }
 """Our names in PySCF's words; its `vwn` is VWN5, and its `b3lypg` is `b3lyp` whatever its settings."""
 
-
-ERROR_COLUMNS = {
-    "energy_mae_mev": "energy MAE, meV",
-    "energy_max_mev": "energy max, meV",
-    "fock_mae_uha": "Fock MAE, µHa",
-    "mo_energy_mae_uha": "occ. orbital energies MAE, µHa",
-    "mo_cosine": "orbital similarity",
-}
-"""Titles of tables of errors."""
 
 KEPT = 512
 """Answers that are kept: the same geometries are asked for again and again."""
@@ -134,28 +126,6 @@ class Labelled(System):
         return plain._replace(label=plain.ints.hcore)
 
 
-class ErrorSummary(NamedTuple):
-    """Errors over a set of geometries.
-
-    Attributes:
-      energy_mae_mev: mean |error| of the total energy, meV per molecule.
-      energy_max_mev: largest.
-      fock_mae_uha: mean |error| of Fock matrix elements, µHa.
-      mo_energy_mae_uha: mean |error| of occupied orbital energies, µHa.
-      mo_cosine: mean |cosine| between occupied orbitals.
-    """
-
-    energy_mae_mev: float
-    energy_max_mev: float
-    fock_mae_uha: float
-    mo_energy_mae_uha: float
-    mo_cosine: float
-
-    def cells(self) -> list[str]:
-        """In words: four digits, for cosines six (their distance from 1 counts), and no powers of ten."""
-        return [significant(value, 6 if name == "mo_cosine" else 4) for name, value in self._asdict().items()]
-
-
 def converged(mol: Molecule, method: Method, *, fitted: bool = False, threads: int | None = None) -> Reference:
     """PySCF's converged answer with the same functional, basis and grid.
 
@@ -184,7 +154,7 @@ def _kept(symbols, positions, charge, spin, method, max_cycles, fitted, threads)
 
 
 def make_test_set(
-    predictor: Predictor,
+    predictor: CorrectionPredictor,
     places: Sequence[tuple[System, Float[np.ndarray, "_natm 3"]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
@@ -261,9 +231,9 @@ def _run(mol, method, max_cycles, *, fitted=False, threads=None):
     )
 
 
-def taught(systems: Sequence[System], loss: str) -> list[System]:
-    """The molecules as a loss wants them: with labels only where it learns from them."""
-    return [Labelled.of(system) for system in systems] if loss == "labels" else list(systems)
+def with_labels(systems: Sequence[System]) -> list[System]:
+    """Return the molecules with an SCF of PySCF for each sample, whose Fock matrix is the label."""
+    return [Labelled.of(system) for system in systems]
 
 
 def energy_errors_mev(

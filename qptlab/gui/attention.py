@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from qptlab.errors import InputError
 from qptlab.models.features import BIASES
-from qptlab.models.predictor import Predictor
+from qptlab.models.predictor import CorrectionPredictor
 from qptlab.models.systems import System
 from qptlab.system.molecule import Molecule
 
@@ -66,7 +66,7 @@ class Attended(NamedTuple):
         )
 
 
-def attended(predictor: Predictor, system: System, positions: Float[np.ndarray, "natm 3"]) -> Attended:
+def attended(predictor: CorrectionPredictor, system: System, positions: Float[np.ndarray, "natm 3"]) -> Attended:
     """What the heads look at, at a geometry (bohr) in the frame of one of the model's molecules.
 
     Raises:

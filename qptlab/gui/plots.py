@@ -221,7 +221,7 @@ def parity_figure() -> go.Figure:
 def lowest_energies(found: Evaluation) -> list[float]:
     """PySCF's energy of the most stable geometry of each geometry's molecule, hartree."""
     lowest: dict[int, float] = {}
-    pairs = list(zip(map(id, found.test_set.systems), found.test_set.converged, strict=True))
+    pairs = list(zip(map(id, found.references.systems), found.references.converged, strict=True))
     for system, answer in pairs:
         lowest[system] = min(answer.energy, lowest.get(system, answer.energy))
     return [lowest[system] for system, _ in pairs]
@@ -232,7 +232,7 @@ def parity_traces(found: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
     zeros = lowest_energies(found)
     frontier = [
         np.arange(answer.nocc + 1)[answer.mo_energy[: answer.nocc + 1] > CORE_HARTREE]
-        for answer in found.test_set.converged
+        for answer in found.references.converged
     ]
     traces = []
     for pick in (
@@ -241,12 +241,12 @@ def parity_traces(found: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
     ):
         truth, plain, model = (
             np.concatenate([pick(*given) for given in zip(answers, zeros, frontier, strict=True)]) * HARTREE_EV
-            for answers in (found.test_set.converged, found.test_set.no_network, found.predictions)
+            for answers in (found.references.converged, found.references.no_network, found.predictions)
         )
         ends = np.array([truth.min(), truth.max()])
         traces += [(ends, ends), (thin(truth), thin(plain)), (thin(truth), thin(model))]
-    answers = found.test_set.same_fit or found.test_set.converged
-    for predictions in (found.test_set.no_network, found.predictions):
+    answers = found.references.same_fit or found.references.converged
+    for predictions in (found.references.no_network, found.predictions):
         misses = np.abs(energy_errors_mev(predictions, answers))
         traces.append((thin(np.array([float(p.residual) for p in predictions])), thin(misses)))
     return traces
@@ -255,7 +255,7 @@ def parity_traces(found: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]:
 def errors_figure(found: Evaluation) -> go.Figure:
     """How energy errors are spread, the model's and the baselines', on a logarithmic axis."""
     figure = go.Figure()
-    answers = found.test_set
+    answers = found.references
     for name, predictions, colour, mark in (
         ("QPT", found.predictions, BLUE, "circle"), ("no network", answers.no_network, ORANGE, "x"),
         ("PySCF, same Fock builds", answers.stopped, GREEN, "diamond-open"),

@@ -15,7 +15,7 @@ from qptlab.dft.integrals import template
 from qptlab.dft.properties import Box
 from qptlab.errors import InputError
 from qptlab.evaluation.reference import Reference
-from qptlab.models.qpt import Prediction
+from qptlab.models.contract import Prediction
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.units import HARTREE_EV

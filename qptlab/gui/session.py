@@ -27,8 +27,7 @@ from qptlab.system import coordinates
 from qptlab.system.coordinates import Coordinate
 from qptlab.system.method import FUNCTIONALS, GRID_LEVELS, Method
 from qptlab.system.molecule import Molecule, read_xyz
-from qptlab.training.loop import TrainConfig
-from qptlab.training.run import Run
+from qptlab.training.config import TrainConfig
 from qptlab.training.trainer import Trainer
 from qptlab.units import significant
 from qptlab.gui import attention, profiling, scenes
@@ -163,7 +162,7 @@ class Session(traitlets.HasTraits):
             self.trainer = Trainer(
                 self.molecule,
                 self.method,
-                QPTConfig(self.preset, self.iterations),
+                QPTConfig(self.preset, iterations=self.iterations),
                 TrainConfig(
                     minutes=self.minutes, seed=self.seed,
                     sampling=Sampling(self.sampler, self.temperature),
@@ -177,8 +176,7 @@ class Session(traitlets.HasTraits):
         with _Told(self, "training"):
             if self.is_training:
                 raise InputError("a training is under way; stop it first to open another run.")
-            run = Run.open(path)
-            trainer = Trainer(run.molecules, run.method, run.model_config, run.train_config, out=path, resume=True)
+            trainer = Trainer.open(path)
 
             def work(report) -> Trainer:
                 report(0, 1, "PySCF's answers")
@@ -207,9 +205,7 @@ class Session(traitlets.HasTraits):
             return
         spent = opened.rows[-1]["seconds"] / 60 if opened.rows else 0.0
         config = dataclasses.replace(opened.train_config, minutes=spent + self.minutes, steps=None)
-        self.trainer = Trainer(
-            opened.molecules, opened.method, opened.model_config, config, out=opened.out, resume=True
-        ).start()
+        self.trainer = Trainer.open(opened.out, config).start()
 
     @property
     def is_opened(self) -> bool:

@@ -9,8 +9,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.optimize import BFGS
 
 from qptlab.errors import InputError
-from qptlab.models.orbital_gnn import GNNPredictor
-from qptlab.models.predictor import Predictor
+from qptlab.models.contract import Model, require
 from qptlab.system.molecule import Molecule
 from qptlab.units import BOHR_ANGSTROM, HARTREE_EV
 
@@ -23,7 +22,7 @@ class ModelCalculator(Calculator):
 
     Args:
       model: a QPT or an OrbitalGNN, from `ql.load`.
-      **others: of ASE's `Calculator`.
+      **parameters: parameters of ASE's `Calculator`.
 
     >>> import qptlab as ql
     >>> from ase.optimize import BFGS
@@ -34,9 +33,9 @@ class ModelCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "forces", "dipole"]  # noqa: RUF012  as ASE declares them
 
-    def __init__(self, model: Predictor | GNNPredictor, **others):
-        super().__init__(**others)
-        self.model = model
+    def __init__(self, model: Model, **parameters):
+        super().__init__(**parameters)
+        self.model = require(model, "energy", "forces", "dipole")
 
     def calculate(
         self, atoms: ase.Atoms | None = None, properties: list[str] | tuple[str, ...] = ("energy",),
@@ -53,8 +52,9 @@ class ModelCalculator(Calculator):
             energy, forces = self.model.energy_and_forces(mol)
             self.results["forces"] = forces * HARTREE_EV / BOHR_ANGSTROM
         if "dipole" in properties or "forces" not in properties:
-            energy, dipole = self.model.energy_and_dipole(mol)
-            self.results["dipole"] = dipole * BOHR_ANGSTROM
+            prediction = self.model(mol)
+            energy = float(prediction.energy)
+            self.results["dipole"] = prediction.dipole * BOHR_ANGSTROM
         self.results["energy"] = self.results["free_energy"] = energy * HARTREE_EV
 
     def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
@@ -92,7 +92,7 @@ class Relaxed(NamedTuple):
 
 
 def relax(
-    mol: Molecule, model: Predictor | GNNPredictor | Calculator, *, fmax: float = 0.01, steps: int = 200,
+    mol: Molecule, model: Model | Calculator, *, fmax: float = 0.01, steps: int = 200,
     progress: Callable[[int, float], None] = lambda step, force: None,
 ) -> Relaxed:
     """Move a molecule's atoms to a minimum of the energy, with ASE's BFGS.

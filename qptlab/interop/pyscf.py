@@ -1,6 +1,7 @@
 """A model's density where PySCF's SCF begins: the answer is PySCF's as ever, the way to it shorter."""
 
 import dataclasses
+from typing import cast
 
 import ase.data
 import numpy as np
@@ -10,8 +11,7 @@ from pyscf.scf import hf, rohf, uhf
 
 from qptlab.dft import libcint
 from qptlab.errors import InputError
-from qptlab.models.orbital_gnn import GNNPredictor
-from qptlab.models.predictor import Predictor, as_qpt
+from qptlab.models.contract import Model, require
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
@@ -19,7 +19,7 @@ SAME_BASIS = 1e-6
 """Two bases are one if no overlap differs by more."""
 
 
-def guess(mol: Molecule | gto.mole.MoleBase, model: Predictor | GNNPredictor) -> Float[np.ndarray, "nao nao"]:
+def guess(mol: Molecule | gto.mole.MoleBase, model: Model) -> Float[np.ndarray, "nao nao"]:
     """The predicted density matrix of a molecule, ours or PySCF's: `mf.kernel(dm0=ql.guess(mol, model))`.
 
     Whatever its error, the SCF that begins with it ends where it would have ended; the functional may be another
@@ -35,13 +35,13 @@ def guess(mol: Molecule | gto.mole.MoleBase, model: Predictor | GNNPredictor) ->
     Raises:
       InputError: for an OrbitalGNN, a molecule of PySCF's in another basis than the model's, or as calling the model.
     """
-    model = as_qpt(model)
-    given = _taken_over(mol, model.method) if isinstance(mol, gto.mole.MoleBase) else mol
+    model = require(model, "dm")
+    given = _taken_over(mol, cast(Method, model.method)) if isinstance(mol, gto.mole.MoleBase) else mol
     # A model knows closed shells; to begin with, their density will do for unpaired electrons.
     return np.asarray(model(dataclasses.replace(given, spin=given.nelectron % 2)).dm)
 
 
-def with_guess(mf: hf.SCF, model: Predictor | GNNPredictor) -> hf.SCF:
+def with_guess(mf: hf.SCF, model: Model) -> hf.SCF:
     """The same mean-field object, which from now on begins every SCF with the model's density.
 
     Also after `reset` to another geometry, where PySCF would go on from the orbitals of the last. A density matrix
@@ -58,7 +58,7 @@ def with_guess(mf: hf.SCF, model: Predictor | GNNPredictor) -> hf.SCF:
     >>> mf = dft.RKS(gto.M(atom="O 0 0 0; H 0 .76 .59; H 0 -.76 .59", basis="sto-3g"), xc="pbe")
     >>> mf = ql.with_guess(mf, ql.load("runs/water"))  # doctest: +SKIP
     """
-    model = as_qpt(model)
+    model = require(model, "dm")
     if not isinstance(mf, hf.RHF | uhf.UHF):
         raise InputError(
             f"a model gives one density for both spins, and {type(mf).__name__} was given; RKS, UKS, RHF or UHF "

@@ -9,12 +9,12 @@ derivatives.
 
 import dataclasses
 import functools
-import json
+import os
 import pathlib
-import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import h5py
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -23,15 +23,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qptlab.dft.padding import fill
 from qptlab.errors import InputError
-from qptlab.models import operators
+from qptlab.models import files, operators
+from qptlab.models.contract import Params, Prediction, register_kind
 from qptlab.models.operators import SOURCES, Invariants, Operators
 from qptlab.system.molecule import Molecule
-
-Params = hk.MutableParams | dict
-"""Haiku's nested dictionary of arrays."""
-
-KIND = "OrbitalGNN"
-"""What its files call themselves."""
 
 VALENCE = 9
 """Eigenvalues of an atom's density that are learned, each of the occupied and of the valence-virtual part: the
@@ -139,23 +134,18 @@ class Scales(NamedTuple):
     valence: Float[Array | np.ndarray, ""]
     force: Float[Array | np.ndarray, ""]
 
+    @classmethod
+    def identity(cls, nkind: int, nelement: int, nfeature: int) -> "Scales":
+        """Return scales that change nothing: means of zero and spreads of one."""
+        one, zero = np.array(1.0), np.array(0.0)
+        return cls(
+            np.zeros((nkind, nfeature)), np.ones(nfeature), np.zeros(nelement), one, np.zeros(nelement), one, one,
+            zero, one, np.zeros((nelement, 2 * VALENCE)), one, one,
+        )
 
-class Estimate(NamedTuple):
-    """What an OrbitalGNN says of a geometry.
 
-    Attributes:
-      energy: total energy at the level of theory of its labels, hartree.
-      dipole: moment about the origin, e·bohr.
-      charges: Löwdin charges of the atoms.
-      gap: between the highest occupied and the lowest virtual level, hartree.
-      valence: eigenvalues of each atom's part of the density, occupied and valence-virtual, in descending order.
-    """
-
-    energy: Float[Array, ""]
-    dipole: Float[Array, " 3"]
-    charges: Float[Array, " natm"]
-    gap: Float[Array, ""]
-    valence: Float[Array, "natm nvalence"]
+PROVIDES = frozenset({"energy", "forces", "dipole", "charges", "gap", "valence"})
+"""Properties that an OrbitalGNN predicts."""
 
 
 class OrbitalGNN:
@@ -222,15 +212,25 @@ class OrbitalGNN:
             )
         return operators.shells(mol, self.config.source)
 
-    def init(self, key: PRNGKeyArray, graph: Graph, scales: Scales) -> Params:
-        """Fresh parameters; with them the model is the low-cost method and the linear fits."""
-        return jax.jit(self._network.init)(key, graph, scales)
+    def init(self, key: PRNGKeyArray) -> Params:
+        """Return initial parameters (float32); with them the model is the low-cost method and the linear fits."""
+        graph = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if np.asarray(x).dtype.kind == "f" else x,
+                             self._blank_graph())
+        scales = Scales.identity(len(self.kinds), len(self.elements), graph.features.shell.shape[-1])
+        return jax.jit(self._network.init)(key, graph, jax.tree.map(jnp.float32, scales))
 
-    def estimate(self, params: Params, scales: Scales, graph: Graph) -> Estimate:
+    def _blank_graph(self) -> Graph:
+        """Return a graph of one shell of one atom, from which shapes of parameters follow."""
+        nop, zero = len(SOURCES[self.config.source]), np.zeros(1, int)
+        features = operators.invariants(jnp.zeros((nop, 1, 1)), jnp.zeros((1, 3)), zero, zero)
+        return Graph(features, zero, zero, zero == 0, zero, zero == 0, np.zeros((1, 3)), np.array(0.0), np.zeros(3),
+                     np.zeros(1), np.array(0.0))
+
+    def estimate(self, params: Params, scales: Scales, graph: Graph) -> Prediction:
         """All that is decoded; in the precision of the graph's features."""
         return self._network.apply(params, graph, scales)
 
-    def energy_and_bar(self, params: Params, scales: Scales, graph: Graph) -> tuple[Estimate, Invariants]:
+    def energy_and_bar(self, params: Params, scales: Scales, graph: Graph) -> tuple[Prediction, Invariants]:
         """The estimate, and the derivative of its energy with respect to the features.
 
         The low-cost energy, on which it depends too, is left out of the derivative.
@@ -267,7 +267,7 @@ class OrbitalGNN:
         gap = _mlp(pooled, self.config.width, 1, "gap", zero=True)[0, 0]
         valence = decoded("valence", 2 * VALENCE) * scales.valence
         fitted = jnp.sum(jnp.take(scales.element_energy, graph.elements) * real)
-        return Estimate(
+        return Prediction(
             graph.energy + fitted + scales.energy * jnp.sum(change),
             graph.dipole + scales.dipole * (moment @ graph.positions),
             graph.charges + (charge - jnp.sum(charge) / count) * real,
@@ -309,40 +309,84 @@ class GNNPredictor:
       model: the network.
       params: its parameters.
       scales: what was fitted before training.
-      theory: what its labels are, in words, such as "PBE/def2-svp".
+      label: level of theory of its labels, such as "PBE/def2-svp".
     """
 
+    kind = "orbital-gnn"
+    provides = PROVIDES
+    method = None
+    """The label states the level of theory: labels may come from any program."""
     charge = 0
-    """Of the molecules trained on."""
 
-    def __init__(self, model: OrbitalGNN, params: Params, scales: Scales, theory: str):
-        self.model, self.theory = model, theory
-        # The network's float32 would show in the eighth digit of what should not change when a molecule is turned.
+    def __init__(self, model: OrbitalGNN, params: Params, scales: Scales, label: str):
+        self.model, self.label = model, label
+        # In float32 the eighth digit of an energy would change when a molecule is rotated.
         self.params, self.scales = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, scales))
 
-    def __call__(self, mol: Molecule) -> Estimate:
-        """Estimate all that was learned.
+    @classmethod
+    def rebuild(cls, description: dict, arrays: dict) -> "GNNPredictor":
+        """Return the model of a `description` and `arrays`.
+
+        Raises:
+          InputError: if the description holds settings that cannot be used.
+        """
+        model = OrbitalGNN(
+            GNNConfig(**description["model"]), tuple(description["kinds"]), tuple(description["elements"])
+        )
+        params = {name.removeprefix("params/"): value for name, value in arrays.items() if name != "scales"}
+        return cls(model, params, Scales(**arrays["scales"]), str(description["label"]))
+
+    def description(self) -> dict:
+        """Return the settings that rebuild the model together with `arrays`; JSON types only."""
+        return {
+            "kind": self.kind, "model": dataclasses.asdict(self.config), "kinds": list(self.model.kinds),
+            "elements": list(self.model.elements), "label": self.label,
+        }
+
+    def arrays(self) -> dict:
+        """Return the parameters of the network and the statistics that were fitted before training."""
+        params = {f"params/{name}": dict(group) for name, group in self.params.items()}
+        return params | {"scales": self.scales._asdict()}
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Write the model to one HDF5 file, which `ql.load` reads."""
+        files.write(path, self.description(), self.arrays())
+
+    @property
+    def config(self) -> GNNConfig:
+        """Settings of the network."""
+        return self.model.config
+
+    def __call__(self, mol: Molecule) -> Prediction:
+        """Predict the properties of a geometry.
 
         Raises:
           InputError: for an element that was not trained on, or where the low-cost method fails.
         """
-        found = self.model.compiled_estimate(self.params, self.scales, self.model.graph(mol))
+        padded = self.model.compiled_estimate(self.params, self.scales, self.model.graph(mol))
         natm = len(mol.symbols)
-        return jax.tree.map(np.array, found._replace(charges=found.charges[:natm], valence=found.valence[:natm]))
+        prediction = padded._replace(charges=padded.charges[:natm], valence=padded.valence[:natm])
+        return jax.tree.map(np.array, prediction)
+
+    def map(self, mols: Sequence[Molecule]) -> Iterator[Prediction]:
+        """Predict several geometries in order; as many at a time as there are cores.
+
+        Raises:
+          InputError: as calling the predictor.
+        """
+        for mol in mols:
+            self.model.size(mol)  # an unknown element is found before anything is computed
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            yield from pool.map(self, mols)
 
     def without_network(self) -> "GNNPredictor":
         """The same with the network switched off: the low-cost method and the linear fits, the baseline."""
         none = jax.tree.map(np.zeros_like, self.params)
-        return GNNPredictor(self.model, none, self.scales, self.theory)
+        return GNNPredictor(self.model, none, self.scales, self.label)
 
     def forces(self, mol: Molecule) -> Float[np.ndarray, "natm 3"]:
         """Minus the derivative of the estimated energy with respect to positions, hartree per bohr."""
         return self.energy_and_forces(mol)[1]
-
-    def energy_and_dipole(self, mol: Molecule) -> tuple[float, Float[np.ndarray, " 3"]]:
-        """The estimated energy, hartree, and the dipole moment about the origin, e·bohr."""
-        found = self(mol)
-        return float(found.energy), np.asarray(found.dipole)
 
     def energy_and_forces(self, mol: Molecule) -> tuple[float, Float[np.ndarray, "natm 3"]]:
         """The estimated energy, hartree, and `forces`.
@@ -361,21 +405,6 @@ class GNNPredictor:
         through = jax.tree.map(lambda b, s: np.tensordot(b, s, np.ndim(b)), bar, slopes.features)
         return float(found.energy), -(slopes.energy + sum(through))[: len(mol.symbols)]
 
-    def save(self, path: str | pathlib.Path) -> None:
-        """Write all of it to one HDF5 file, which `load` reads."""
-        described = {"kind": KIND, "config": dataclasses.asdict(self.model.config), "kinds": self.model.kinds,
-                     "elements": self.model.elements, "theory": self.theory}
-        with tempfile.TemporaryDirectory(dir=pathlib.Path(path).resolve().parent) as folder:
-            whole = pathlib.Path(folder) / "model.h5"
-            with h5py.File(whole, "w") as file:
-                file.attrs["model"] = json.dumps(described)
-                for name, group in self.params.items():
-                    for key, value in group.items():
-                        file[f"params/{name}/{key}"] = value
-                for key, value in self.scales._asdict().items():
-                    file[f"scales/{key}"] = value
-            whole.replace(path)
-
     def _through_integrals(self, mol):
         template, layout = operators.guess_template(mol), self.model._layout(mol, None)
         # Of the graph only what does not move is read: energy and features are made of what is differentiated.
@@ -385,34 +414,6 @@ class GNNPredictor:
         at = _guess_slope(self.model, template)
         energy, found = at(mol.positions, self.params, self.scales, blank, layout)
         return float(energy), -found
-
-
-def load(path: str | pathlib.Path) -> GNNPredictor:
-    """What `GNNPredictor.save` wrote.
-
-    Raises:
-      InputError: if the file is something else.
-    """
-    try:
-        with h5py.File(path, "r") as file:
-            described = json.loads(str(file.attrs["model"]))
-            arrays: dict = {}
-
-            def take(name, item):
-                if isinstance(item, h5py.Dataset):
-                    arrays[name] = item[()]
-
-            file.visititems(take)
-            scales = Scales(**{key: arrays.pop(f"scales/{key}") for key in Scales._fields})
-            params: dict = {}
-            for name, value in arrays.items():
-                module, key = name.removeprefix("params/").rsplit("/", 1)
-                params.setdefault(module, {})[key] = value
-            config = GNNConfig(**described["config"])
-            kinds, elements = tuple(described["kinds"]), tuple(described["elements"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} holds no {KIND} ({error}); a file that its `save` wrote would do.") from None
-    return GNNPredictor(OrbitalGNN(config, kinds, elements), params, scales, described["theory"])
 
 
 class Slope(NamedTuple):
@@ -513,3 +514,6 @@ def _mlp(x, hidden, size, name, *, zero=False):
 
 def _norm(x):
     return hk.LayerNorm(axis=-1, create_scale=True, create_offset=True, name="norm")(x)
+
+
+register_kind(GNNPredictor.kind, GNNConfig, title="OrbitalGNN")

@@ -1,91 +1,144 @@
-"""A trained model, ready to use on any pose of its molecules, and with a warning on others."""
+"""Trained models that correct a Fock matrix, for any pose of their molecules; they warn about other molecules."""
 
 import concurrent.futures
 import dataclasses
 import functools
 import os
+import pathlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from qptlab.dft import grid, integrals
-from qptlab.dft.properties import dipole_debye
-from qptlab.errors import InputError
+from qptlab.dft.properties import charges, dipole_debye
+from qptlab.models import files
+from qptlab.models.contract import Params, Prediction, config_class
+from qptlab.models.correction import CorrectionConfig, CorrectionModel
 from qptlab.models.frame import Pose
-from qptlab.models.qpt import QPT, Params, Prediction
-from qptlab.models.systems import System, make_system
+from qptlab.models.systems import System, make_system, make_systems
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.units import AU_DEBYE
 
+PROVIDES = frozenset({
+    "energy", "forces", "dipole", "charges", "gap", "fock", "dm", "mo_energy", "mo_coeff", "residual", "nocc",
+})
 
-class Predictor:
-    """Calls a model on geometries as they come: any rotation, translation and order of like atoms.
+
+class CorrectionPredictor:
+    """A trained model that corrects a Fock matrix (see `contract.Model`).
+
+    It predicts geometries in any rotation, translation and order of like atoms.
 
     Args:
-      model: the model.
-      params: its parameters, or None for the network switched off.
-      systems: the molecules it was trained on.
+      model: network and DFT iterations.
+      params: parameters of the network; None switches it off.
+      systems: molecules that the model was trained on.
 
     >>> import qptlab as ql
     >>> predictor = ql.load("runs/water")  # doctest: +SKIP
     >>> predictor(ql.Molecule.from_name("water")).energy  # doctest: +SKIP
     """
 
-    def __init__(self, model: QPT, params: Params | None, systems: Sequence[System]):
+    provides = PROVIDES
+
+    def __init__(self, model: CorrectionModel, params: Params | None, systems: Sequence[System]):
         self.model = model
         self.params = params
         self.systems = list(systems)
-        self._others: list[System] = []
+        self._untrained_systems: list[System] = []
+
+    @classmethod
+    def rebuild(cls, description: dict, arrays: dict | None) -> "CorrectionPredictor":
+        """Return the model of a `description` and `arrays`; without arrays, its network is switched off.
+
+        Raises:
+          InputError: if the description names an unregistered kind, or holds settings that cannot be used.
+        """
+        config = config_class(description["kind"])(**description["model"])
+        mols = [files.molecule_from(record) for record in description["molecules"]]
+        systems, kinds = make_systems(mols, Method(**description["method"]), config.guess)
+        return cls(CorrectionModel(config, systems[0].template.method.xc, kinds), arrays, systems)
+
+    def description(self) -> dict:
+        """Return the settings that rebuild the model together with `arrays`; JSON types only."""
+        return {
+            "kind": self.kind,
+            "molecules": [files.molecule_record(system.molecule) for system in self.systems],
+            "method": dataclasses.asdict(self.method),
+            "model": dataclasses.asdict(self.config),
+        }
+
+    def arrays(self) -> dict:
+        """Return the parameters of the network."""
+        return dict(self.params or {})
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Write the model to one HDF5 file, which `ql.load` reads."""
+        files.write(path, self.description(), self.arrays())
+
+    @property
+    def kind(self) -> str:
+        """Name under which the network is registered."""
+        return self.model.kind
+
+    @property
+    def config(self) -> CorrectionConfig:
+        """Settings of the network and of the DFT iterations."""
+        return self.model.config
 
     @property
     def method(self) -> Method:
-        """The level of theory."""
+        """Level of theory."""
         return self.systems[0].template.method
 
     @property
+    def label(self) -> str:
+        """Level of theory in its usual short form, such as "PBE/sto-3g"."""
+        return self.method.label
+
+    @property
     def charge(self) -> int:
-        """Of the molecule trained on; 0 where there are several."""
+        """Charge of the molecule that the model was trained on; 0 for several molecules."""
         return self.systems[0].molecule.charge if len(self.systems) == 1 else 0
 
-    def without_network(self) -> "Predictor":
-        """The same with the network switched off: plain DFT iteration."""
-        return Predictor(self.model, None, self.systems)
+    def without_network(self) -> "CorrectionPredictor":
+        """Return the same model with its network switched off: plain DFT iteration."""
+        return CorrectionPredictor(self.model, None, self.systems)
 
     def __call__(self, mol: Molecule) -> Prediction:
-        """Predict a geometry; matrices are over the AOs of `mol` as given, in PySCF's order.
+        """Predict a geometry; matrices are over the atomic orbitals of `mol` as given, in PySCF's order.
 
         Warns:
-          UserWarning: of a molecule that was not among those trained on.
+          UserWarning: if the model was trained on several molecules, and not on this one.
 
         Raises:
-          InputError: if the model was trained on one molecule and this is another, or has orbitals that no
-            molecule trained on has.
+          InputError: if the model was trained on one molecule and this is a different one, or if the molecule has
+            atomic orbitals that no molecule of the training set has.
         """
-        system, pose = self.place(mol)
-        return turn_back(self.in_frame(system, pose.positions), system, pose)
+        return self._predict(mol, *self.place(mol))
 
     def map(self, mols: Sequence[Molecule]) -> Iterator[Prediction]:
-        """Predict many geometries in order, as many at once as there are cores; as calling one by one."""
-        placed = [self.place(mol) for mol in mols]  # what cannot be predicted is found before any work is done
-        for system in {id(system): system for system, _ in placed}.values():
+        """Predict several geometries in order; as many at a time as there are cores.
+
+        Raises:
+          InputError: as calling the predictor, before any geometry is predicted.
+        """
+        placed = [(mol, *self.place(mol)) for mol in mols]
+        for system in {id(system): system for _, system, _ in placed}.values():
             self.in_frame(system, system.frame.home)  # compiles once, not in each thread
-
-        def one(place):
-            return turn_back(self.in_frame(place[0], place[1].positions), *place)
-
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            yield from pool.map(one, placed)
+            yield from pool.map(lambda arguments: self._predict(*arguments), placed)
 
     def forces(self, mol: Molecule) -> Float[np.ndarray, "natm 3"]:
-        """Minus the derivative of the predicted energy with respect to positions, hartree per bohr.
+        """Return minus the derivative of the predicted energy with respect to positions, hartree per bohr.
 
-        Through the network, the DFT iterations, the integrals and the molecule's frame: it agrees with finite
-        differences of predicted energies whether or not the prediction is self-consistent.
+        The derivative is taken through the network, the DFT iterations, the integrals and the molecule's frame: it
+        agrees with finite differences of predicted energies, self-consistent or not.
 
         Raises:
           InputError: as calling the predictor.
@@ -93,110 +146,100 @@ class Predictor:
         return self.energy_and_forces(mol)[1]
 
     def energy_and_forces(self, mol: Molecule) -> tuple[float, Float[np.ndarray, "natm 3"]]:
-        """The predicted energy, hartree, and `forces`, in one go.
+        """Return the predicted energy, hartree, and `forces`.
 
         Raises:
           InputError: as calling the predictor.
         """
         system, pose = self.place(mol)
-        energy, slope = energy_and_slope(self.model, system)(pose.positions, self.params)
-        return float(energy), -system.frame.pull_back(pose, slope)
-
-    def energy_and_dipole(self, mol: Molecule) -> tuple[float, Float[np.ndarray, " 3"]]:
-        """The predicted energy, hartree, and the dipole moment of the predicted density about the origin, e·bohr.
-
-        Raises:
-          InputError: as calling the predictor.
-        """
-        found = self(mol)
-        return float(found.energy), dipole_debye(mol, self.method, found.dm) / AU_DEBYE
+        energy, gradient = energy_and_slope(self.model, system)(pose.positions, self.params)
+        return float(energy), -system.frame.pull_back(pose, gradient)
 
     def place(self, mol: Molecule) -> tuple[System, Pose]:
-        """A molecule's system, and how the geometry lies in its frame; raises and warns as calling the predictor."""
+        """Return a molecule's system and its pose in the frame; raises and warns as calling the predictor."""
         if len(self.systems) == 1:
             return self.systems[0], self.systems[0].frame.pose_molecule(mol)
-        system = self._known(mol)
+        system = self._trained_system(mol)
         if system is None:
-            system = self._stranger(mol)
+            system = self._untrained_system(mol)
             warnings.warn(
-                f"{mol.formula} was not among the {len(self.systems)} molecules that the model was trained on: look "
-                "at the prediction's residual before you use it.", stacklevel=3,
+                f"{mol.formula} is not among the {len(self.systems)} molecules that the model was trained on: check "
+                "the prediction's residual before you use it.", stacklevel=3,
             )
         return system, system.frame.pose_molecule(mol)
 
-    def _stranger(self, mol):
-        """A system for a molecule that was not trained on, made once."""
-        for system in self._others:
+    def _predict(self, mol: Molecule, system: System, pose: Pose) -> Prediction:
+        prediction = turn_back(self.in_frame(system, pose.positions), system, pose)
+        method = system.template.method
+        return prediction._replace(
+            dipole=dipole_debye(mol, method, prediction.dm) / AU_DEBYE,
+            charges=charges(mol, method, prediction.dm, "lowdin"),
+        )
+
+    def _untrained_system(self, mol: Molecule) -> System:
+        """Return the system of a molecule that the model was not trained on; it is built once."""
+        for system in self._untrained_systems:
             if len(system.molecule.orders(mol)):
                 return system
-        # Integrals as in training: what `auto` took then need not be what it takes for this molecule.
+        # Integrals of the same form as in training: for this molecule `auto` might choose the other form.
         method = dataclasses.replace(self.method, eri=self.systems[0].template.eri)
-        self._others.append(make_system(mol, method, self.model.kinds).with_guess(self.model.config.guess))
-        return self._others[-1]
+        self._untrained_systems.append(make_system(mol, method, self.model.kinds).with_guess(self.config.guess))
+        return self._untrained_systems[-1]
 
-    def _known(self, mol):
-        """The system that was trained on: by its bonds or, where they are stretched, if one alone has its atoms."""
-        isomers = [each for each in self.systems if sorted(each.molecule.symbols) == sorted(mol.symbols)]
-        bonded = [each for each in isomers if len(each.molecule.orders(mol))]
+    def _trained_system(self, mol: Molecule) -> System | None:
+        """Return the system with the molecule's bonds or, if bonds are stretched, the only one with its atoms."""
+        isomers = [system for system in self.systems if sorted(system.molecule.symbols) == sorted(mol.symbols)]
+        bonded = [system for system in isomers if len(system.molecule.orders(mol))]
         if not bonded and len(isomers) == 1 and isomers[0].molecule.symbols == mol.symbols:
-            bonded = [each for each in isomers if each.molecule.charge == mol.charge]
+            bonded = [system for system in isomers if system.molecule.charge == mol.charge]
         return bonded[0] if bonded else None
 
     def in_frame(self, system: System, positions: Float[np.ndarray, "natm 3"]) -> Prediction:
-        """Predict a geometry (bohr) that already lies in its molecule's frame, and leave it there."""
+        """Predict a geometry (bohr) that lies in its molecule's frame; without dipole moment and charges."""
         sample = system.sample(system.host_integrals(positions))
-        found = jax.tree.map(np.asarray, self.model.compiled_predict(self.params, sample))
-        nao = system.template.nao  # what fills up a padded molecule comes last and lies highest
-        return found._replace(
-            fock=found.fock[:nao, :nao], dm=found.dm[:nao, :nao],
-            mo_energy=found.mo_energy[:nao], mo_coeff=found.mo_coeff[:nao, :nao],
+        padded = jax.tree.map(np.asarray, self.model.compiled_predict(self.params, sample))
+        nao, nocc = system.template.nao, int(padded.nocc)  # orbitals of padding come last, with the highest energies
+        levels = padded.mo_energy[:nao]
+        return padded._replace(
+            fock=padded.fock[:nao, :nao], dm=padded.dm[:nao, :nao], mo_energy=levels,
+            mo_coeff=padded.mo_coeff[:nao, :nao],
+            gap=np.asarray(levels[nocc] - levels[nocc - 1] if nocc < nao else np.nan),
         )
-
-
-def as_qpt(model: object) -> Predictor:
-    """The model itself, if it predicts densities.
-
-    Raises:
-      InputError: if it is of another kind.
-    """
-    if not isinstance(model, Predictor):
-        raise InputError(
-            f"a {type(model).__name__} was given where a density is needed, which only a QPT predicts; what ql.load "
-            "gives of a run's folder would do."
-        )
-    return model
 
 
 @functools.lru_cache(maxsize=8)
 def energy_and_slope(
-    model: QPT, system: System
+    model: CorrectionModel, system: System
 ) -> Callable[[Float[np.ndarray, "natm 3"], Params | None], tuple[Float[Array, ""], Float[np.ndarray, "natm 3"]]]:
-    """Predicted energy (hartree) at positions in the frame (bohr), of parameters, and its slope; compiled once."""
+    """Return the function from positions in the frame (bohr) and parameters to the energy (hartree) and its gradient.
+
+    The function is compiled once for each model and system.
+    """
     return system.value_and_slope(lambda sample, params: model.energy(params, sample))
 
 
 def turn_back(prediction: Prediction, system: System, pose: Pose) -> Prediction:
-    """Express a prediction made in the frame over the AOs of the geometry the pose came from."""
+    """Transform a prediction from the molecule's frame to the atomic orbitals of the geometry as given."""
     template = integrals.template(system.molecule, system.template.method)
-    turn = np.asarray(grid.ao_rotation(jnp.asarray(pose.rotation), template.basis))
-    inverse = np.argsort(_given_ao(pose.order, template.ao_atom))
+    rotation = np.asarray(grid.ao_rotation(jnp.asarray(pose.rotation), template.basis))
+    inverse = np.argsort(_ao_order(pose.order, template.ao_atom))
 
     def matrix(m):
-        return (turn.T @ m @ turn)[np.ix_(inverse, inverse)]
+        return (rotation.T @ m @ rotation)[np.ix_(inverse, inverse)]
 
     return prediction._replace(
         fock=matrix(prediction.fock),
         dm=matrix(prediction.dm),
-        mo_coeff=(turn.T @ prediction.mo_coeff)[inverse],
+        mo_coeff=(rotation.T @ prediction.mo_coeff)[inverse],
     )
 
 
-def _given_ao(order, ao_atom):
-    """Where each AO of the frame stands in the given geometry."""
+def _ao_order(atom_order: Int[np.ndarray, " natm"], ao_atom: Int[np.ndarray, " nao"]) -> Int[np.ndarray, " nao"]:
+    """Return the index, in the geometry as given, of each atomic orbital of the frame."""
     counts = np.bincount(ao_atom)  # per atom of the frame
-    given_counts = np.empty_like(counts)
-    given_counts[order] = counts
-    starts = np.concatenate([[0], np.cumsum(given_counts)[:-1]])
+    input_counts = np.empty_like(counts)
+    input_counts[atom_order] = counts
+    starts = np.concatenate([[0], np.cumsum(input_counts)[:-1]])
     return np.concatenate(
-        [starts[atom] + np.arange(count) for atom, count in zip(order, counts, strict=True)]
+        [starts[atom] + np.arange(count) for atom, count in zip(atom_order, counts, strict=True)]
     )

@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Float
 
 from qptlab.errors import InputError
+from qptlab.models.contract import Params
+from qptlab.models.correction import CorrectionModel
 from qptlab.models.predictor import energy_and_slope
-from qptlab.models.qpt import QPT, Params
 from qptlab.models.systems import System
 from qptlab.system.molecule import Molecule, read_xyz
 from qptlab.units import BOHR_ANGSTROM
@@ -139,7 +140,7 @@ class Walk:
       seed: of the start, a frame of dynamics, and of the steps.
     """
 
-    def __init__(self, model: QPT, system: System, sampling: Sampling, seed: Sequence[int]):
+    def __init__(self, model: CorrectionModel, system: System, sampling: Sampling, seed: Sequence[int]):
         self._evaluate = energy_and_slope(model, system)
         self._system = system
         self._rng = np.random.default_rng([4, *seed])

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from qptlab.models.qpt import QPT, Params
+from qptlab.models.contract import Params
+from qptlab.models.correction import CorrectionModel
 from qptlab.models.systems import Sample, System
 from qptlab.runtime.memory import memory_bytes
 from qptlab.sampling import geometries
@@ -71,7 +72,7 @@ class Stream:
         self,
         systems: Sequence[System],
         sampling: Sampling,
-        model: QPT | None = None,
+        model: CorrectionModel | None = None,
         *,
         batch: int,
         reuse: int,

@@ -1,344 +1,366 @@
-"""Training an OrbitalGNN on several properties at once (Qiao et al. 2020, arXiv:2011.02680)."""
+"""Training of an OrbitalGNN on labels, several properties at once (Qiao et al. 2020, arXiv:2011.02680)."""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Bool, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
-from qptlab.dft.padding import fill
 from qptlab.errors import InputError
-from qptlab.evaluation.labels import Label
+from qptlab.evaluation import labelled, labels
+from qptlab.evaluation.errors import ErrorSummary
+from qptlab.evaluation.labelled import Prepared
+from qptlab.evaluation.labels import Label, LabelledSet
+from qptlab.models.contract import Params, title_of
 from qptlab.models.operators import shells
-from qptlab.models.orbital_gnn import (
-    GNNConfig,
-    GNNPredictor,
-    Graph,
-    OrbitalGNN,
-    Scales,
-    Size,
-    Slope,
-    slope,
-)
+from qptlab.models.orbital_gnn import GNNConfig, GNNPredictor, Graph, OrbitalGNN, Scales, Slope
 from qptlab.system.molecule import Molecule
-from qptlab.units import AU_DEBYE, BOHR_ANGSTROM, HARTREE_EV, HARTREE_MEV
-
-TASKS = ("energy", "forces", "dipole", "charges", "gap", "valence")
-"""What can be learned, each with a weight of its own."""
-
-CHUNK = 50
-"""Updates between two reports of progress."""
+from qptlab.training.config import TrainConfig
+from qptlab.training.loop import Feed, Gradient, Objective, Setting
 
 SMALLEST_SCALE = 1e-6
-"""What does not vary in the training set is not divided by nothing."""
+"""Smallest spread that values are divided by: a property may be constant in the training set."""
 
-
-@dataclasses.dataclass(frozen=True)
-class MultitaskConfig:
-    """What to learn, and how. A weight of zero leaves a property out.
-
-    Each weight multiplies a mean squared error, in units of what the low-cost method and a linear fit leave of that
-    property in the training set.
-
-    Attributes:
-      energy: weight of total energies.
-      forces: of forces; they take the derivatives of all operators, and a second derivative of the network.
-      dipole: of dipole moments.
-      charges: of atomic charges.
-      gap: of HOMO–LUMO gaps.
-      valence: of the eigenvalues of the atoms' parts of the density.
-      steps: updates.
-      batch: geometries per update.
-      learning_rate: the highest, after a warm-up of a twentieth; a cosine takes it to a hundredth of that.
-      averaging: decay, update by update, of the mean of parameters that is kept.
-      seed: of parameters and batches.
-      network: shape and input.
-    """
-
-    energy: float = 1.0
-    forces: float = 1.0
-    dipole: float = 0.1
-    charges: float = 0.1
-    gap: float = 0.1
-    valence: float = 0.1
-    steps: int = 1500
-    batch: int = 8
-    learning_rate: float = 2e-3
-    averaging: float = 0.99
-    seed: int = 0
-    network: GNNConfig = dataclasses.field(default_factory=GNNConfig)
-
-    def __post_init__(self):
-        """Check what a user can get wrong."""
-        for name in TASKS:
-            if not 0 <= getattr(self, name) < np.inf:
-                raise InputError(f"a weight of {getattr(self, name)} for {name} cannot be used; 0 or more would do.")
-        if self.seed < 0:
-            raise InputError(f"seed {self.seed} cannot be used; a whole number from 0 would do.")
-        if not any(getattr(self, name) for name in TASKS):
-            raise InputError(f"no property is to be learned; a weight for one of {', '.join(TASKS)} would do.")
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} {getattr(self, name)} cannot be used; a whole number from 1 would do.")
-
-
-class Prepared(NamedTuple):
-    """Geometries ready to learn from, stacked along a first axis and padded to one shape.
-
-    Attributes:
-      graphs: what the network reads.
-      slopes: derivatives of it; None where no forces are learned.
-      labels: what it is to say, padded with what is not a number; atomic units.
-    """
-
-    graphs: Graph
-    slopes: Slope | None
-    labels: Label
-
-    def take(self, chosen: Sequence[int]) -> "Prepared":
-        """Some of the geometries, by number."""
-        index = np.asarray(chosen, int)
-        return jax.tree.map(lambda x: x[index], self)
+LABELS_FILE, STATISTICS_FILE = "labels.xyz", "statistics.json"
 
 
 def vocabulary(mols: Sequence[Molecule], config: GNNConfig) -> OrbitalGNN:
-    """A network for the elements and shells of some molecules.
+    """Return a network for the elements and shells of some molecules.
 
     Raises:
-      InputError: if there are none, or as `operators.shells`.
+      InputError: if there are no molecules, or as `operators.shells`.
     """
     if not mols:
-        raise InputError("no geometries were given; at least one with a label would do.")
+        raise InputError("Expected at least one labelled geometry, got none; use qptlab label to create labels.")
     kinds = sorted({kind for mol in mols for kind in shells(mol, config.source).kinds})
     return OrbitalGNN(config, tuple(kinds), tuple(sorted({symbol for mol in mols for symbol in mol.symbols})))
 
 
-def prepare(
-    model: OrbitalGNN, mols: Sequence[Molecule], labels: Sequence[Label], *, forces: bool,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Prepared:
-    """Run the low-cost method on all geometries, and with `forces` differentiate it.
+class Supervised(Objective):
+    """An OrbitalGNN on a labelled set.
 
     Args:
-      model: what reads them.
-      mols: geometries.
-      labels: of each.
-      forces: whether forces are to be learned or asked for.
-      progress: told how many are done, of how many.
+      data: labelled geometries; some are held out for validation.
+      config: settings of the network.
+      scales: statistics of an earlier training; None to fit them before the first update.
+      prepared: the labelled geometries as the network reads them, if they were prepared before.
+      text: the labelled geometries as text, of an earlier training's folder; None to write them.
 
     Raises:
-      InputError: as `OrbitalGNN.graph`, or if there is not one label for each.
+      InputError: for a molecule that the low-cost method cannot treat.
     """
-    if len(mols) != len(labels) or not mols:
-        raise InputError(f"{len(mols)} geometries and {len(labels)} labels were given; one label for each would do.")
-    size = Size(*map(max, zip(*map(model.size, mols), strict=True)))
-    graphs, slopes = [], []
-    for done, mol in enumerate(mols, start=1):
-        graphs.append(jax.tree.map(np.asarray, model.graph(mol, size)))
-        if forces:  # as many numbers as a network reads, for each coordinate: float32 will do
-            slopes.append(jax.tree.map(lambda x: x.astype(np.float32), slope(model, mol, size)))
-        progress(done, len(mols))
-    return Prepared(
-        _stack(graphs), _stack(slopes) if forces else None, _stack([_filled(label, size.natm) for label in labels])
-    )
 
+    method = None
+    budget = ("minutes", "steps")  # a different validation set would be a different training set
 
-def fit(model: OrbitalGNN, data: Prepared) -> Scales:
-    """What is fitted before training: linear fits and spreads over the training set."""
-    graphs, labels = data.graphs, data.labels
-    real = np.asarray(graphs.atom_mask)
-    counts = np.stack([np.sum((graphs.elements == e) & real, axis=1) for e in range(len(model.elements))], axis=1)
-    miss = labels.energy - graphs.energy
-    known = np.isfinite(miss)
-    element_energy = np.linalg.lstsq(counts[known], miss[known], rcond=None)[0]
-    left = (miss - counts @ element_energy) / np.sqrt(counts.sum(axis=1))
-    charge, charge_spread = _by_element(labels.charges - graphs.charges, graphs, len(model.elements))
-    valence, valence_spread = _by_element(labels.valence, graphs, len(model.elements))
-    shell_mean, shell_scale = _by_kind(graphs, len(model.kinds))
-    gap = labels.gap - graphs.gap
-    known = np.isfinite(gap)
-    gap_mean = np.array(_mean(gap, known) if known.any() else 0.0)
-    low_forces = 0.0 if data.slopes is None else -np.asarray(data.slopes.energy)
-    return Scales(
-        shell_mean, shell_scale, element_energy, _spread(left), charge, charge_spread,
-        _spread(labels.dipole - graphs.dipole), gap_mean, _spread(gap - gap_mean), valence, valence_spread,
-        _spread(labels.forces - low_forces),
-    )
+    def __init__(
+        self, data: LabelledSet, config: GNNConfig, *, scales: Scales | None = None, prepared: Prepared | None = None,
+        text: str | None = None,
+    ):
+        # As they are written: a training that continues from its folder has the same numbers, to the last digit.
+        self._text = labels.to_xyz(data) if text is None else text
+        self.data = labels.from_xyz(self._text, LABELS_FILE)
+        self.model_config, self.scales = config, scales
+        self.kind = GNNPredictor.kind
+        self.model = vocabulary(self.data.molecules, config)
+        self.molecules = tuple({mol.formula: mol for mol in reversed(self.data.molecules)}.values())[::-1]
+        self._prepared = prepared
 
-
-def train_gnn(
-    model: OrbitalGNN, data: Prepared, config: MultitaskConfig, theory: str,
-    progress: Callable[[int, float], None] = lambda step, loss: None,
-) -> GNNPredictor:
-    """Train an OrbitalGNN.
-
-    Args:
-      model: from `vocabulary`.
-      data: from `prepare`, with forces where these have a weight.
-      config: what to learn, and how.
-      theory: what the labels are, in words, such as "PBE/def2-svp".
-      progress: told the step and the mean loss, now and then; what it raises ends the training.
-
-    Raises:
-      InputError: if forces are to be learned and `data` has no derivatives, or the loss is no number any more.
-    """
-    if config.forces and data.slopes is None:
-        raise InputError("forces have a weight, and the geometries were prepared without; forces=True would do.")
-    scales = fit(model, data)
-    single, slim = _single(data, scales)
-    single = jax.tree.map(jnp.asarray, single)
-    key = jax.random.key(config.seed)
-    first = jax.tree.map(lambda x: x[0], single.graphs)
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), model.init(key, first, slim))
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(config.steps // 20, 1), max(config.steps, 2), config.learning_rate / 100
-    )
-    optimiser = optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(schedule, weight_decay=1e-4))
-    state, average = optimiser.init(params), params
-    rng = np.random.default_rng([5, config.seed])
-    order = _epochs(rng, len(data.graphs.kinds), config.batch)
-    run = _compiled_steps(model, config, optimiser)
-    for done in range(0, config.steps, CHUNK):
-        batches = jnp.asarray(np.stack([next(order) for _ in range(min(CHUNK, config.steps - done))]))
-        params, average, state, losses = run(params, average, state, single, slim, batches)
-        loss = float(np.mean(losses))
-        if not np.isfinite(loss):
+    def check(self, config: TrainConfig) -> None:
+        """Raise an `InputError` for settings that this objective cannot be trained with."""
+        if config.microbatch is not None:
             raise InputError(
-                f"after {done + len(batches)} updates the loss is {loss}; a lower learning rate than "
-                f"{config.learning_rate:g}, or labels without outliers, would do."
+                f"Expected no microbatch for a network that learns from labels, got {config.microbatch}; use a "
+                "smaller batch."
             )
-        progress(done + len(batches), loss)
-    return GNNPredictor(model, jax.tree.map(np.asarray, average), scales, theory)
+        self._split(config)
+
+    def init(self, seed: int) -> Params:
+        """Return initial parameters."""
+        return self.model.init(jax.random.key(seed))
+
+    def feed(self, setting: Setting, params: Params, step: int) -> "LabelledFeed":
+        """Prepare the training set, fit the statistics, and return the batches from a given step on."""
+        training, _ = self._split(setting.config)
+        data = self._prepare(training, setting.config, functools.partial(setting.watch.preparing, "low-cost method"))
+        self.scales = self.scales or fit(self.model, data)
+        return LabelledFeed(self, data, training.molecules, setting, step)
+
+    def predictor(self, params: Params | None) -> GNNPredictor:
+        """Return the trained model; with None, the low-cost method with linear fits.
+
+        Raises:
+          InputError: before the statistics are fitted.
+        """
+        if self.scales is None:
+            raise InputError("Expected a training that has begun, got one before its first update; train it first.")
+        blank = jax.tree.map(np.zeros_like, self.init(0)) if params is None else params
+        return GNNPredictor(self.model, blank, self.scales, self.label)
+
+    @property
+    def label(self) -> str:
+        """Level of theory of the labels, in words."""
+        return self.data.theory or "labels of unknown theory"
+
+    def make_validation(
+        self, config: TrainConfig, progress: Callable[[int, int], None], threads: Callable[[], int | None]
+    ) -> tuple[LabelledSet, Prepared]:
+        """Run the low-cost method on the geometries that are held out."""
+        held_out = self._split(config)[1]
+        return held_out, self._prepare(held_out, config, progress)
+
+    def validate(self, validation: tuple[LabelledSet, Prepared], params: Params) -> list[tuple[str, ErrorSummary]]:
+        """Return the errors of the model, and of the low-cost method with linear fits."""
+        predictor = self.predictor(params)
+        return [
+            (title_of(self.kind), labelled.label_errors(predictor, validation[1])),
+            ("no_network", labelled.label_errors(predictor.without_network(), validation[1])),
+        ]
+
+    def validation_molecules(self, validation: tuple[LabelledSet, Prepared]) -> list[Molecule]:
+        """Return the validation geometries."""
+        return validation[0].molecules
+
+    def record(self) -> dict:
+        """Return what `config.json` of a run folder holds: kind, network, and a hash of the labels."""
+        return {
+            "kind": self.kind, "model": dataclasses.asdict(self.model_config), "label": self.label,
+            "labels": {"file": LABELS_FILE, "count": len(self.data.molecules), "sha256": self._digest},
+        }
+
+    def files(self) -> dict[str, str]:
+        """Return the labels and, once they are fitted, the statistics."""
+        texts = {LABELS_FILE: self._text}
+        if self.scales is not None:
+            statistics = {name: np.asarray(value).tolist() for name, value in self.scales._asdict().items()}
+            texts[STATISTICS_FILE] = json.dumps(statistics)
+        return texts
+
+    @classmethod
+    def from_record(cls, record: dict, config: GNNConfig, read: Callable[[str], str | None]) -> "Supervised":
+        """Return the objective of a run folder.
+
+        Args:
+          record: content of `config.json`.
+          config: settings of the network.
+          read: function that returns the text of a file of the folder; None if there is no such file.
+
+        Raises:
+          InputError: if the labels are missing or damaged.
+        """
+        text, statistics = read(LABELS_FILE), read(STATISTICS_FILE)
+        if text is None:
+            raise InputError(f"Expected {LABELS_FILE} in the run folder, got none; copy the whole folder.")
+        scales = None
+        if statistics is not None:
+            scales = Scales(**{name: np.asarray(value, float) for name, value in json.loads(statistics).items()})
+        objective = cls(labels.from_xyz(text, LABELS_FILE), config, scales=scales, text=text)
+        if objective._digest != record["labels"]["sha256"]:
+            raise InputError(
+                f"Expected the labels that the run was trained on in {LABELS_FILE}, got different ones; restore the "
+                "file."
+            )
+        return objective
+
+    def difference(self, earlier: Objective) -> tuple[str, Any, Any] | None:
+        """Return what differs from an earlier run: its name, the earlier value and this one."""
+        if not isinstance(earlier, Supervised) or earlier.model_config != self.model_config:
+            return "model", earlier.model_config, self.model_config
+        if earlier._digest != self._digest:
+            before, now = (
+                f"{len(objective.data.molecules)} geometries (SHA-256 {objective._digest[:8]}…)"
+                for objective in (earlier, self)
+            )
+            return "labels", before, now
+        return None
+
+    def card(self, config: TrainConfig) -> tuple[str, list[str], str]:
+        """Return title, lines and limits of a model card."""
+        weights = dataclasses.asdict(config.tasks)
+        learned = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight)
+        lines = [
+            f"- Labels: {self.label}, {len(self.data.molecules)} geometries.",
+            f"- Network: {title_of(self.kind)} on operators of {self.model_config.source}, width "
+            f"{self.model_config.width}, {self.model_config.layers} layers.",
+            f"- Weights of the properties: {learned}.",
+        ]
+        limits = (
+            f"Limits: molecules of {', '.join(self.model.elements)} without unpaired electrons, similar to those "
+            "trained on. The model gives no estimate of its error."
+        )
+        return f"{title_of(self.kind)} for molecules of {', '.join(self.model.elements)}", lines, limits
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(self._text.encode()).hexdigest()
+
+    def _split(self, config: TrainConfig) -> tuple[LabelledSet, LabelledSet]:
+        """Return the training set and the validation set, at most a fifth of the labelled geometries."""
+        count = len(self.data.molecules)
+        return self.data.split(max(1, min(config.validation, count // 5)), config.seed)
+
+    def _prepare(self, data: LabelledSet, config: TrainConfig, progress: Callable[[int, int], None]) -> Prepared:
+        if self._prepared is not None:
+            index = {id(mol): number for number, mol in enumerate(self.data.molecules)}
+            return self._prepared.take([index[id(mol)] for mol in data.molecules])
+        return labelled.prepare(
+            self.model, data.molecules, data.labels, forces=bool(config.tasks.forces), progress=progress
+        )
 
 
-class Judged(NamedTuple):
-    """Mean absolute errors; not a number where there are no labels.
+class LabelledFeed(Feed):
+    """Batches of a labelled set, and the gradient of the multi-task loss.
 
-    Attributes:
-      energy_mae_mev: total energy, per molecule.
-      forces_mae_mev_angstrom: per component.
-      dipole_mae_debye: length of the difference.
-      charge_mae: elementary charges.
-      gap_mae_ev: of the gap.
+    Args:
+      objective: network and statistics.
+      data: training set as the network reads it.
+      molecules: geometries of the training set.
+      setting: surroundings of the training.
+      step: number of updates that were done before.
     """
 
-    energy_mae_mev: float
-    forces_mae_mev_angstrom: float
-    dipole_mae_debye: float
-    charge_mae: float
-    gap_mae_ev: float
+    def __init__(
+        self, objective: Supervised, data: Prepared, molecules: Sequence[Molecule], setting: Setting, step: int
+    ):
+        if objective.scales is None:
+            raise ValueError("Expected an objective with fitted statistics, got one without; call its feed method.")
+        self._objective, self._molecules, self._setting = objective, molecules, setting
+        place = setting.devices.everywhere
+        self._data, self._scales = place(jax.tree.map(jnp.asarray, _single_precision(data, objective.scales)))
+        self._order = _batches(np.random.default_rng([5, setting.config.seed]), len(molecules), setting.config.batch)
+        for _ in range(step):
+            next(self._order)
+        self._executable: jax.stages.Compiled | None = None
+        self._drawn = min(step * setting.config.batch, len(molecules))
+
+    def __exit__(self, *_):
+        """There are no threads to stop."""
+
+    def gradient(self, params: Params) -> Gradient:
+        """Draw the next batch and return its gradient."""
+        chosen = next(self._order)
+        self._setting.watch.drew(lambda: self._molecules[chosen[0]])
+        arguments = (params, self._data, self._scales, self._setting.devices.everywhere(jnp.asarray(chosen)))
+        compile_s = 0.0
+        if self._executable is None:
+            self._setting.watch.compiling("training step")
+            began = time.perf_counter()
+            self._executable = self._setting.compile("step", jax.jit(self._compute).lower(*arguments))
+            compile_s = time.perf_counter() - began
+        (loss, losses), tree = self._executable(*arguments)
+        self._drawn = min(self._drawn + len(chosen), len(self._molecules))
+        return Gradient(
+            float(loss), float("nan"), tree, functools.partial(self._not_finite, chosen, losses),
+            compile_s=compile_s, geometries=self._drawn,
+        )
+
+    def _compute(self, params, data, scales, chosen):
+        part = jax.tree.map(lambda x: x[chosen], data)
+        weights, model = self._setting.config.tasks, self._objective.model
+
+        def mean(params):
+            losses = jax.vmap(functools.partial(multitask_loss, params, model, weights, scales))(
+                part.graphs, part.slopes, part.labels
+            )
+            return jnp.mean(losses), losses
+
+        return jax.value_and_grad(mean, has_aux=True)(params)
+
+    def _not_finite(self, chosen: Int[np.ndarray, " batch"], losses: Float[Array, " batch"]) -> list[Molecule]:
+        is_finite = np.isfinite(np.asarray(losses))
+        # If every loss is finite, the derivative is not: any geometry may be the cause.
+        return [
+            self._molecules[index] for index, is_good in zip(chosen, is_finite, strict=True)
+            if not is_good or is_finite.all()
+        ]
 
 
-ERROR_COLUMNS = {
-    "energy_mae_mev": "energy, meV", "forces_mae_mev_angstrom": "forces, meV/Å", "dipole_mae_debye": "dipole, debye",
-    "charge_mae": "charges, e", "gap_mae_ev": "gap, eV",
-}
-"""Names and units of errors, for tables."""
+def multitask_loss(
+    params: Params, model: OrbitalGNN, weights: Any, scales: Scales, graph: Graph, slopes: Slope | None, label: Label
+) -> Float[Array, ""]:
+    """Return the weighted sum of mean squared errors of the properties of one geometry, in units of their scales.
 
-
-def judge(predictor: GNNPredictor, data: Prepared) -> Judged:
-    """Errors on geometries with labels; forces where these were prepared.
-
-    What has no label does not count. A model that says what is not a number for a label has no error either.
+    Args:
+      params: parameters of the network.
+      model: network.
+      weights: weights of the properties, `config.TaskWeights`.
+      scales: statistics of the training set.
+      graph: input of the network.
+      slopes: derivatives of the input with respect to positions.
+      label: label; NaN for a property that is not known.
     """
-    labels = data.labels
-    found, forces = _estimates(predictor.model, predictor.params, predictor.scales, data.graphs, data.slopes)
-    lengths = np.linalg.norm(np.asarray(found.dipole) - labels.dipole, axis=-1)
-
-    def error(values, truth):
-        return _mean(np.abs(np.asarray(values) - truth), np.isfinite(truth))
-
-    pulls = np.nan if forces is None else error(forces, labels.forces)
-    return Judged(
-        error(found.energy, labels.energy) * HARTREE_MEV, pulls * HARTREE_MEV / BOHR_ANGSTROM,
-        _mean(lengths, np.isfinite(labels.dipole).all(axis=-1)) * AU_DEBYE,
-        error(found.charges, labels.charges), error(found.gap, labels.gap) * HARTREE_EV,
-    )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _estimates(model, params, scales, graphs, slopes):
-    # One after the other: the slopes of all at once, in double precision, would take much memory.
-    return jax.lax.map(lambda each: _estimate_one(model, params, scales, *each), (graphs, slopes))
-
-
-def _estimate_one(model, params, scales, graph, slopes):
-    if slopes is None:
-        return model.estimate(params, scales, graph), None
-    found, bar = model.energy_and_bar(params, scales, graph)
-    return found, _forces(bar, slopes)
-
-
-def _forces(bar, slopes):
-    through = jax.tree.map(lambda b, s: jnp.tensordot(b, s, b.ndim), bar, slopes.features)
-    return -(slopes.energy + sum(through))
-
-
-def _loss(params, model, config, scales, graph, slopes, label):
-    found, forces = _estimate_one(model, params, scales, graph, slopes if config.forces else None)
+    prediction, forces = labelled.predict_prepared(model, params, scales, graph, slopes if weights.forces else None)
     natm = jnp.sum(graph.atom_mask)
     atoms = graph.atom_mask[:, None]
     terms = {
-        "energy": _squared(found.energy, label.energy, scales.energy) / natm,
-        "dipole": _squared(found.dipole, label.dipole, scales.dipole),
-        "charges": _squared(found.charges, label.charges, scales.charge, graph.atom_mask),
-        "gap": _squared(found.gap, label.gap, scales.gap),
-        "valence": _squared(found.valence, label.valence, scales.valence, atoms),
+        "energy": _mean_square(prediction.energy, label.energy, scales.energy) / natm,
+        "dipole": _mean_square(prediction.dipole, label.dipole, scales.dipole),
+        "charges": _mean_square(prediction.charges, label.charges, scales.charge, graph.atom_mask),
+        "gap": _mean_square(prediction.gap, label.gap, scales.gap),
+        "valence": _mean_square(prediction.valence, label.valence, scales.valence, atoms),
     }
     if forces is not None:
-        terms["forces"] = _squared(forces, label.forces, scales.force, atoms)
-    return sum(getattr(config, name) * value for name, value in terms.items())
+        terms["forces"] = _mean_square(forces, label.forces, scales.force, atoms)
+    return jnp.asarray(sum(getattr(weights, name) * value for name, value in terms.items()))
 
 
-def _squared(found, label, scale, mask: Bool[Array, "..."] | bool = True):
-    """Mean square of what the labels know, in units of a scale."""
-    known = jnp.isfinite(label) & mask
-    return jnp.sum(jnp.where(known, (found - label) / scale, 0.0) ** 2) / jnp.maximum(jnp.sum(known), 1)
+def fit(model: OrbitalGNN, data: Prepared) -> Scales:
+    """Return the statistics of a training set: linear fits of what the low-cost method misses, and spreads."""
+    graphs, known = data.graphs, data.labels
+    is_real = np.asarray(graphs.atom_mask)
+    elements = range(len(model.elements))
+    counts = np.stack([np.sum((graphs.elements == e) & is_real, axis=1) for e in elements], axis=1)
+    difference = known.energy - graphs.energy
+    has_energy = np.isfinite(difference)
+    element_energy = np.linalg.lstsq(counts[has_energy], difference[has_energy], rcond=None)[0]
+    remainder = (difference - counts @ element_energy) / np.sqrt(counts.sum(axis=1))
+    charge, charge_spread = _by_element(known.charges - graphs.charges, graphs, len(model.elements))
+    valence, valence_spread = _by_element(known.valence, graphs, len(model.elements))
+    shell_mean, shell_scale = _by_kind(graphs, len(model.kinds))
+    gap = known.gap - graphs.gap
+    has_gap = np.isfinite(gap)
+    gap_mean = np.array(float(np.mean(gap[has_gap])) if has_gap.any() else 0.0)
+    low_cost_forces = 0.0 if data.slopes is None else -np.asarray(data.slopes.energy)
+    return Scales(
+        shell_mean, shell_scale, element_energy, _spread(remainder), charge, charge_spread,
+        _spread(known.dipole - graphs.dipole), gap_mean, _spread(gap - gap_mean), valence, valence_spread,
+        _spread(known.forces - low_cost_forces),
+    )
 
 
-def _compiled_steps(model, config, optimiser):
-    def batch_loss(params, data, scales):
-        each = jax.vmap(functools.partial(_loss, params, model, config, scales))
-        return jnp.mean(each(data.graphs, data.slopes, data.labels))
-
-    @jax.jit
-    def run(params, average, state, data, scales, batches):
-        def step(carry, batch):
-            params, average, state = carry
-            here = jax.tree.map(lambda x: x[batch], data)
-            loss, slopes = jax.value_and_grad(batch_loss)(params, here, scales)
-            change, state = optimiser.update(slopes, state, params)
-            params = optax.apply_updates(params, change)
-            average = optax.incremental_update(params, average, 1 - config.averaging)
-            return (params, average, state), loss
-
-        (params, average, state), losses = jax.lax.scan(step, (params, average, state), batches)
-        return params, average, state, losses
-
-    return run
+def _mean_square(
+    prediction: Any, label: Any, scale: Any, mask: ArrayLike = True
+) -> Float[Array, ""]:
+    """Return the mean square of the error where there is a label, in units of a scale."""
+    is_labelled = jnp.isfinite(label) & mask
+    error = jnp.where(is_labelled, (prediction - label) / scale, 0.0)
+    return jnp.sum(error**2) / jnp.maximum(jnp.sum(is_labelled), 1)
 
 
-def _single(data, scales):
-    """All in float32: what is learned, without the low-cost energy and linear fit, which would take its digits."""
+def _single_precision(data: Prepared, scales: Scales) -> tuple[Prepared, Scales]:
+    """Return all arrays in float32, without low-cost energies and linear fits, which would take all digits."""
     graphs = data.graphs
     fitted = np.sum(np.where(graphs.atom_mask, scales.element_energy[graphs.elements], 0.0), axis=1)
-    labels = data.labels._replace(energy=data.labels.energy - graphs.energy - fitted)
+    targets = data.labels._replace(energy=data.labels.energy - graphs.energy - fitted)
     graphs = graphs._replace(energy=np.zeros_like(graphs.energy))
     scales = scales._replace(element_energy=np.zeros_like(scales.element_energy))
 
     def narrow(x):
-        return x.astype(np.float32) if x.dtype == np.float64 else x
+        return np.asarray(x, np.float32) if x.dtype == np.float64 else x
 
-    return jax.tree.map(narrow, data._replace(graphs=graphs, labels=labels)), jax.tree.map(narrow, scales)
+    return jax.tree.map(narrow, data._replace(graphs=graphs, labels=targets)), jax.tree.map(narrow, scales)
 
 
-def _epochs(rng, size, batch):
-    """Batches without end; every geometry comes once before any comes again."""
+def _batches(rng: np.random.Generator, size: int, batch: int) -> Iterator[Int[np.ndarray, " batch"]]:
+    """Yield batches without end; every geometry comes once before any comes again."""
     waiting: Int[np.ndarray, " n"] = np.zeros(0, int)
     while True:
         while len(waiting) < batch:
@@ -347,45 +369,34 @@ def _epochs(rng, size, batch):
         waiting = waiting[batch:]
 
 
-def _by_element(values, graphs, count):
-    """Means over the atoms of each element, and the spread about them."""
+def _by_element(
+    values: Float[np.ndarray, "n natm *property"], graphs: Graph, count: int
+) -> tuple[Float[np.ndarray, "nelement *property"], Float[np.ndarray, ""]]:
+    """Return the means over the atoms of each element, and the spread about them."""
     values = np.where(graphs.atom_mask.reshape(*graphs.atom_mask.shape, *[1] * (values.ndim - 2)), values, np.nan)
     means = np.zeros((count, *values.shape[2:]))
     for element in range(count):
-        own = values[(graphs.elements == element) & graphs.atom_mask]
-        if np.isfinite(own).any():
-            means[element] = np.nanmean(own, axis=0)
+        members = values[(graphs.elements == element) & graphs.atom_mask]
+        if np.isfinite(members).any():
+            means[element] = np.nanmean(members, axis=0)
     return means, _spread(values - means[graphs.elements])
 
 
-def _by_kind(graphs, count):
+def _by_kind(
+    graphs: Graph, count: int
+) -> tuple[Float[np.ndarray, "nkind nfeature"], Float[np.ndarray, " nfeature"]]:
+    """Return the mean features of each kind of shell, and the spread about them."""
     features = graphs.features.shell
     means = np.zeros((count, features.shape[-1]))
     for kind in range(count):
-        own = features[(graphs.kinds == kind) & graphs.mask]
-        if len(own):
-            means[kind] = own.mean(axis=0)
-    left = np.where(graphs.mask[..., None], features - means[graphs.kinds], np.nan)
-    return means, np.sqrt(np.nanmean(left**2, axis=(0, 1))) + SMALLEST_SCALE
+        members = features[(graphs.kinds == kind) & graphs.mask]
+        if len(members):
+            means[kind] = members.mean(axis=0)
+    deviations = np.where(graphs.mask[..., None], features - means[graphs.kinds], np.nan)
+    return means, np.sqrt(np.nanmean(deviations**2, axis=(0, 1))) + SMALLEST_SCALE
 
 
-def _spread(values):
-    known = np.isfinite(values)
-    root = np.sqrt(np.mean(np.square(values[known]))) if known.any() else 1.0
+def _spread(values: Float[Array | np.ndarray, "..."]) -> Float[np.ndarray, ""]:
+    is_known = np.isfinite(values)
+    root = np.sqrt(np.mean(np.square(values[is_known]))) if is_known.any() else 1.0
     return np.array(max(root, SMALLEST_SCALE))
-
-
-def _mean(values, known):
-    return float(np.mean(np.asarray(values)[known])) if known.any() else float("nan")
-
-
-def _stack(trees):
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
-def _filled(label, natm):
-    nan = float("nan")
-    return label._replace(
-        forces=fill(label.forces, natm, nan), charges=fill(label.charges, natm, nan),
-        valence=fill(label.valence, natm, nan),
-    )

@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
-import itertools
 import os
 import pathlib
 import sys
@@ -17,23 +16,19 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import psutil
 
 from qptlab.errors import InputError
-from qptlab.evaluation.reference import ErrorSummary, TestSet, errors, make_test_set, taught
-from qptlab.models.predictor import Predictor
-from qptlab.models.qpt import QPT, QPTConfig
-from qptlab.models.systems import make_systems
-from qptlab.sampling import geometries
+from qptlab.models.contract import Model
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
+from qptlab.training.config import TrainConfig
 from qptlab.training.loop import (
     NotFiniteError,
-    TrainConfig,
+    Objective,
     TrainState,
     Watch,
     check_devices,
@@ -41,38 +36,35 @@ from qptlab.training.loop import (
     initial_state,
     train,
 )
+from qptlab.training.objectives import Data, default_training, make_objective
 from qptlab.training.run import FollowedRun, Run
-from qptlab.training.stream import Drawn
 from qptlab.units import significant
 
-BUDGET = ("minutes", "steps", "validation")
-"""What a resumed training may have otherwise."""
-
 KEPT_EVENTS = ("compiling", "checkpoint", "skipped", "note", "error")
-"""Kinds that are written into the run's folder, to be marked on its curve later."""
-
-VALIDATION_STRIDE = 8
-"""Frames of the validation trajectory from one geometry to the next (40 fs): nearly independent."""
+"""Kinds of events that are written into the run's folder, to be marked on its curve later."""
 
 VALIDATION_SHARE = 0.1
-"""Validation may take this much of the time between two of them."""
+"""Largest share of the training time that validation may take."""
 
 CHECKPOINT_SECONDS = 15.0
 
+BASELINE_TITLES = {"no_network": "no network, same iterations", "pyscf_stopped": "PySCF, same Fock builds"}
+"""Baselines of a validation, in words."""
+
 PYSCF_NICE = 10
-"""Priority of PySCF beside a training, as of `nice`."""
+"""Niceness of PySCF's thread during training."""
 
 
 class Event(NamedTuple):
-    """Something that happened.
+    """Event of a training.
 
     Attributes:
       kind: `status`, `compiling`, `step`, `validation`, `checkpoint`, `skipped`, `news`, `note` (a user's) or
         `error`.
-      text: for people.
-      row: of the metrics table, with `step` and `validation`.
-      step: updates done when it happened.
-      seconds: training time then.
+      text: description for the user.
+      row: row of the metrics table, for `step` and `validation`.
+      step: number of updates done.
+      seconds: training time.
     """
 
     kind: str
@@ -83,26 +75,27 @@ class Event(NamedTuple):
 
 
 class Trainer:
-    """Trains a QPT on one molecule or several, with validation, metrics and checkpoints in a run folder.
+    """Background training with validation, metrics and checkpoints in a run folder, for any kind of model.
 
-    On all devices that JAX has, also those of other processes that `jax.distributed.initialize()` has joined: run
-    the same script in each, with one folder that all can read; the first process writes it, validates and holds the
-    clock.
+    It uses all devices that JAX has, also those of other processes that `jax.distributed.initialize()` has joined:
+    run the same script in each, with one folder that all can read; the first process writes it, validates and holds
+    the clock.
 
     Args:
-      mol: the molecule, or several; its geometry is the reference of its frame.
-      method: the level of theory.
-      model: the network and DFT iterations.
-      train: the training.
-      out: the run's folder, new or empty; by default a new one under `runs/`.
-      resume: go on with the run that `out` holds. Molecules, method, model and training must be the same; the
-        budget (minutes, steps) and the number of validation geometries may be others.
+      data: a molecule or several, for a network that learns without labels; the geometry of each is the reference of
+        its frame. Or a labelled set from `ql.read_labels`, for an OrbitalGNN.
+      method: level of theory, for molecules; labels state their own.
+      model: settings of the network: `QPTConfig`, those of a registered network, or `GNNConfig`.
+      train: settings of the training.
+      out: the run's folder, new or empty; by default a new one in `runs/`.
+      resume: if true, continue the run that `out` holds. Data, method, model and training must be the same; the
+        budget (minutes, steps) and the number of validation geometries may differ.
 
     Attributes:
       status: `ready`, `compiling`, `running`, `paused`, `finished`, `stopped` or `failed`.
-      error: what ended a training that failed.
-      validation: the validation geometries with PySCF's answers, once there are any.
-      executables: the compiled functions of a training step, by name, and the seconds that compiling each took.
+      error: exception that ended a failed training.
+      validation: validation geometries with their references, once they are computed.
+      executables: compiled functions of a training step, by name, and the time that compiling took, s.
 
     Raises:
       InputError: for an output folder that holds something else, a molecule that the method cannot treat, a file of
@@ -115,20 +108,49 @@ class Trainer:
 
     def __init__(
         self,
-        mol: Molecule | Sequence[Molecule],
+        data: Data,
         method: Method | None = None,
-        model: QPTConfig | None = None,
+        model: Any = None,
         train: TrainConfig | None = None,
         out: str | pathlib.Path | None = None,
         *,
         resume: bool = False,
     ):
-        self.molecules = (mol,) if isinstance(mol, Molecule) else tuple(mol)
-        self.method = method or Method()
-        self.model_config = model or QPTConfig()
-        self.train_config = train or TrainConfig()
+        self._begin(make_objective(data, method, model), train or default_training(data), out, resume)
+
+    @classmethod
+    def of(
+        cls, objective: Objective, train: TrainConfig, out: str | pathlib.Path | None = None, *, resume: bool = False
+    ) -> "Trainer":
+        """Return the trainer of an objective; arguments as for the class.
+
+        Raises:
+          InputError: as the class.
+        """
+        trainer = cls.__new__(cls)
+        trainer._begin(objective, train, out, resume)
+        return trainer
+
+    @classmethod
+    def open(cls, path: str | pathlib.Path, train: TrainConfig | None = None) -> "Trainer":
+        """Return the trainer of an existing run folder, to look at it or to continue it.
+
+        Args:
+          path: the run's folder.
+          train: settings with a new budget; by default those of the run.
+
+        Raises:
+          InputError: if the folder holds no run, or one of a kind that is not registered.
+        """
+        run = Run.open(path)
+        return cls.of(run.objective, train or run.train_config, path, resume=True)
+
+    def _begin(
+        self, objective: Objective, train_config: TrainConfig, out: str | pathlib.Path | None, resume: bool
+    ) -> None:
+        self.train_config = train_config
         self.executables: dict[str, tuple[jax.stages.Compiled, float]] = {}
-        self._batch: Sequence[Drawn] = ()
+        self._newest: Callable[[], Molecule] | None = None
         self._log: list[Event] = []
         self._rows: list[dict] = []
         self._going = threading.Event()
@@ -138,60 +160,45 @@ class Trainer:
         self._thread: threading.Thread | None = None
         self.status = "ready"
         self.error: BaseException | None = None
-        self.validation: TestSet | None = None
-        self._baselines: tuple[ErrorSummary, ErrorSummary] | None = None
-        # Everything a user can get wrong is found here, before a thread or a folder exists.
-        self._systems, kinds = make_systems(self.molecules, self.method, self.model_config.guess)
-        check_memory(QPT(self.model_config, self.method.xc, kinds))
-        check_devices(self.train_config)
-        self._check_sampling()
-        out = pathlib.Path(out) if out else _default_folder(self.molecules)
-        self.run_folder, self._state = self._open(out, resume)
-        self._model, self._systems = self.run_folder.model()
+        self.validation: Any = None
+        # All errors of the user are found here, before a thread or a folder exists.
+        check_memory(objective)
+        check_devices(train_config)
+        objective.check(train_config)
+        folder = pathlib.Path(out) if out else _default_folder(objective.molecules)
+        self.run_folder, self._state = self._open(folder, objective, resume)
+        self._objective = self.run_folder.objective
         self._validated_at = self._validation_cost = 0.0
+        self._validations = 0
 
-    def _check_sampling(self) -> None:
-        sampling = self.train_config.sampling
-        if sampling.sampler in ("file", "torsions", "conformers"):
-            for each in self.molecules:
-                next(geometries.sample(each, sampling, 0))
-        if sampling.sampler == "model":
-            for system in self._systems:
-                system.check_derivative()
-
-    def _open(self, out, resume) -> tuple[Run, TrainState | None]:
-        kind = FollowedRun if jax.process_index() else Run
+    def _open(self, out: pathlib.Path, objective: Objective, resume: bool) -> tuple[Run, TrainState | None]:
+        run_class = FollowedRun if jax.process_index() else Run
         if not (resume and (out / "config.json").exists()):
-            run = kind.create(out, self.molecules, self.method, self.model_config, self.train_config)
-            return run, None
-        run = kind.open(out)
-        names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in BUDGET]
-        kept = zip(run.molecules, self.molecules, strict=False)
-        is_same = len(run.molecules) == len(self.molecules) and all(len(old.orders(new)) for old, new in kept)
-        for what, old, new in (
-            ("method", run.method, self.method),
-            ("model", run.model_config, self.model_config),
-            *((name, getattr(run.train_config, name), getattr(self.train_config, name)) for name in names),
-            ("molecules", *(", ".join(map(_called, each.molecules)) for each in (run, self))),
-        ):
-            if (not is_same) if what == "molecules" else old != new:
-                raise InputError(
-                    f"the run in {out} has {what} {old}, but {new} was asked for; "
-                    "the same, or a new output folder, would do."
-                )
+            return run_class.create(out, objective, self.train_config), None
+        run = run_class.open(out)
+        names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in objective.budget]
+        settings = ((name, getattr(run.train_config, name), getattr(self.train_config, name)) for name in names)
+        different = objective.difference(run.objective) or next(
+            (setting for setting in settings if setting[1] != setting[2]), None
+        )
+        if different:
+            name, earlier, requested = different
+            raise InputError(
+                f"Expected {name} {earlier}, which the run in {out} has, got {requested}; use the same, or a new "
+                "output folder."
+            )
         state = run.resume()
         run.extend(self.train_config)
-        self.molecules = run.molecules  # their geometries define the frames
         self._rows = run.metrics()
         self._log = [
-            Event(each["kind"], each["text"], None, int(each["step"]), each["seconds"]) for each in run.events()
+            Event(event["kind"], event["text"], None, int(event["step"]), event["seconds"]) for event in run.events()
         ]
         return run, state
 
-    # Steering -------------------------------------------------------------------------------
+    # Control ---------------------------------------------------------------------------------
 
     def start(self) -> "Trainer":
-        """Begin, or go on after a pause; returns at once."""
+        """Start, or continue after a pause; return at once."""
         if self.status == "paused":
             self._going.set()
         elif self._thread is None:
@@ -201,17 +208,17 @@ class Trainer:
         return self
 
     def pause(self) -> "Trainer":
-        """Halt after the current step; a checkpoint is written."""
+        """Pause after the current step; a checkpoint is written."""
         self._going.clear()
         return self
 
     def resume(self) -> "Trainer":
-        """Go on after a pause."""
+        """Continue after a pause."""
         self._going.set()
         return self
 
     def stop(self, timeout: float | None = None) -> "Trainer":
-        """End after the current step and write a checkpoint; waits up to `timeout` seconds for it."""
+        """Stop after the current step and write a checkpoint; wait for it, up to `timeout` seconds."""
         self._stopping.set()
         self._going.set()
         return self.wait(timeout)
@@ -220,7 +227,7 @@ class Trainer:
         """Train in the foreground until the budget is spent.
 
         Raises:
-          InputError: what the source of geometries raised.
+          InputError: if the source of geometries fails.
           RuntimeError: if training failed; its cause is attached.
         """
         self.start().wait()
@@ -231,13 +238,13 @@ class Trainer:
         return self
 
     def note(self, text: str) -> None:
-        """Write a remark down at the present step; it is kept with the run.
+        """Add a note at the present step; it is kept with the run.
 
         Raises:
-          InputError: for an empty one.
+          InputError: for an empty note.
         """
         if not text.strip():
-            raise InputError("an empty note was given; a few words would do.")
+            raise InputError("Expected a note of some words, got an empty one; use a short sentence.")
         self._emit("note", " ".join(text.split()))
 
     def wait(self, timeout: float | None = None) -> "Trainer":
@@ -246,11 +253,11 @@ class Trainer:
             self._thread.join(timeout)
         return self
 
-    # Watching -------------------------------------------------------------------------------
+    # State ----------------------------------------------------------------------------------
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread is at work, or paused."""
+        """True while the thread is at work, or paused."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
@@ -258,35 +265,51 @@ class Trainer:
         """The run's folder."""
         return self.run_folder.path
 
+    @property
+    def objective(self) -> Objective:
+        """What is trained: the network with its data."""
+        return self._objective
+
+    @property
+    def molecules(self) -> tuple[Molecule, ...]:
+        """Molecules that are trained on, at their reference geometries."""
+        return self._objective.molecules
+
+    @property
+    def method(self) -> Method | None:
+        """Level of theory; None for a model that learns from labels."""
+        return self._objective.method
+
+    @property
+    def model_config(self) -> Any:
+        """Settings of the network."""
+        return self._objective.model_config
+
     def events(self, since: int = 0) -> list[Event]:
-        """What happened, from the event numbered `since` on; any number of watchers may ask."""
+        """Return the events from the one numbered `since` on; any number of observers may ask."""
         return self._log[since:]
 
     @property
     def rows(self) -> list[dict]:
-        """The metrics so far, a dictionary per step; see `run.COLUMNS`."""
+        """Metrics so far, a dictionary per step; see `run.COLUMNS`."""
         return list(self._rows)
 
     @property
-    def predictor(self) -> Predictor:
+    def predictor(self) -> Model:
         """The model as trained so far; before the first step, with the network switched off."""
-        state = self._state
-        return Predictor(self._model, state.average if state else None, self._systems)
+        return self._objective.predictor(self._state.average if self._state else None)
 
     @property
     def step(self) -> int:
-        """Updates done."""
+        """Number of updates done."""
         return self._state.step if self._state else 0
 
     @property
     def geometry(self) -> Molecule | None:
-        """The newest geometry trained on, in its frame; None before the first step."""
-        for drawn in self._batch:
-            mol = drawn.system.molecule
-            return mol.with_positions(np.asarray(drawn.sample.ints.positions)[: len(mol.symbols)])
-        return None
+        """Newest geometry that is trained on, in its frame; None before the first step."""
+        return self._newest() if self._newest else None
 
-    # The thread -----------------------------------------------------------------------------
+    # Thread ---------------------------------------------------------------------------------
 
     def _work(self) -> None:
         try:
@@ -306,20 +329,17 @@ class Trainer:
             with contextlib.suppress(OSError):  # it may be the disk itself
                 self._save()
             if isinstance(error, NotFiniteError):
-                frames = "".join(mol.to_xyz() for mol in error.geometries)
-                path = self.out / f"not-finite{jax.process_index() or ''}.xyz"
-                path.write_text(frames)
-                self._emit("news", f"the geometries at fault are kept in {path}")
+                path = self.run_folder.write_geometries(
+                    f"not-finite{jax.process_index() or ''}.xyz", error.geometries
+                )
+                self._emit("news", f"the geometries that caused it are in {path}")
             self._emit("error", str(error))
             self._set_status("failed")
 
     def _loop(self, references: concurrent.futures.Future | None) -> None:
-        start = self._state or initial_state(self._model, self.train_config)
+        start = self._state or initial_state(self._objective, self.train_config)
         saved = time.perf_counter()
-        for state, metrics in train(
-            self._model, taught(self._systems, self.train_config.loss), self.train_config, start,
-            _Watch(self),
-        ):
+        for state, metrics in train(self._objective, self.train_config, start, _Watch(self)):
             if self.status == "compiling":
                 self._set_status("running")
             self._state = state
@@ -363,71 +383,54 @@ class Trainer:
             self.run_folder.save(self._state)
             self._emit("checkpoint", f"checkpoint at step {self._state.step}")
 
-    def _validate(self, references: concurrent.futures.Future) -> dict[str, float]:
-        """Errors of the present parameters and of both baselines, as columns of the table."""
+    def _validate(self, references: concurrent.futures.Future) -> dict[str, float | None]:
+        """Return errors of the present parameters and of the baselines, as columns of the table."""
         if not references.done():
-            self._emit("news", "waiting for PySCF's answers on the validation geometries")
-        found = references.result()
-        predictor, places = self.predictor, list(zip(found.systems, found.positions, strict=True))
-        if self._baselines is None:
-            self._baselines = errors(found.no_network, found.converged), errors(found.stopped, found.converged)
-            for place in {id(place[0]): place for place in places}.values():
-                predictor.in_frame(*place)  # compiles, once, and is no part of the cost
+            self._emit("news", "waiting for the references of the validation geometries")
+        validation, state = references.result(), self._state
+        if state is None:
+            return {}
         began = time.perf_counter()
-        predictions = [predictor.in_frame(*place) for place in places]
-        summary = errors(predictions, found.converged)
-        names = ("QPT", "no network, same iterations", "PySCF, same Fock builds")
-        if self._state is not None:
-            table = list(zip(names, (summary, *self._baselines), strict=True))
-            self.run_folder.write_card(self._state, table, len(predictions))
+        table = self._objective.validate(validation, state.average)
         self._validated_at = time.perf_counter()
-        self._validation_cost = self._validated_at - began
-        row = {
-            "validation_mae_mev": summary.energy_mae_mev,
-            "validation_max_mev": summary.energy_max_mev,
-            "no_network_mae_mev": self._baselines[0].energy_mae_mev,
-            "pyscf_stopped_mae_mev": self._baselines[1].energy_mae_mev,
-        }
-        text = f"validation error {significant(summary.energy_mae_mev)} meV"
+        # The first validation compiles, which does not count as its cost.
+        self._validation_cost = self._validated_at - began if self._validations else 0.0
+        self._validations += 1
+        titles = [(BASELINE_TITLES.get(name, name), summary) for name, summary in table]
+        self.run_folder.write_card(state, titles, len(self._objective.validation_molecules(validation)))
+        (_, summary), *baselines = table  # energies always have an error: a label without one is refused
+        row = {"validation_mae_mev": summary.energy_mae_mev, "validation_max_mev": summary.energy_max_mev}
+        row |= {f"{name}_mae_mev": baseline.energy_mae_mev for name, baseline in baselines}
+        text = f"validation error {significant(summary.energy_mae_mev or 0.0)} meV"
         self._emit("validation", text, {"step": self.step, **row})
         return row
 
-    def make_validation(self, progress: Callable[[int, int], None] = lambda done, total: None) -> TestSet:
-        """Draw the validation geometries, the same for the same seed, and have PySCF do them, beside the training.
+    def make_validation(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Any:
+        """Return the validation geometries with references, the same for the same seed; they are kept.
 
-        A training does this by itself; a run that is only looked at needs it, too.
+        A training computes them by itself; a run that is only looked at needs them, too.
 
         Args:
-          progress: told how many are done, of how many; what it raises ends the work.
+          progress: callback `progress(done, total)`, called after each geometry; an exception ends the work.
         """
-        config, systems = self.train_config, self._systems
-        count = config.validation
-        chosen = systems[:: max(1, len(systems) // count)][:count]  # of many molecules some
-        places = []
-        for index, system in enumerate(chosen):
-            stream = geometries.sample(system.molecule, config.sampling, [config.seed, index], validation=True)
-            share = len(range(index, count, len(chosen)))
-            frames = itertools.islice(stream, 0, share * VALIDATION_STRIDE, VALIDATION_STRIDE)
-            places += [(system, system.frame.pose(frame).positions) for frame in frames]
-        frames = (system.molecule.with_positions(positions).to_xyz() for system, positions in places)
-        (self.out / "validation.xyz").write_text("".join(frames))
-        plain = Predictor(self._model, None, systems)
 
-        def report(done, total):
+        def report(done: int, total: int) -> None:
             progress(done, total)
             self._check_wanted(done, total)
 
-        self.validation = make_test_set(plain, places, report, threads=self._threads)
-        return self.validation
+        validation = self._objective.make_validation(self.train_config, report, self._threads)
+        self.run_folder.write_geometries("validation.xyz", self._objective.validation_molecules(validation))
+        self.validation = validation
+        return validation
 
     def _threads(self) -> int | None:
-        """For PySCF: all, unless there are steps to be done."""
+        """Return the number of threads for PySCF: None for all, unless there are steps to do."""
         return 1 if self.is_alive and not self._budget_spent() else None
 
     def _check_wanted(self, done: int, total: int) -> None:
         if self._enough.is_set() or self._stopping.is_set():
             raise concurrent.futures.CancelledError
-        self._emit("news", f"PySCF's answers for validation: {done} of {total}")
+        self._emit("news", f"references for validation: {done} of {total}")
 
     def _set_status(self, status: str) -> None:
         self.status = status
@@ -442,7 +445,7 @@ class Trainer:
 
 
 class _Watch(Watch):
-    """Turns what a training tells into its trainer's events."""
+    """Callbacks that turn the progress of a training into events of its trainer."""
 
     def __init__(self, trainer: Trainer):
         self._trainer = trainer
@@ -453,20 +456,20 @@ class _Watch(Watch):
     def compiled(self, name: str, executable: jax.stages.Compiled, seconds: float) -> None:
         self._trainer.executables[name] = executable, seconds  # of molecules of several shapes, the last
 
-    def refilled(self, done: int, total: int) -> None:
+    def preparing(self, what: str, done: int, total: int) -> None:
         if self._trainer._stopping.is_set():
             raise concurrent.futures.CancelledError
-        self._trainer._emit("news", f"earlier geometries made again: {done} of {total}")
+        self._trainer._emit("news", f"preparing {what}: {done} of {total}")
 
-    def drew(self, batch: Sequence[Drawn]) -> None:
-        self._trainer._batch = batch
+    def drew(self, geometry: Callable[[], Molecule]) -> None:
+        self._trainer._newest = geometry
 
     def is_over(self) -> bool:
         return self._trainer._stopping.is_set()
 
 
 def _stand_back() -> None:
-    """Let the training have the cores first.
+    """Give the training precedence on the cores.
 
     XLA's threads wait for each other: with one of PySCF's beside them that had the same right to two cores, a step
     of uracil took three times as long.
@@ -476,19 +479,15 @@ def _stand_back() -> None:
 
 
 def _memory_mib() -> float:
-    """In use: on an accelerator its own memory, else this process's."""
+    """Return the memory in use, MiB: that of the accelerator, or else of this process."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return (stats.get("bytes_in_use") or psutil.Process().memory_info().rss) / 2**20
 
 
 def _stop_at_exit(trainer: weakref.ref) -> None:
-    """End the thread before the interpreter goes: one caught inside XLA aborts the process."""
+    """End the thread before the interpreter exits: a thread inside XLA would abort the process."""
     if (alive := trainer()) is not None:
         alive.stop(timeout=60)
-
-
-def _called(mol: Molecule) -> str:
-    return mol.name or mol.formula
 
 
 def _default_folder(mols: Sequence[Molecule]) -> pathlib.Path:

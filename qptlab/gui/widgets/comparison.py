@@ -100,7 +100,7 @@ class Comparison(View):
         found, index = self.session.evaluation, self._geometry.value
         if found is None:
             return
-        system, positions = found.test_set.systems[index], found.test_set.positions[index]
+        system, positions = found.references.systems[index], found.references.positions[index]
         mol = system.molecule.with_positions(positions)
         error = float(found.energy_errors_mev[index])
         residual = float(found.predictions[index].residual)
@@ -127,7 +127,7 @@ def _figure(plot: str, found: Evaluation, index: int):
     if plot == "histogram of errors":
         return plots.histogram_figure(found)
     if plot == "Fock error by atoms":
-        symbols = found.test_set.systems[index].molecule.symbols
+        symbols = found.references.systems[index].molecule.symbols
         return plots.matrix_errors_figure(
             found.fock_errors_by_atoms(index), [f"{symbol}{i}" for i, symbol in enumerate(symbols)]
         )
@@ -141,7 +141,7 @@ def _figure(plot: str, found: Evaluation, index: int):
 
 
 def _words(plot: str, found: Evaluation, index: int) -> str:
-    errors, plain = found.errors, found.no_network
+    errors, plain = found.errors, found.baselines["no_network"]
     if plot == "time":
         return (
             f"A prediction takes {found.seconds_per_geometry:.3g} s on all cores, PySCF to convergence "

@@ -1,0 +1,68 @@
+"""Errors of predictions over a set of geometries, in the units and conventions of the field."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from qptlab.units import significant
+
+ERROR_COLUMNS = {
+    "energy_mae_mev": "energy MAE, meV",
+    "energy_max_mev": "energy max, meV",
+    "fock_mae_uha": "Fock MAE, µHa",
+    "mo_energy_mae_uha": "occ. orbital energies MAE, µHa",
+    "mo_cosine": "orbital similarity",
+    "forces_mae_mev_angstrom": "forces MAE, meV/Å",
+    "dipole_mae_debye": "dipole MAE, debye",
+    "charge_mae": "charges MAE, e",
+    "gap_mae_ev": "gap MAE, eV",
+}
+"""Column titles of tables of errors."""
+
+DIGITS = {"mo_cosine": 6}
+"""Significant digits where four are too few: for cosines the distance from 1 counts."""
+
+
+class ErrorSummary(NamedTuple):
+    """Errors over a set of geometries. An error that cannot be measured is None.
+
+    Attributes:
+      energy_mae_mev: mean absolute error of the total energy, meV per molecule.
+      energy_max_mev: largest absolute error of the total energy, meV per molecule.
+      fock_mae_uha: mean absolute error of the elements of the Fock matrix, µHa.
+      mo_energy_mae_uha: mean absolute error of occupied orbital energies, µHa.
+      mo_cosine: mean absolute cosine between occupied orbitals.
+      forces_mae_mev_angstrom: mean absolute error of a component of the forces, meV/Å.
+      dipole_mae_debye: mean length of the difference of dipole moments, debye.
+      charge_mae: mean absolute error of atomic charges, elementary charges.
+      gap_mae_ev: mean absolute error of the HOMO–LUMO gap, eV.
+    """
+
+    energy_mae_mev: float | None = None
+    energy_max_mev: float | None = None
+    fock_mae_uha: float | None = None
+    mo_energy_mae_uha: float | None = None
+    mo_cosine: float | None = None
+    forces_mae_mev_angstrom: float | None = None
+    dipole_mae_debye: float | None = None
+    charge_mae: float | None = None
+    gap_mae_ev: float | None = None
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the errors that were measured, by name."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+    def cells(self, names: Iterable[str] | None = None) -> list[str]:
+        """Return the errors as text, without powers of ten; by default those that were measured.
+
+        Args:
+          names: fields, such as those of `columns`.
+        """
+        values = self._asdict()
+        chosen = self.to_dict() if names is None else names
+        return ["–" if values[name] is None else significant(values[name], DIGITS.get(name, 4)) for name in chosen]
+
+
+def columns(summaries: Iterable[ErrorSummary]) -> dict[str, str]:
+    """Return names and titles of the errors that at least one of the summaries has."""
+    measured = {name for summary in summaries for name in summary.to_dict()}
+    return {name: title for name, title in ERROR_COLUMNS.items() if name in measured}

@@ -1,0 +1,93 @@
+"""Files of trained models: one HDF5 file with a JSON description and named arrays. Nothing in it is executed."""
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+import h5py
+import numpy as np
+
+from qptlab.errors import InputError
+from qptlab.system.molecule import Molecule
+
+FORMAT = "qptlab-model"
+
+
+def write(path: str | pathlib.Path, description: dict, arrays: dict) -> None:
+    """Write a model to a file; an existing file is replaced only when the new one is complete.
+
+    Args:
+      path: path of the file.
+      description: settings, of JSON types.
+      arrays: nested dictionaries of arrays, two levels deep.
+
+    Raises:
+      OSError: if the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    with tempfile.TemporaryDirectory(dir=path.resolve().parent) as folder:
+        complete = pathlib.Path(folder) / "model.h5"
+        with h5py.File(complete, "w") as file:
+            file.attrs["format"] = FORMAT
+            file.attrs["description"] = json.dumps(description)
+            for group, members in arrays.items():
+                # Names of Haiku modules hold slashes, which HDF5 takes for groups.
+                for name, value in members.items():
+                    file[f"{group}/{name}"] = np.asarray(value)
+        os.replace(complete, path)
+
+
+def read(path: str | pathlib.Path) -> tuple[dict, dict]:
+    """Read the description and the arrays of a model from a file.
+
+    Raises:
+      InputError: if the file is not a model.
+    """
+    arrays: dict[str, dict] = {}
+    try:
+        with h5py.File(path, "r") as file:
+            if file.attrs.get("format") != FORMAT:
+                raise ValueError("it does not say that it is one")
+            description = json.loads(str(file.attrs["description"]))
+            for name, dataset in _datasets(file):
+                group, key = name.rsplit("/", 1)
+                arrays.setdefault(group, {})[key] = dataset[()]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"Expected a model file, got {path} ({error}); use a file that model.save wrote.") from None
+    if not isinstance(description, dict) or not isinstance(description.get("kind"), str):
+        raise InputError(f"Expected a model file, got {path}, whose description names no kind of model; "
+                         "use a file that model.save wrote.")
+    return description, arrays
+
+
+def _datasets(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
+    # External and soft links are not followed: a file must not read from outside of itself.
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            continue
+        item = group[name]
+        if isinstance(item, h5py.Dataset):
+            yield f"{prefix}{name}", item
+        elif isinstance(item, h5py.Group):
+            yield from _datasets(item, f"{prefix}{name}/")
+
+
+def molecule_record(mol: Molecule) -> dict:
+    """Return a molecule as JSON types."""
+    return {
+        "symbols": list(mol.symbols), "positions_bohr": mol.positions.tolist(), "charge": mol.charge,
+        "name": mol.name,
+    }
+
+
+def molecule_from(record: dict) -> Molecule:
+    """Return the molecule of a `molecule_record`; a closed shell.
+
+    Raises:
+      InputError: if the molecule cannot be used.
+    """
+    return Molecule(
+        tuple(record["symbols"]), np.array(record["positions_bohr"]), record["charge"], record["name"], 0
+    )

@@ -1,0 +1,358 @@
+"""Training of networks that correct a Fock matrix: without labels, on a stream of geometries."""
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from qptlab.dft.energy import energy as total_energy
+from qptlab.dft.energy import kohn_sham
+from qptlab.evaluation import reference
+from qptlab.evaluation.errors import ErrorSummary
+from qptlab.evaluation.reference import TestSet
+from qptlab.models import files
+from qptlab.models.contract import Params, title_of
+from qptlab.models.correction import CorrectionConfig, CorrectionModel
+from qptlab.models.predictor import CorrectionPredictor
+from qptlab.models.systems import Sample, System, make_systems
+from qptlab.sampling import geometries
+from qptlab.system.method import Method
+from qptlab.system.molecule import Molecule
+from qptlab.training.config import TrainConfig
+from qptlab.training.loop import Feed, Gradient, Objective, Setting
+from qptlab.training.stream import Drawn, Stream
+
+VALIDATION_STRIDE = 8
+"""Frames of the validation trajectory from one geometry to the next (40 fs): nearly independent."""
+
+
+def loss(
+    delta: Float[Array, "nao nao"], sample: Sample, model: CorrectionModel, kind: str
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Return the loss of a correction of the guess's Fock matrix, and the energy of the predicted density.
+
+    Args:
+      delta: correction, hartree.
+      sample: geometry.
+      model: DFT iterations that follow the correction.
+      kind: `energy`, in hartree; `self-consistency`, in hartree² per orbital in an orthonormal basis; `labels`, the
+        mean of the absolute and of the squared differences, in hartree and hartree², without an energy (NaN).
+    """
+    if kind == "labels":
+        if sample.label is None:
+            raise ValueError("Expected a sample with a label, got one without; use `reference.Labelled` systems.")
+        both = sample.features.mask[:, None] & sample.features.mask
+        difference = jnp.where(both, sample.features.fock_guess + delta - sample.label, 0.0)
+        return jnp.sum(jnp.abs(difference) + difference**2) / jnp.sum(both), jnp.array(jnp.nan)
+    fock, dm = model.refine(delta, sample)
+    if kind == "energy":
+        energy = total_energy(dm, sample.ints, model.xc)
+        return energy, energy
+    state, x = kohn_sham(dm, sample.ints, model.xc), sample.ints.orthogonaliser
+    return jnp.sum((x.T @ (state.fock - fock) @ x) ** 2) / jnp.sum(sample.features.mask), state.terms.e_tot
+
+
+class LabelFree(Objective):
+    """A network that corrects a Fock matrix, on geometries of one molecule or several.
+
+    Args:
+      model: network and DFT iterations.
+      systems: molecules.
+    """
+
+    def __init__(self, model: CorrectionModel, systems: Sequence[System]):
+        self.model, self.systems = model, list(systems)
+        self.kind, self.model_config = model.kind, model.config
+        self.molecules = tuple(system.molecule for system in systems)
+
+    @classmethod
+    def of(cls, mols: Sequence[Molecule], method: Method, config: CorrectionConfig) -> "LabelFree":
+        """Return the objective of a network on molecules.
+
+        Raises:
+          InputError: if the method cannot treat a molecule.
+        """
+        systems, kinds = make_systems(mols, method, config.guess)
+        # The method as asked for: that of the templates may have fixed how integrals are stored.
+        objective = cls(CorrectionModel(config, method.xc, kinds), systems)
+        objective.method = method
+        return objective
+
+    @functools.cached_property
+    def method(self) -> Method:
+        """Level of theory."""
+        return self.systems[0].template.method
+
+    def check(self, config: TrainConfig) -> None:
+        """Raise an `InputError` for settings that this objective cannot be trained with."""
+        sampling = config.sampling
+        if sampling.sampler in ("file", "torsions", "conformers"):
+            for mol in self.molecules:
+                next(geometries.sample(mol, sampling, 0))
+        if sampling.sampler == "model":
+            for system in self.systems:
+                system.check_derivative()
+
+    def init(self, seed: int) -> Params:
+        """Return initial parameters."""
+        return self.model.init(jax.random.key(seed))
+
+    def feed(self, setting: Setting, params: Params, step: int) -> "StreamFeed":
+        """Return the batches from a given step on."""
+        return StreamFeed(self, setting, params, step)
+
+    def predictor(self, params: Params | None) -> CorrectionPredictor:
+        """Return the trained model; with None, plain DFT iteration."""
+        return CorrectionPredictor(self.model, params, self.systems)
+
+    def make_validation(
+        self, config: TrainConfig, progress: Callable[[int, int], None], threads: Callable[[], int | None]
+    ) -> TestSet:
+        """Draw validation geometries of an independent trajectory, and compute PySCF's references."""
+        count = config.validation
+        chosen = self.systems[:: max(1, len(self.systems) // count)][:count]  # of many molecules some
+        placed = []
+        for index, system in enumerate(chosen):
+            stream = geometries.sample(system.molecule, config.sampling, [config.seed, index], validation=True)
+            share = len(range(index, count, len(chosen)))
+            frames = itertools.islice(stream, 0, share * VALIDATION_STRIDE, VALIDATION_STRIDE)
+            placed += [(system, system.frame.pose(frame).positions) for frame in frames]
+        return reference.make_test_set(self.predictor(None), placed, progress, threads=threads)
+
+    def validate(self, validation: TestSet, params: Params) -> list[tuple[str, ErrorSummary]]:
+        """Return the errors of the model, of DFT iterations without the network, and of PySCF stopped early."""
+        predictor = self.predictor(params)
+        pairs = zip(validation.systems, validation.positions, strict=True)
+        predictions = [predictor.in_frame(system, positions) for system, positions in pairs]
+        return [
+            (title_of(self.kind), reference.errors(predictions, validation.converged)),
+            ("no_network", reference.errors(validation.no_network, validation.converged)),
+            ("pyscf_stopped", reference.errors(validation.stopped, validation.converged)),
+        ]
+
+    def validation_molecules(self, validation: TestSet) -> list[Molecule]:
+        """Return the validation geometries."""
+        pairs = zip(validation.systems, validation.positions, strict=True)
+        return [system.molecule.with_positions(positions) for system, positions in pairs]
+
+    def record(self) -> dict:
+        """Return what `config.json` of a run folder holds: kind, molecules, method and network."""
+        return {
+            "kind": self.kind,
+            # In standard orientation, so that nothing depends on the rounding of the next machine.
+            "molecules": [files.molecule_record(mol) for mol in self.molecules],
+            "method": dataclasses.asdict(self.method),
+            "model": dataclasses.asdict(self.model_config),
+        }
+
+    @classmethod
+    def from_record(cls, record: dict, config: CorrectionConfig) -> "LabelFree":
+        """Return the objective of a run folder's `config.json`.
+
+        Raises:
+          InputError: if the method cannot treat a molecule.
+          KeyError, TypeError: if something is missing or unknown.
+        """
+        mols = [files.molecule_from(molecule) for molecule in record["molecules"]]
+        return cls.of(mols, Method(**record["method"]), config)
+
+    def difference(self, earlier: Objective) -> tuple[str, Any, Any] | None:
+        """Return what differs from an earlier run: its name, the earlier value and this one."""
+        if not isinstance(earlier, LabelFree) or earlier.model_config != self.model_config:
+            return "model", earlier.model_config, self.model_config
+        if earlier.method != self.method:
+            return "method", earlier.method, self.method
+        pairs = zip(earlier.molecules, self.molecules, strict=False)
+        is_same = len(earlier.molecules) == len(self.molecules) and all(len(old.orders(new)) for old, new in pairs)
+        if is_same:
+            return None
+        before, now = (
+            ", ".join(mol.name or mol.formula for mol in objective.molecules) for objective in (earlier, self)
+        )
+        return "molecules", before, now
+
+    def card(self, config: TrainConfig) -> tuple[str, list[str], str]:
+        """Return title, lines and limits of a model card."""
+        formulas = sorted({f"{mol.name or mol.formula} ({mol.formula})" for mol in self.molecules})
+        elements = sorted({symbol for mol in self.molecules for symbol in mol.symbols})
+        more = f" and {len(formulas) - 5} more" if len(formulas) > 5 else ""
+        network = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(self.model_config).items())
+        lines = [
+            f"- Method: {self.method.label}, grid level {self.method.grid_level}.",
+            f"- Network: {title_of(self.kind)}: {network}.",
+            f"- Geometries: {config.sampling}.",
+        ]
+        scope = (
+            f"molecules of {', '.join(elements)} similar to those trained on; a warning is given for other molecules"
+            if len(self.molecules) > 1 else "no other molecule"
+        )
+        limits = (
+            f"Limits: closed shells; geometries similar to those trained on; {scope}. Check the residual of a "
+            "prediction (hartree; zero at self-consistency) before you use it."
+        )
+        return f"{title_of(self.kind)} for {', '.join(formulas[:5])}{more}", lines, limits
+
+
+class StreamFeed(Feed):
+    """Batches of samples from a `Stream`, and the gradient of the loss through DFT and network.
+
+    Args:
+      objective: network and molecules.
+      setting: surroundings of the training.
+      params: parameters before the first update.
+      step: number of updates that were done before.
+    """
+
+    def __init__(self, objective: LabelFree, setting: Setting, params: Params, step: int):
+        config = setting.config
+        self._setting, self._config, self._devices = setting, config, setting.devices
+        self._model = objective.model
+        if config.iterations is not None:
+            self._model = self._model.with_iterations(config.iterations)
+        self._stream = Stream(
+            reference.with_labels(objective.systems) if config.loss == "labels" else objective.systems,
+            config.sampling, objective.model, batch=config.batch, reuse=config.reuse, seed=config.seed, step=step,
+            share=self._devices.share,
+        )
+        self._stream.params = params
+        self._is_batched = jax.default_backend() != "cpu" or self._devices.count > 1
+        self._compiled: dict[tuple, _Functions] = {}
+
+    def __enter__(self):
+        """Start to prepare samples, and prepare again those that an interrupted training held."""
+        self._stream.__enter__()
+        try:
+            watch = self._setting.watch
+            self._stream.refill(lambda done, total: watch.preparing("earlier geometries", done, total))
+        except BaseException:
+            self._stream.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        """Stop all threads."""
+        self._stream.__exit__()
+
+    def gradient(self, params: Params) -> Gradient:
+        """Draw the next batch and return its gradient."""
+        compiling = time.perf_counter()
+        functions, is_new = self._functions(params, self._stream.shapes)  # samples are prepared meanwhile
+        compile_s = time.perf_counter() - compiling if is_new else 0.0
+        waited, self._stream.params = self._stream.waited, self._devices.here(params)
+        batch = next(self._stream)
+        self._setting.watch.drew(functools.partial(_geometry, batch[0]))
+        judged, tree = self._evaluate(functions, params, [drawn.sample for drawn in batch])
+        return Gradient(
+            float(jnp.mean(judged.loss)), float(jnp.mean(judged.energy)), tree,
+            functools.partial(self._not_finite, batch, judged.finite), self._stream.waited - waited, compile_s,
+            self._stream.drawn,
+        )
+
+    def _functions(self, params: Params, sample: Sample) -> "tuple[_Functions, bool]":
+        """Return the compiled functions for samples of one shape; true if they were compiled just now."""
+        key = jax.tree.structure(sample), tuple(leaf.shape for leaf in jax.tree.leaves(sample))
+        if key in self._compiled:
+            return self._compiled[key], False
+        self._setting.watch.compiling("training step")
+        split, whole = (self._devices.split, self._devices.whole) if self._devices.count > 1 else (None, None)
+        size = self._config.microbatch or self._config.batch
+        part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=split), sample)
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), params)
+        deltas = jax.eval_shape(self._correct, params, part.features)
+        deltas = jax.ShapeDtypeStruct(deltas.shape, deltas.dtype, sharding=split)
+        delta = jax.ShapeDtypeStruct(deltas.shape[1:], deltas.dtype)
+        judged = _Judged(loss=whole, energy=whole, finite=whole, slope=split)
+        lowered = _Functions(
+            jax.jit(self._correct, out_shardings=split).lower(params, part.features),
+            jax.jit(self._judge, out_shardings=judged if whole else None).lower(
+                *((deltas, part) if self._is_batched else (delta, sample))
+            ),
+            jax.jit(self._pull, out_shardings=whole).lower(params, part.features, deltas),
+        )
+        # Tracing holds Python's lock; compiling does not, and runs side by side.
+        self._compiled[key] = _Functions(
+            *self._setting.pool.map(self._setting.compile, _Functions._fields, lowered)
+        )
+        return self._compiled[key], True
+
+    def _evaluate(
+        self, functions: "_Functions", params: Params, samples: Sequence[Sample]
+    ) -> "tuple[_Judged, Params]":
+        """Return losses and the mean gradient of a batch; part by part, so that memory for one part is enough."""
+        count = len(samples) // (self._config.batch // (self._config.microbatch or self._config.batch))
+        judged, gradients = [], []
+        for start in range(0, len(samples), count):
+            part = samples[start : start + count]
+            features = self._devices.together([sample.features for sample in part])
+            deltas = functions.correct(params, features)
+            if self._is_batched:
+                judged.append(functions.judge(deltas, self._devices.together(part)))
+            else:
+                # One geometry per core: lanes of one program would share the caches of one core.
+                results = self._setting.pool.map(
+                    lambda delta, sample: jax.block_until_ready(functions.judge(delta, sample)), deltas, part
+                )
+                judged.append(jax.tree.map(lambda *leaves: jnp.stack(leaves), *results))
+            gradients.append(functions.pull(params, features, judged[-1].slope))
+        return (
+            jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(part._replace(slope=()) for part in judged)),
+            functools.reduce(lambda total, part: jax.tree.map(jnp.add, total, part), gradients),
+        )
+
+    def _correct(self, params, features):
+        return jax.vmap(self._model.correction, (None, 0))(params, features)
+
+    def _judge(self, deltas, samples):
+        def judge_one(delta, sample):
+            value = jax.value_and_grad(loss, has_aux=True)(delta, sample, self._model, self._config.loss)
+            is_finite = jnp.isfinite(value[0][0]) & jnp.all(jnp.isfinite(value[1]))
+            return _Judged(loss=value[0][0], energy=value[0][1], finite=is_finite, slope=value[1])
+
+        return jax.vmap(judge_one)(deltas, samples) if self._is_batched else judge_one(deltas, samples)
+
+    def _pull(self, params, features, slopes):
+        _, pull_back = jax.vjp(lambda params: self._correct(params, features), params)
+        return pull_back(slopes / self._config.batch)[0]
+
+    def _not_finite(self, batch: Sequence[Drawn], is_finite: Array) -> list[Molecule]:
+        process, processes = self._devices.share
+        parts = self._config.batch // (self._config.microbatch or self._config.batch)
+        finite = np.asarray(is_finite).reshape(parts, processes, -1)[:, process].ravel()
+        # If every loss is finite, the network's own derivative is not: any geometry may be the cause.
+        return [
+            _geometry(drawn) for drawn, is_good in zip(batch, finite, strict=True)
+            if not is_good or np.all(is_finite)
+        ]
+
+
+def _geometry(drawn: Drawn) -> Molecule:
+    """Return the geometry of a sample, in its molecule's frame."""
+    mol = drawn.system.molecule
+    return mol.with_positions(np.asarray(drawn.sample.ints.positions)[: len(mol.symbols)])
+
+
+class _Judged(NamedTuple):
+    """Loss and energy of geometries, a flag for finite values, and the loss's derivative by the correction."""
+
+    loss: Any
+    energy: Any
+    finite: Any
+    slope: Any
+
+
+class _Functions(NamedTuple):
+    """Functions compiled for samples of one shape."""
+
+    correct: Any
+    judge: Any
+    pull: Any
+
+
+__all__ = ["LabelFree", "StreamFeed", "loss"]
