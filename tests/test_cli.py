@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab.cli import main
+from qptlab.cli import lab, main
 from qptlab.evaluation import labels
 from qptlab.training import supervised as multitask
 
@@ -284,11 +284,23 @@ def test_lab_names_the_address_of_the_notebook_and_ends_as_jupyterlab_does(tmp_p
     assert lab.returncode == 0
 
 
-def test_import_is_light():
-    """import qptlab loads neither plotly, ipywidgets nor tblite."""
-    code = "import sys, qptlab; print([m for m in ('plotly', 'ipywidgets', 'tblite', 'py3Dmol') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_lab_asks_a_person_where_the_course_goes_and_keeps_what_is_there(call, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        isatty = lambda self: True  # noqa: E731
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lab, "_first_notebook", lambda: None)  # as outside the repository
+    monkeypatch.setattr(sys, "stdin", Terminal("mine\n"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/01-first-light.ipynb").write_text("my notes")
+    status, out, _ = call("lab", "--no-open")
+    assert status == 0
+    assert "files into mine; kept 1 file of yours." in out
+    assert (tmp_path / "mine/01-first-light.ipynb").read_text() == "my notes"
+    assert (tmp_path / "mine/benchmarks/results/labels.json").exists()
+    status, _, err = call("lab", "--copy", tmp_path / "mine/01-first-light.ipynb")
+    assert status == 2
+    assert "Expected a folder for the course" in err
 
 
 @pytest.fixture(scope="module")

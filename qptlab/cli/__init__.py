@@ -11,7 +11,7 @@ from typing import cast
 
 import typer
 
-from qptlab.cli import benchmarks, engine, models, orbital_gnn
+from qptlab.cli import benchmarks, engine, lab, models, orbital_gnn
 from qptlab.cli.console import fail
 from qptlab.errors import InputError
 
@@ -23,7 +23,7 @@ app = typer.Typer(
 
 for _command in (
     engine.energy, models.train, models.evaluate, models.predict, models.relax, engine.sample, orbital_gnn.label,
-    orbital_gnn.train_gnn, engine.lab, benchmarks.bench, engine.info,
+    orbital_gnn.train_gnn, lab.lab, benchmarks.bench, engine.info,
 ):
     app.command()(_command)
 

@@ -1,4 +1,4 @@
-"""Commands without a model: energies, geometries, JupyterLab, what is installed."""
+"""Commands that need no model: energies, geometries, and the versions that are installed."""
 
 import importlib.metadata
 import itertools
@@ -6,9 +6,7 @@ import math
 import os
 import pathlib
 import platform
-import sys
 import time
-import urllib.parse
 from typing import Annotated
 
 import numpy as np
@@ -135,29 +133,6 @@ def sample(
         print_json({"out": str(out), "n": n})
     else:
         typer.echo(f"{n} geometries written to {out}")
-
-
-def lab(
-    notebook: Annotated[pathlib.Path | None, typer.Argument(metavar="[NOTEBOOK]")] = None,
-) -> None:
-    """Open JupyterLab on a notebook, by default the first."""
-    if notebook is None:
-        places = (pathlib.Path.cwd(), pathlib.Path(ql.__file__).parents[1])
-        found = [place / "notebooks" / "01-first-light.ipynb" for place in places]
-        notebook = next((path for path in found if path.exists()), None)
-    elif not notebook.exists():
-        raise InputError(f"notebook {notebook} does not exist; a path to an .ipynb file or to a folder would do.")
-    command = [sys.executable, "-m", "jupyterlab"]
-    if notebook:
-        command.append(str(notebook))
-        if notebook.is_file():
-            # For whoever copies the printed address instead of having a browser opened; it is relative to the root.
-            command += [f"--ServerApp.root_dir={notebook.resolve().parent}",
-                        f"--LabApp.default_url=/lab/tree/{urllib.parse.quote(notebook.name)}"]
-    if os.geteuid() == 0:
-        command.append("--allow-root")  # in containers there is often no other user
-    # JupyterLab takes this process's place, so that Ctrl-C reaches it and it can ask, and close its kernels.
-    os.execv(sys.executable, command)
 
 
 def info(as_json: Json = False) -> None:
