@@ -12,7 +12,6 @@ of two conformers the difference of energies that each method finds stands besid
 and `.md`, or `relax-qpt`.
 """
 
-import dataclasses
 import itertools
 import pathlib
 import statistics
@@ -104,7 +103,7 @@ def main(
     isqpt = isinstance(predictor, ql.CorrectionPredictor)
     method = predictor.method if isqpt else orbital_gnn.METHOD
     record = {"command": f"python benchmarks/relax.py {model} --molecules {molecules} --conformers {conformers}",
-              "machine": bench.machine(), "method": dataclasses.asdict(method), "rows": rows}
+              "machine": bench.machine(), "method": method.to_dict(), "rows": rows}
     results = pathlib.Path(__file__).parent / "results"
     calculators = ways(predictor, method)
     for mol in chosen(predictor, molecules):

@@ -49,6 +49,7 @@ from qptlab.models.predictor import CorrectionPredictor  # noqa: E402
 from qptlab.models.qpt import QPTConfig  # noqa: E402
 from qptlab.models.systems import make_systems  # noqa: E402
 from qptlab.sampling.geometries import Sampling, sample  # noqa: E402
+from qptlab.system.functional import FUNCTIONALS, Functional, register_functional  # noqa: E402
 from qptlab.system.method import Method  # noqa: E402
 from qptlab.system.molecule import BUILTIN, Molecule, read_molecules, read_xyz  # noqa: E402
 from qptlab.training.config import TaskWeights, TrainConfig  # noqa: E402
@@ -84,12 +85,12 @@ def workbench(**choices):
 
 
 __all__ = [
-    "BUILTIN", "Attention", "CorrectionConfig", "CorrectionModel", "CorrectionPredictor", "ErrorSummary",
-    "Evaluation", "Features", "GNNConfig", "GNNPredictor", "InputError", "Integrals", "LabelledSet", "Method",
-    "Model", "ModelCalculator", "Molecule", "OrbitalGNN", "Prediction", "QPTConfig", "ReferenceFrame", "Run",
-    "SCFResult", "Sampling", "TaskWeights", "TrainConfig", "Trainer", "build_integrals", "charges",
-    "density_from_fock", "dipole_debye", "energy", "evaluate", "fock", "forces", "guess", "kohn_sham", "load",
-    "make_objective", "make_systems", "orbitals", "plot", "read_labels", "read_molecules", "read_xyz",
-    "register_network", "relax", "require", "sample", "scf", "scf_batch", "template", "train", "with_guess",
-    "workbench",
+    "BUILTIN", "FUNCTIONALS", "Attention", "CorrectionConfig", "CorrectionModel", "CorrectionPredictor",
+    "ErrorSummary", "Evaluation", "Features", "Functional", "GNNConfig", "GNNPredictor", "InputError",
+    "Integrals", "LabelledSet", "Method", "Model", "ModelCalculator", "Molecule", "OrbitalGNN", "Prediction",
+    "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampling", "TaskWeights", "TrainConfig", "Trainer",
+    "build_integrals", "charges", "density_from_fock", "dipole_debye", "energy", "evaluate", "fock", "forces",
+    "guess", "kohn_sham", "load", "make_objective", "make_systems", "orbitals", "plot", "read_labels",
+    "read_molecules", "read_xyz", "register_functional", "register_network", "relax", "require", "sample", "scf",
+    "scf_batch", "template", "train", "with_guess", "workbench",
 ]

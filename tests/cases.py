@@ -11,7 +11,6 @@ from scipy.spatial.transform import Rotation
 
 import qptlab as ql
 from qptlab.dft.integrals import Template, build_integrals, template
-from qptlab.evaluation.reference import PYSCF_FUNCTIONALS
 from qptlab.models.systems import System
 
 lib.num_threads(1)
@@ -60,7 +59,7 @@ def rks(mol: ql.Molecule, method: ql.Method) -> dft.rks.RKS:
         basis=method.basis, charge=mol.charge, spin=mol.spin, verbose=0,
     )
     mf = dft.UKS(built) if mol.spin else dft.RKS(built)
-    mf.xc = PYSCF_FUNCTIONALS[method.xc]
+    mf.xc = method.functional.require_pyscf_name()
     if method.eri == "fitted":
         mf = mf.density_fit(auxbasis=method.auxbasis)
     mf.grids.level = method.grid_level

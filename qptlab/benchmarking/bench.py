@@ -211,7 +211,7 @@ def _start(case: Case) -> tuple[list[Row], list[Row]]:
             "--eri", case.eri, "--json"]
     lines = Molecule.parse(case.molecule).to_xyz().splitlines()[2:]
     theirs = [sys.executable, "-c", _PYSCF_PROCESS, "\n".join(lines), case.basis,
-              reference.PYSCF_FUNCTIONALS[case.xc], case.eri]
+              case.method.functional.require_pyscf_name(), case.eri]
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
 

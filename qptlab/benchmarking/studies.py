@@ -302,7 +302,7 @@ def write(
     names = ", ".join(chosen.molecules[:5]) + (" …" if len(chosen.molecules) > 5 else "")
     record = {
         "study": name, "title": chosen.title, "command": command, "machine": where,
-        "method": dataclasses.asdict(method), "molecules": list(chosen.molecules), "rows": list(rows),
+        "method": method.to_dict(), "molecules": list(chosen.molecules), "rows": list(rows),
     }
     tested = f"Unseen molecules: {', '.join(chosen.unseen)}. " if chosen.unseen else ""
     text = [

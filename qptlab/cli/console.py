@@ -9,7 +9,8 @@ from rich.console import Console
 
 from qptlab.errors import InputError
 from qptlab.sampling.geometries import SAMPLERS
-from qptlab.system.method import ERI_FORMS, FUNCTIONALS
+from qptlab.system.functional import FUNCTIONALS
+from qptlab.system.method import ERI_FORMS
 
 stderr = Console(stderr=True, highlight=False)
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qptlab.dft import semilocal
-from qptlab.dft import xc as functionals
+from qptlab.dft import functionals, semilocal
 from qptlab.dft.integrals import Integrals
+from qptlab.system.functional import Functional
 
 MIN_GAP_HARTREE = 1e-6
 """Between occupied and virtual levels. Below it rounding alone decides which orbital is filled, and
@@ -54,7 +54,7 @@ class KohnSham(NamedTuple):
 def kohn_sham(
     dm: Float[Array, "*spin nao nao"],
     ints: Integrals,
-    xc: str,
+    xc: str | Functional,
     filled: Float[Array, "*spin nao nocc"] | None = None,
 ) -> KohnSham:
     """Energy and Fock matrix of a density matrix, sharing the work of both.
@@ -62,7 +62,7 @@ def kohn_sham(
     Args:
       dm: symmetric, electrons per AO pair; for an open shell one of each spin.
       ints: the geometry.
-      xc: functional, one of `method.FUNCTIONALS`.
+      xc: functional.
       filled: orbitals C with dm = C·Cᵀ, where they are known: fitted exchange is cheaper with them.
 
     Raises:
@@ -91,7 +91,7 @@ def kohn_sham(
     return KohnSham(terms, coul, vxc, ints.hcore + coul + vxc)
 
 
-def energy(dm: Float[Array, "*spin nao nao"], ints: Integrals, xc: str) -> Float[Array, ""]:
+def energy(dm: Float[Array, "*spin nao nao"], ints: Integrals, xc: str | Functional) -> Float[Array, ""]:
     """Total Kohn–Sham energy of a density matrix, hartree; arguments as `kohn_sham`.
 
     Its derivative with respect to the density matrix is the Fock matrix, which was made on the way: it costs nothing.
@@ -119,7 +119,7 @@ def _energy_backward(xc, residuals, bar):
 _energy.defvjp(_energy_forward, _energy_backward)
 
 
-def fock(dm: Float[Array, "*spin nao nao"], ints: Integrals, xc: str) -> Float[Array, "*spin nao nao"]:
+def fock(dm: Float[Array, "*spin nao nao"], ints: Integrals, xc: str | Functional) -> Float[Array, "*spin nao nao"]:
     """Kohn–Sham (Fock) matrix of a density matrix, hartree; arguments as `kohn_sham`."""
     return kohn_sham(dm, ints, xc).fock
 

@@ -16,7 +16,7 @@ import numpy as np
 import threadpoolctl
 from jaxtyping import Array, Bool, Float, Int
 
-from qptlab.dft import grid, libcint, padding, repulsion, xc
+from qptlab.dft import grid, libcint, padding, repulsion
 from qptlab.dft.grid import Numbers
 from qptlab.dft.libcint import HostIntegrals
 from qptlab.dft.repulsion import Repulsion
@@ -386,7 +386,7 @@ def _cached_template(symbols, charge, spin, method):
     apart = 10.0 * np.arange(3 * len(symbols)).reshape(-1, 3)
     mol = Molecule(symbols, apart, charge, spin=spin)
     moles = libcint.moles(mol, method)
-    level = method.grid_level if xc.functional(method.xc).nvar else None
+    level = method.grid_level if method.functional.nvar else None
     labels = moles.basis.ao_labels(fmt=False)
     if max(mol.occupied) > len(labels):
         raise InputError(
@@ -418,7 +418,7 @@ def _cached_template(symbols, charge, spin, method):
 
 
 def _layout(occupied, nao, ngrids, method, *, fitted):
-    functional = xc.functional(method.xc)
+    functional = method.functional
     nderiv = {0: 0, 1: 1}.get(functional.nvar, 4)
     chunk = max(128, CHUNK_ELEMENTS // nao // 128 * 128)
     return Layout(

@@ -16,7 +16,7 @@ from pyscf import df, dft, gto, lib
 from pyscf.dft import gen_grid, radi
 from pyscf.scf import atom_hf, hf
 
-from qptlab.dft import grid, repulsion, xc
+from qptlab.dft import grid, repulsion
 from qptlab.errors import InputError
 from qptlab.runtime import memory
 from qptlab.system.method import Method
@@ -252,7 +252,7 @@ def _from_library(library, name, symbol):
 
 
 def _has_exchange(method: Method) -> bool:
-    return xc.functional(method.xc).exact_exchange > 0
+    return method.functional.exact_exchange > 0
 
 
 def auxiliary_basis(mol: gto.Mole, method: Method) -> str | dict:

@@ -21,6 +21,7 @@ from qptlab.dft import integrals, padding
 from qptlab.dft.energy import commutator, density_from_fock, energy, filled_orbitals, kohn_sham, orbitals
 from qptlab.dft.integrals import Integrals, Template
 from qptlab.errors import InputError
+from qptlab.system.functional import Functional
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
@@ -244,7 +245,7 @@ class _Search(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("xc", "max_cycles", "space", "trace"))
 def solve(
     ints: Integrals,
-    xc: str,
+    xc: str | Functional,
     dm: Float[Array, "*spin nao nao"] | None = None,
     level_shift: float | Array = 0.0,
     damping: float | Array = 0.0,
@@ -355,7 +356,7 @@ def _extrapolate(search):
 @functools.partial(jax.jit, static_argnames=("xc", "optimiser", "max_cycles", "trace"))
 def minimise(
     ints: Integrals,
-    xc: str,
+    xc: str | Functional,
     dm: Float[Array, "*spin nao nao"] | None = None,
     *,
     optimiser: optax.GradientTransformationExtraArgs | optax.GradientTransformation | None = None,

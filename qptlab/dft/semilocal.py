@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qptlab.dft import grid, xc
+from qptlab.dft import functionals, grid
 from qptlab.dft.grid import Basis
 from qptlab.dft.integrals import Integrals
+from qptlab.system.functional import Functional
 
 
 class _Points(NamedTuple):
@@ -29,7 +30,7 @@ class _Points(NamedTuple):
 
 
 def exchange_correlation(
-    dm: Float[Array, "nspin nao nao"], ints: Integrals, functional: str
+    dm: Float[Array, "nspin nao nao"], ints: Integrals, functional: str | Functional
 ) -> tuple[Float[Array, ""], Float[Array, "nspin nao nao"]]:
     """Semilocal exchange–correlation energy (hartree), and its derivative with respect to the density matrix.
 
@@ -40,7 +41,7 @@ def exchange_correlation(
       ints: the geometry.
       functional: its name.
     """
-    if xc.functional(functional).nvar == 0:
+    if functionals.functional(functional).nvar == 0:
         return jnp.zeros(()), jnp.zeros_like(dm)
     chunk = ints.layout.chunk
     points = _Points(
@@ -56,12 +57,12 @@ def _energy_and_matrix(dm, points, functional):
 
 
 def _forward(dm, points, functional):
-    nvar = xc.functional(functional).nvar
+    nvar = functionals.functional(functional).nvar
 
     def add(total, chunk):
         aos, weights = _aos(points, chunk, nvar), chunk.weights
         density = _to_grid(dm, aos, nvar)
-        found = xc.potential(density, functional)
+        found = functionals.potential(density, functional)
         energy, matrix = total
         return (energy + weights @ found.exc, matrix + _from_grid(weights * found.v, aos)), density
 
@@ -96,24 +97,25 @@ _energy_and_matrix.defvjp(_remember, _backward)
 
 def _kernel(direction, points, densities, functional):
     """Derivative of the matrix when the density matrix moves in a direction."""
-    nvar = xc.functional(functional).nvar
+    nvar = functionals.functional(functional).nvar
 
     def add(total, given):
         chunk, density = given
         aos = _aos(points, chunk, nvar)
-        _, v = jax.jvp(lambda d: xc.potential(d, functional).v, (density,), (_to_grid(direction, aos, nvar),))
+        moved = _to_grid(direction, aos, nvar)
+        _, v = jax.jvp(lambda d: functionals.potential(d, functional).v, (density,), (moved,))
         return total + _from_grid(chunk.weights * v, aos), None
 
     return jax.lax.scan(add, jnp.zeros_like(direction), (_chunks(points), densities))[0]
 
 
 def _energy(dm, points, functional):
-    nvar = xc.functional(functional).nvar
+    nvar = functionals.functional(functional).nvar
 
     @jax.checkpoint
     def add(total, chunk):
         density = _to_grid(dm, _aos(points, chunk, nvar), nvar)
-        return total + chunk.weights @ xc.energy_density(density, functional), None
+        return total + chunk.weights @ functionals.energy_density(density, functional), None
 
     return jax.lax.scan(add, jnp.zeros((), dm.dtype), _chunks(points))[0]
 

@@ -28,13 +28,6 @@ from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.units import HARTREE_MEV
 
-PYSCF_FUNCTIONALS = {
-    "hf": "hf", "lda": "lda,vwn", "pw92": "lda,pw", "pbe": "pbe,pbe", "blyp": "b88,lyp",
-    "b3lyp": "b3lypg", "b3lyp5": "b3lyp5", "pbe0": "pbe0", "r2scan": "r2scan",
-}
-"""Our names in PySCF's words; its `vwn` is VWN5, and its `b3lypg` is `b3lyp` whatever its settings."""
-
-
 KEPT = 512
 """Answers that are kept: the same geometries are asked for again and again."""
 
@@ -204,13 +197,25 @@ def calculation(mol: Molecule, method: Method, *, fitted: bool) -> hf.SCF:
     # PySCF counts what the process holds already, a training's replay buffer too, and would think itself short.
     built.max_memory = lib.current_memory()[0] + min(lib.param.MAX_MEMORY, memory_bytes() / 1e6)
     mf = dft.RKS(built) if mol.spin == 0 else dft.UKS(built)
-    mf.xc = PYSCF_FUNCTIONALS[method.xc]
+    mf.xc = _pyscf_name(method)
     mf.grids.level = method.grid_level
     mf.init_guess = "minao"
     mf.conv_tol = 1e-10
     if not fitted:
         return mf
     return cast(hf.SCF, mf.density_fit(auxbasis=libcint.auxiliary_basis(built, method)))
+
+
+def _pyscf_name(method: Method) -> str:
+    name = method.functional.require_pyscf_name()
+    try:
+        dft.libxc.parse_xc(name)
+    except KeyError:
+        raise InputError(
+            f"Expected PySCF's name of functional {method.functional.name!r}, got {name!r}; use a name that PySCF's "
+            "libxc module knows as the record's pyscf_name."
+        ) from None
+    return name
 
 
 def _run(mol, method, max_cycles, *, fitted=False, threads=None):

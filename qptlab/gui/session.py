@@ -25,7 +25,8 @@ from qptlab.runtime.tasks import Cancelled, Report, Task
 from qptlab.sampling.geometries import SAMPLERS, Sampling
 from qptlab.system import coordinates
 from qptlab.system.coordinates import Coordinate
-from qptlab.system.method import FUNCTIONALS, GRID_LEVELS, Method
+from qptlab.system.functional import FUNCTIONALS
+from qptlab.system.method import GRID_LEVELS, Method
 from qptlab.system.molecule import Molecule, read_xyz
 from qptlab.training.config import TrainConfig
 from qptlab.training.trainer import Trainer
@@ -67,7 +68,7 @@ class Session(traitlets.HasTraits):
     """
 
     molecule = traitlets.Instance(Molecule)
-    xc = traitlets.Enum(FUNCTIONALS, "pbe")
+    xc = traitlets.Enum(FUNCTIONALS, "pbe")  # pyright: ignore[reportCallIssue, reportArgumentType]  a live register
     basis = traitlets.Unicode("sto-3g")
     grid_level = traitlets.Enum(GRID_LEVELS, 1)
     preset = traitlets.Enum(tuple(PRESETS), "micro")
@@ -189,7 +190,8 @@ class Session(traitlets.HasTraits):
         run = trainer.run_folder
         with self.hold_trait_notifications():
             self.molecule = run.molecules[0]
-            self.xc, self.basis, self.grid_level = run.method.xc, run.method.basis, run.method.grid_level
+            self.xc = run.method.functional.name
+            self.basis, self.grid_level = run.method.basis, run.method.grid_level
             self.preset, self.iterations = run.model_config.preset, run.model_config.iterations
             sampling = run.train_config.sampling
             if sampling.sampler != "file":

@@ -22,6 +22,7 @@ from qptlab.errors import InputError
 from qptlab.models.contract import Params, Prediction, kind_of, register_kind
 from qptlab.models.features import BIASES, Features
 from qptlab.models.systems import Sample
+from qptlab.system.functional import Functional
 
 MAX_ITERATIONS = 16
 
@@ -130,7 +131,7 @@ class CorrectionModel:
       InputError: if the network is not registered.
     """
 
-    def __init__(self, config: CorrectionConfig, xc: str, kinds: tuple[str, ...]):
+    def __init__(self, config: CorrectionConfig, xc: str | Functional, kinds: tuple[str, ...]):
         self.kind = kind_of(config)
         self.config = config
         self.xc = xc

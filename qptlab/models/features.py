@@ -14,6 +14,7 @@ from qptlab.dft.energy import inverse_root, kohn_sham
 from qptlab.dft.grid import Numbers
 from qptlab.dft.integrals import Integrals, Template
 from qptlab.errors import InputError
+from qptlab.system.functional import Functional
 
 BIASES = ("hcore", "hcore_orthogonal", "fock", "coul", "vxc", "dm", "overlap", "gram", "distance")
 """The matrices that bias attention, in order: core Hamiltonian, also in Löwdin's orthogonal basis; Fock, Coulomb,
@@ -40,7 +41,8 @@ class Features(NamedTuple):
 
 
 def features(
-    ints: Integrals, ao_atom: Int[Numbers, " nao"], kinds: Int[Numbers, " nao"], mask: Bool[Numbers, " nao"], xc: str
+    ints: Integrals, ao_atom: Int[Numbers, " nao"], kinds: Int[Numbers, " nao"], mask: Bool[Numbers, " nao"],
+    xc: str | Functional,
 ) -> Features:
     """Evaluate the guess density once and collect what the network reads.
 

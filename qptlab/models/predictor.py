@@ -69,7 +69,7 @@ class CorrectionPredictor:
         return {
             "kind": self.kind,
             "molecules": [files.molecule_record(system.molecule) for system in self.systems],
-            "method": dataclasses.asdict(self.method),
+            "method": self.method.to_dict(),
             "model": dataclasses.asdict(self.config),
         }
 

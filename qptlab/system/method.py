@@ -1,42 +1,39 @@
-"""The level of theory: functional, basis, integration grid, two-electron integrals."""
+"""Kohn–Sham method: functional, basis, integration grid and form of the two-electron integrals."""
 
 import dataclasses
 
 from qptlab.errors import InputError
-
-FUNCTIONALS = ("hf", "lda", "pw92", "pbe", "blyp", "b3lyp", "b3lyp5", "pbe0", "r2scan")
-"""Names of the functionals: Hartree–Fock; Slater exchange with VWN5 or with PW92 correlation; PBE; BLYP; B3LYP
-as in Gaussian and PySCF (with VWN's RPA fit) or as in ORCA (with VWN5); PBE0; r2SCAN."""
+from qptlab.system.functional import Functional, functional, is_builtin, register_functional
 
 GRID_LEVELS = (0, 1, 2, 3, 4, 5)
-"""PySCF's grid levels that are offered."""
+"""Grid levels of PySCF that a method accepts."""
 
 ERI_FORMS = ("auto", "exact", "fitted")
-"""How two-electron integrals may be held; `auto` is exact for small molecules and fitted for the rest."""
+"""Forms of the two-electron integrals. With `auto` they are exact for small molecules and density-fitted else."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A Kohn–Sham method.
+    """Kohn–Sham method: functional, basis, grid and form of the two-electron integrals.
 
     Attributes:
-      xc: functional, one of `FUNCTIONALS`.
-      basis: the name of a basis set that PySCF has for every element of the molecule; whether it
-        has is known only with the molecule, so `integrals.template` checks it.
-      grid_level: PySCF's grid level, 0 (coarse) to 5; its default is 3.
-      eri: how two-electron integrals are held, one of `ERI_FORMS`; `integrals.Template.eri` says what
-        `auto` has chosen.
-      auxbasis: auxiliary basis of fitted integrals; by default the one PySCF takes for the functional
-        and basis.
+      xc: functional: a name in `functional.FUNCTIONALS`, or a `Functional` record of your own, which is registered
+        under its name. The field holds the name of a built-in functional and the record of any other.
+      basis: name of a basis set that PySCF has for every element of the molecule. `integrals.template` checks this,
+        because only there the molecule is known.
+      grid_level: PySCF's grid level, 0 (coarse) to 5. PySCF's default is 3.
+      eri: form of the two-electron integrals, one of `ERI_FORMS`. `integrals.Template.eri` is the form that `auto`
+        stands for.
+      auxbasis: auxiliary basis of density-fitted integrals. The default is PySCF's for the functional and basis.
 
     Raises:
-      InputError: if a value is not one of those offered.
+      InputError: if a value is not allowed.
 
     >>> Method(xc="pbe", basis="sto-3g")
     Method(xc='pbe', basis='sto-3g', grid_level=1, eri='auto', auxbasis=None)
     """
 
-    xc: str = "pbe"
+    xc: str | Functional = "pbe"
     basis: str = "def2-svp"
     grid_level: int = 1
     eri: str = "auto"
@@ -44,7 +41,10 @@ class Method:
 
     def __post_init__(self):
         """Check every field that can be checked without a molecule."""
-        for field, allowed in (("xc", FUNCTIONALS), ("grid_level", GRID_LEVELS), ("eri", ERI_FORMS)):
+        record = register_functional(self.xc) if isinstance(self.xc, Functional) else functional(self.xc)
+        # A name may come to mean a different record of the user's; only a built-in name identifies its record.
+        object.__setattr__(self, "xc", record.name if is_builtin(record) else record)
+        for field, allowed in (("grid_level", GRID_LEVELS), ("eri", ERI_FORMS)):
             value = getattr(self, field)
             if value not in allowed:
                 names = ", ".join(str(name) for name in allowed)
@@ -59,10 +59,20 @@ class Method:
             )
 
     @property
+    def functional(self) -> Functional:
+        """Return the record of the functional."""
+        return functional(self.xc)
+
+    @property
     def label(self) -> str:
-        """The usual short form, functional/basis.
+        """Return the usual short form, functional/basis.
 
         >>> Method("pbe", "sto-3g").label
         'PBE/sto-3g'
         """
-        return f"{self.xc.upper()}/{self.basis}"
+        return f"{self.functional.name.upper()}/{self.basis}"
+
+    def to_dict(self) -> dict:
+        """Return the fields as JSON can store them, with the functional's name; `Method` takes them back."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return fields | {"xc": self.functional.name}

@@ -92,6 +92,7 @@ class LabelFree(Objective):
 
     def check(self, config: TrainConfig) -> None:
         """Raise an `InputError` for settings that this objective cannot be trained with."""
+        self.method.functional.require_pyscf_name()  # validation compares with PySCF
         sampling = config.sampling
         if sampling.sampler in ("file", "torsions", "conformers"):
             for mol in self.molecules:
@@ -148,7 +149,7 @@ class LabelFree(Objective):
             "kind": self.kind,
             # In standard orientation, so that nothing depends on the rounding of the next machine.
             "molecules": [files.molecule_record(mol) for mol in self.molecules],
-            "method": dataclasses.asdict(self.method),
+            "method": self.method.to_dict(),
             "model": dataclasses.asdict(self.model_config),
         }
 

@@ -9,7 +9,8 @@ from qptlab.models.qpt import PRESETS
 from qptlab.sampling.geometries import SAMPLERS
 from qptlab.system import coordinates
 from qptlab.system.coordinates import Coordinate
-from qptlab.system.method import FUNCTIONALS, GRID_LEVELS
+from qptlab.system.functional import FUNCTIONALS
+from qptlab.system.method import GRID_LEVELS
 from qptlab.system.molecule import BUILTIN, Molecule
 from qptlab.gui.session import Session
 from qptlab.gui.widgets.live import keep_fresh
@@ -76,7 +77,7 @@ class MoleculePicker(View):
     def _settings(self) -> ipw.VBox:
         session = self.session
         fields = [
-            ("xc", ipw.Dropdown(options=FUNCTIONALS, description="Functional")),
+            ("xc", ipw.Dropdown(options=tuple(FUNCTIONALS), description="Functional")),
             ("basis", ipw.Combobox(options=BASES, description="Basis", continuous_update=False)),
             ("grid_level", ipw.Dropdown(options=GRID_LEVELS, description="Grid level")),
             ("preset", ipw.Dropdown(options=list(PRESETS), description="Network")),
