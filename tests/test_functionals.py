@@ -17,9 +17,9 @@ from scipy.spatial.transform import Rotation
 import qptlab as ql
 from qptlab.dft.functionals import RHO_MIN, energy_density, pbe_correlation, pbe_exchange, potential, slater_exchange
 from qptlab.evaluation import reference
+from qptlab.gui.session import Session
+from qptlab.gui.widgets import MoleculePicker
 from qptlab.system.functional import FUNCTIONALS, functional
-from qptlab.workbench.session import Session
-from qptlab.workbench.widgets import MoleculePicker
 
 SEMILOCAL = [xc for xc in FUNCTIONALS if functional(xc).nvar]
 GRADIENT = [xc for xc in SEMILOCAL if functional(xc).nvar > 1]

@@ -68,7 +68,8 @@ class Session(traitlets.HasTraits):
     """
 
     molecule = traitlets.Instance(Molecule)
-    xc = traitlets.Enum(FUNCTIONALS, "pbe")  # pyright: ignore[reportCallIssue, reportArgumentType]  a live register
+    # A live register: functionals of the user's own count.
+    xc: traitlets.Enum[str] = traitlets.Enum(FUNCTIONALS, "pbe")  # pyright: ignore[reportArgumentType, reportCallIssue]
     basis = traitlets.Unicode("sto-3g")
     grid_level = traitlets.Enum(GRID_LEVELS, 1)
     preset = traitlets.Enum(tuple(PRESETS), "micro")
