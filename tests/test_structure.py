@@ -21,7 +21,8 @@ def package(tmp_path_factory):
 
 def lint(folder):
     """Exit status and output of lint-imports, which finds the package in its working directory."""
-    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()", "--no-cache"]
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", code, "--no-cache"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 
@@ -40,7 +41,9 @@ PLANTED = {
     "an import inside a function": ("runtime/planted.py", "def f():\n    import plotly\n", "planted -> plotly"),
     "a new package without a layer": ("planted/__init__.py", "", "planted"),
     "a new module of the engine without a layer": ("dft/planted.py", "", "planted"),
-    "an upward import": ("system/planted.py", "from qptlab.dft import scf\n", "qptlab.system.planted -> qptlab.dft.scf"),
+    "an upward import": (
+        "system/planted.py", "from qptlab.dft import scf\n", "qptlab.system.planted -> qptlab.dft.scf"
+    ),
     "a package beside it": (
         "benchmarking/planted.py", "import qptlab.interop.ase\n", "qptlab.benchmarking.planted -> qptlab.interop.ase"
     ),

@@ -52,8 +52,8 @@ def outside(wheel, tmp_path_factory):
     def run(*command, status=0, **options):
         command = [folder / "venv/bin" / command[0], *command[1:]]
         done = subprocess.run(
-            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-            **options,
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            check=False, **options,
         )
         assert done.returncode == status, done.stderr
         return done
@@ -126,7 +126,8 @@ def test_a_copied_course_holds_what_its_notebooks_import_and_read(outside):
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "code":
                 imports |= set(re.findall(r"^(?:import|from) .*$", cell.source, re.MULTILINE))
-                read |= set(re.findall(r"[\w-]+\.(?:json|md|png)", cell.source)) if "results" in cell.source else set()
+                if "results" in cell.source:
+                    read |= set(re.findall(r"[\w-]+\.(?:json|md|png)", cell.source))
     assert "import qptlab as ql" in imports
     outside("python", "-c", "\n".join(sorted(imports)), timeout=300)
     assert {"iterations.json", "labels.json", "peptide.md", "peptide.png", "growth.json"} <= read
@@ -141,7 +142,8 @@ def test_the_copy_opens_in_jupyterlab(outside):
         command, cwd=outside.folder, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as lab:
         try:
-            assert any(re.search(r"http://localhost:\d+/lab/tree/01-first-light.ipynb\?token=", s) for s in lab.stderr)
+            address = r"http://localhost:\d+/lab/tree/01-first-light.ipynb\?token="
+            assert any(re.search(address, line) for line in lab.stderr)
         finally:
             lab.kill()  # how it ends when it is asked to is a test of the command line's
     assert (outside.folder / "opened" / "00-index.ipynb").exists()

@@ -28,7 +28,7 @@ def lab(
     if notebook is not None and copy is not None:
         raise InputError(f"Expected a notebook or --copy, got {notebook} and --copy {copy}; use one of the two.")
     if notebook is not None and not notebook.exists():
-        raise InputError(f"Expected a notebook or a folder, got {notebook}, which does not exist; use an .ipynb file.")
+        raise InputError(f"Expected a notebook or a folder, got {notebook}, which does not exist; use a path.")
     if notebook is None and copy is None:
         notebook = _first_notebook()
     if notebook is None:
