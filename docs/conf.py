@@ -13,6 +13,9 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import generate  # noqa: E402
 
+HELD: dict[str, list[str]] = {}
+"""Descriptions of values, by name, while napoleon works on the docstrings."""
+
 project = "qptlab"
 author = "the qptlab authors"
 project_copyright = "the qptlab authors, MIT licence"
@@ -48,16 +51,14 @@ nb_mime_priority_overrides = [
     ("html", "application/vnd.plotly.v1+json", None),
 ]
 
-autodoc_default_options = {
-    "members": True, "member-order": "bysource", "show-inheritance": True, "ignore-module-all": True,
-}
+autodoc_default_options = {"members": True, "member-order": "bysource", "ignore-module-all": True}
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 add_module_names = False
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 toc_object_entries_show_parents = "hide"
 
 html_theme = "sphinx_book_theme"
@@ -70,7 +71,12 @@ html_theme_options = {
     "home_page_in_toc": False,
     "use_download_button": True,
     "use_fullscreen_button": False,
+    # The course and the results have none: their code and their tables need the width.
+    "secondary_sidebar_items": dict.fromkeys(
+        ("how-to/*", "reference/*", "reference/api/*", "explanation/*", "contributing"), ["page-toc"]
+    ),
 }
+html_favicon = "_static/favicon.svg"
 html_show_sourcelink = False
 mathjax_path = "mathjax/tex-svg.js"
 
@@ -96,12 +102,26 @@ def _quote_diagrams(app, what, name, obj, options, lines) -> None:
             lines.insert(index, "::")
 
 
-def _escape(app, what, name, obj, options, lines) -> None:
+def _hold_values(app, what, name, obj, options, lines) -> None:
+    """Keep napoleon from taking the words before a colon in the description of a value for its type."""
+    if what in ("data", "attribute", "property"):
+        HELD[name] = lines[:]
+        lines.clear()
+
+
+def _finish(app, what, name, obj, options, lines) -> None:
     """Take `*` and `|` for what they are: shapes such as ``*batch`` and absolute values, not markup."""
+    lines[:] = HELD.pop(name, lines)
     for index, line in enumerate(lines):
         parts = re.split(r"(`+[^`]*`+)", line)
         parts[::2] = [re.sub(r"(?<![\\*])(\*(?=\w)|\|)", r"\\\1", part) for part in parts[::2]]
         lines[index] = "".join(parts)
+
+
+def _shorten_types(app, what, name, obj, options, signature, returns):
+    """Write the types of arrays as the code does: Float[Array, "nao nao"]."""
+    replaced = (re.sub(r"\b(jaxlib\._jax|jaxtyping|numpy)\.(?=[A-Z]|ndarray)", "", text or "") for text in (signature, returns))
+    return tuple(text or None for text in replaced)
 
 
 def _resolve(app, env, node, contnode):
@@ -126,6 +146,8 @@ def setup(app) -> None:
     generate.main()
     app.connect("builder-inited", _copy_mathjax)
     app.connect("autodoc-process-docstring", _quote_diagrams, priority=100)
-    app.connect("autodoc-process-docstring", _escape, priority=900)  # after napoleon
+    app.connect("autodoc-process-docstring", _hold_values, priority=100)
+    app.connect("autodoc-process-docstring", _finish, priority=900)  # napoleon is in between
+    app.connect("autodoc-process-signature", _shorten_types)
     app.connect("missing-reference", _resolve)
     app.connect("autodoc-skip-member", _skip_fields)

@@ -76,12 +76,14 @@ def _command_line() -> str:
 
 def _results() -> dict[str, str]:
     """Return a page for each result in benchmarks/results, and one that lists them."""
-    pages, rows = {}, []
+    pages, rows, entries = {}, [], []
+    titles = [path.read_text().split("\n", 1)[0] for path in RESULTS.glob("*.md")]
     folder = HERE / "results"
     folder.mkdir(exist_ok=True)
     for path in sorted(RESULTS.glob("*.md")):
         text = path.read_text()
-        title = text.split("\n", 1)[0].removeprefix("# ")
+        first = text.split("\n", 1)[0]
+        title = first.removeprefix("# ") + (f": {path.stem}" if titles.count(first) > 1 else "")
         command = re.search(r"^ {4}(\S.*)$", text, re.MULTILINE)
         for file in RESULTS.glob(f"{path.stem}.*"):
             if file.suffix in (".png", ".json"):
@@ -89,9 +91,9 @@ def _results() -> dict[str, str]:
         if (folder / f"{path.stem}.json").exists():
             text = f"{text.rstrip()}\n\nThe numbers as a file: {{download}}`{path.stem}.json`.\n"
         pages[f"results/{path.name}"] = text
+        entries.append(f"{title} <{path.stem}>")
         rows.append(f"| [{title}]({path.name}) | {f'`{command[1]}`' if command else ''} |")
-    toctree = "\n".join(path.stem for path in sorted(RESULTS.glob("*.md")))
-    table = "\n".join(rows)
+    toctree, table = "\n".join(entries), "\n".join(rows)
     pages["results/index.md"] = (
         "# Results of the benchmarks\n\nEach page names the command that repeats it, the machine and the versions. "
         f"[Results](../explanation/results.md) says what they mean.\n\n| result | command |\n|---|---|\n{table}\n\n"
