@@ -1,4 +1,4 @@
-"""The molecule's frame: one pose for a geometry, however it comes."""
+"""Tests of the molecule's frame: a geometry has one pose, for any position, orientation and order of its atoms."""
 
 import cases
 import numpy as np
@@ -33,7 +33,10 @@ def test_turned_shifted_and_relabelled_geometries_have_one_pose(name, seed):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_oriented_geometry_stays_as_it_is(name):
-    """To the last digit, so that a model finds its frame again on another machine; also where axes are equivalent."""
+    """An oriented geometry does not change in any digit, so a model has the same frame on every machine.
+
+    This also holds for molecules with equivalent axes.
+    """
     for mol in (ql.Molecule.from_name(name), cases.molecule(name, displaced=0.05)):
         once = standard_orientation(mol)
         np.testing.assert_array_equal(standard_orientation(once).positions, once.positions)
@@ -49,7 +52,7 @@ def _handedness(mol):
 
 
 def test_the_pose_moves_smoothly_with_the_geometry():
-    """Along a vibration that passes a symmetric geometry nothing jumps."""
+    """The pose is continuous along a vibration that passes through a symmetric geometry."""
     frame = ReferenceFrame(ql.Molecule.from_name("water"))
     mol = ql.Molecule.from_name("water")
     swing = np.random.default_rng(0).normal(size=mol.positions.shape)
@@ -58,7 +61,7 @@ def test_the_pose_moves_smoothly_with_the_geometry():
 
 
 def test_a_mirror_image_is_not_taken_for_the_molecule():
-    """A chiral geometry and its mirror image are two geometries; only rotations are undone."""
+    """A chiral geometry and its mirror image are different geometries. The frame removes rotations only."""
     frame = ReferenceFrame(ql.Molecule.from_name("alanine dipeptide"))
     mol = cases.molecule("alanine dipeptide", displaced=0.05)
     mirrored = mol.positions * np.array([1, 1, -1])
@@ -73,6 +76,6 @@ def test_another_molecule_is_refused(other):
 
 
 def test_an_isomer_is_refused():
-    """Dimethyl ether has ethanol's formula and other bonds."""
+    """Dimethyl ether has the formula of ethanol, but different bonds."""
     with pytest.raises(ql.InputError, match="bonds"):
         ReferenceFrame(ql.Molecule.from_name("ethanol")).pose_molecule(ql.Molecule.parse("COC"))

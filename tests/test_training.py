@@ -1,4 +1,4 @@
-"""The stream of samples and the training loop."""
+"""Tests of the stream of training samples and of the training loop."""
 
 import collections
 import dataclasses
@@ -45,7 +45,7 @@ def test_batches_are_the_same_for_a_seed_whatever_the_threads_do():
 
 @pytest.mark.parametrize(("names", "sampler"), [(("water", "ethanol"), "perturb"), cases.slow(("water",), "md")])
 def test_a_stream_entered_later_goes_on_as_it_would_have_done(names, sampler, monkeypatch):
-    """Also when the buffer has forgotten its first samples, and chains are in their second segment."""
+    """The replay buffer has already dropped its first samples, and the chains are in their second segment."""
     monkeypatch.setattr(stream_module, "REPLAY_MAX", 8)
     monkeypatch.setattr(geometries, "SEGMENT", 3)
     with stream(names, sampler=sampler) as whole, stream(names, sampler=sampler, step=9) as late:
@@ -56,7 +56,7 @@ def test_a_stream_entered_later_goes_on_as_it_would_have_done(names, sampler, mo
 
 
 def test_processes_that_share_a_stream_have_the_batches_of_one(monkeypatch):
-    """Each makes its own samples, and no others; also of a stream that is entered later."""
+    """Each process creates only its own samples. This also holds for a stream that starts at a later step."""
     made = []
     make = System.host_integrals
     monkeypatch.setattr(System, "host_integrals", lambda *given: made.append(1) or make(*given))
@@ -87,7 +87,8 @@ def test_every_geometry_is_used_as_often_as_asked_on_average():
             energies = [float(drawn.sample.ints.e_nuc) for drawn in next(batches)]
             assert len(set(energies)) == 4, "no geometry twice in a batch"
             uses.update(energies)
-        # 4 to begin with, then one new geometry a batch, none lost: each is used four times on average.
+        # Four geometries at the start, then one new geometry per batch, and none is lost.
+        # So each is used four times on average.
         assert batches.drawn == len(uses) == 4 + 39
         assert batches.waited >= 0
 
@@ -103,7 +104,7 @@ def test_a_geometry_may_be_used_more_often_than_a_batch_is_large():
 
 
 def test_molecules_have_their_turn_as_often_as_there_are_of_them():
-    """Water and ammonia share a shape, ethanol has its own: a batch is of one shape."""
+    """Water and ammonia have the same shape, ethanol has a different one. A batch has one shape."""
     with stream(("water", "ammonia", "ethanol"), batch=6, reuse=6) as batches:
         shapes = collections.Counter()
         for drawn in itertools.islice(batches, 60):
@@ -119,7 +120,7 @@ def test_a_fault_in_the_source_reaches_the_one_who_asks():
 
 
 def test_training_lowers_the_energy_towards_the_solution():
-    """The loss is an energy: it falls, and never below the converged mean of what it was shown."""
+    """The loss is an energy. It decreases, but never below the converged energy."""
     qpt, system = cases.model("water", METHOD, 0)
     config = TrainConfig(
         minutes=None, steps=40, batch=4, reuse=4, warmup_steps=5, sampling=geometries.Sampling("perturb")
@@ -164,7 +165,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole():
 
 @pytest.mark.parametrize("names", [("water",), cases.slow(("water", "methane", "ethanol"))])
 def test_a_training_that_goes_on_does_what_it_would_have_done(names):
-    """Step for step, digit for digit; and so does the same seed twice."""
+    """Every step gives the same digits as without the interruption. So does a second training with the same seed."""
     systems, kinds = ql.make_systems([ql.Molecule.from_name(name) for name in names], METHOD)
     qpt = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), METHOD.xc, kinds)
     whole = list(train(LabelFree(qpt, systems), QUICK))
@@ -181,7 +182,7 @@ def test_a_training_that_goes_on_does_what_it_would_have_done(names):
 
 
 def test_no_label_reaches_the_training_loop(monkeypatch):
-    """Neither PySCF's SCF nor our own is called while a model learns from the energy."""
+    """Training on the energy calls neither PySCF's SCF nor qptlab's own."""
     from pyscf.scf import hf
 
     def forbidden(*_, **__):
@@ -197,9 +198,9 @@ def test_no_label_reaches_the_training_loop(monkeypatch):
 
 
 def test_updates_that_are_not_finite_are_skipped_then_reported(monkeypatch):
-    """A closed gap gives a gradient of NaN: parameters stay as they are, and training says why it ends."""
+    """A closed gap gives a gradient of NaN. The parameters do not change, and the error says why the training ends."""
     qpt, system = cases.model("water", METHOD, 0)
-    # Every gap counts as closed.
+    # With this limit, every gap counts as closed.
     monkeypatch.setattr(sys.modules["qptlab.dft.energy"], "MIN_GAP_HARTREE", 1e6)
     start = initial_state(LabelFree(qpt, [system]), QUICK)
     seen = []
