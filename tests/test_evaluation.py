@@ -33,7 +33,9 @@ def found(trained, geometries):
 def test_the_table_has_the_keys_that_others_read(found):
     record = json.loads(found.to_json())
     speeds = {"seconds_per_geometry", "pyscf_seconds_per_geometry", "pyscf_threads"}
-    assert set(record) == {"n", "n_left_out", "same_fit", "baselines", "residual_correlation"} | speeds | ERRORS
+    assert (record["kind"], record["method"]) == ("qpt", "LDA/sto-3g")
+    names = {"n", "kind", "method", "n_left_out", "same_fit", "baselines", "residual_correlation"}
+    assert set(record) == names | speeds | ERRORS
     assert record["same_fit"] is None
     assert set(record["baselines"]) == {"no_network", "pyscf_same_fock_builds"}
     assert all(set(baseline) == ERRORS for baseline in record["baselines"].values())
@@ -66,7 +68,7 @@ def test_where_integrals_are_fitted_the_error_against_the_same_fit_stands_beside
     assert found.same_fit.energy_mae_mev < 0.1 * found.errors.energy_mae_mev
     exact, fitted = found.test_set.converged[0].energy, found.test_set.same_fit[0].energy
     assert found.errors.energy_mae_mev == pytest.approx(abs(exact - fitted) * 27211.38602, rel=0.1)
-    assert "QPT, against the same fit" in str(found)
+    assert "QPT, same density fitting" in str(found)
     assert found.to_dict()["same_fit"]["energy_mae_mev"] == found.same_fit.energy_mae_mev
 
 
@@ -137,7 +139,7 @@ def test_summary_of_known_errors():
 
 
 def test_wrong_or_no_geometries_are_refused(trained, tmp_path):
-    with pytest.raises(ql.InputError, match="no geometries"):
+    with pytest.raises(ql.InputError, match="Expected at least one geometry to evaluate, got none"):
         ql.evaluate(trained.predictor, [])
     with pytest.raises(ql.InputError, match="CH4"):
         ql.evaluate(trained.predictor, [WATER, ql.Molecule.from_name("methane")])

@@ -271,10 +271,12 @@ def test_a_model_that_says_no_number_has_no_error(labelled):
     spoilt = data._replace(graphs=data.graphs._replace(energy=data.graphs.energy * [np.nan, 1, 1]))
     assert np.isfinite(label_errors(predictor, data).energy_mae_mev)
     assert np.isnan(label_errors(predictor, spoilt).energy_mae_mev)
-    infinite = labelled._replace(labels=[label._replace(energy=1e200) for label in known])
+    whole = prepare(vocabulary(mols, CONFIG), mols, known, forces=False)
+    features = whole.graphs.features._replace(pair=whole.graphs.features.pair * np.nan)
     config = ql.TrainConfig.supervised(steps=50, tasks=ql.TaskWeights.only("energy"))
-    with pytest.raises(NotFiniteError, match="updates in a row were not finite"):
-        train(infinite, config)
+    with pytest.raises(NotFiniteError, match="updates in a row were not finite") as caught:
+        train(labelled, config, whole._replace(graphs=whole.graphs._replace(features=features)))
+    assert len(caught.value.geometries) == config.batch
 
 
 def test_what_a_file_does_not_say_is_not_learned(labelled):

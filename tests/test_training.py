@@ -221,17 +221,17 @@ def test_updates_that_are_not_finite_are_skipped_then_reported(monkeypatch):
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
-        ({"minutes": 0.0}, "0.0 minutes"),
-        ({"minutes": float("nan")}, "nan minutes"),
-        ({"minutes": None}, "neither minutes nor steps"),
-        ({"steps": 0}, "steps 0"),
-        ({"batch": 0}, "batch 0"),
-        ({"seed": -1}, "seed -1"),
-        ({"learning_rate": 3.0}, "learning rate 3.0"),
-        ({"averaging": 1.0}, "averaging 1.0"),
-        ({"loss": "truth"}, "loss 'truth' is not known; one of energy, self-consistency"),
-        ({"iterations": 17}, "17 DFT iterations"),
-        ({"batch": 16, "microbatch": 5}, "a batch of 16 has no parts of 5"),
+        ({"minutes": 0.0}, "number of minutes, got 0.0"),
+        ({"minutes": float("nan")}, "number of minutes, got nan"),
+        ({"minutes": None}, "minutes or steps of training, got neither"),
+        ({"steps": 0}, "as steps, got 0"),
+        ({"batch": 0}, "as batch, got 0"),
+        ({"seed": -1}, "as seed, got -1"),
+        ({"learning_rate": 3.0}, "as learning rate, got 3.0"),
+        ({"averaging": 1.0}, "as averaging, got 1.0"),
+        ({"loss": "truth"}, "Expected one of energy, self-consistency, labels as loss, got 'truth'"),
+        ({"iterations": 17}, "0 to 16 DFT iterations, got 17"),
+        ({"batch": 16, "microbatch": 5}, "divisor of the batch of 16 as microbatch, got 5"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused(choice, said):
