@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import qptlab as ql
-from qptlab.models.features import BIASES
 from qptlab.gui.attention import attended
+from qptlab.models.features import BIASES
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import qptlab as ql
-from qptlab.units import HARTREE_MEV
 from qptlab.gui import pictures, plots
+from qptlab.units import HARTREE_MEV
 
 ROWS = [
     {"step": i + 1, "seconds": float(i), "energy_ha": -75.0 - 0.01 * i, "grad_norm": 1.0 / (i + 1), "geometries": i,

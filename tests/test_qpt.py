@@ -243,7 +243,11 @@ def test_two_geometries_that_differ_get_corrections_that_differ():
 
 @pytest.mark.parametrize(
     ("preset", "iterations", "said"),
-    [("huge", 1, "Expected one of micro, tiny, small, .* as preset, got 'huge'"), ("micro", -1, "0 to 16"), ("micro", 17, "17")],
+    [
+        ("huge", 1, "Expected one of micro, tiny, small, .* as preset, got 'huge'"),
+        ("micro", -1, "0 to 16"),
+        ("micro", 17, "17"),
+    ],
 )
 def test_settings_that_cannot_be_used_are_refused(preset, iterations, said):
     with pytest.raises(ql.InputError, match=said):

@@ -144,7 +144,7 @@ def test_going_on_with_other_settings_is_refused(trained, method, model, changes
 def test_going_on_with_an_isomer_is_refused(tmp_path):
     ethanol, ether = ql.Molecule.from_name("ethanol"), ql.Molecule.from_smiles("COC")
     ql.Trainer(ethanol, METHOD, MODEL, config(1), out=tmp_path / "w")
-    with pytest.raises(ql.InputError, match="Expected molecules ethanol, .*, got COC"):
+    with pytest.raises(ql.InputError, match=r"Expected molecules ethanol, .*, got COC"):
         ql.Trainer(ether, METHOD, MODEL, config(1), out=tmp_path / "w", resume=True)
 
 

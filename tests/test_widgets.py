@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 
-from qptlab.training.run import Run
 from qptlab.gui import plots
 from qptlab.gui.scenes import KINDS
 from qptlab.gui.session import Session
@@ -22,6 +21,7 @@ from qptlab.gui.widgets import (
     library,
     preview,
 )
+from qptlab.training.run import Run
 
 BOX = (np.zeros(3), np.ones(3))
 

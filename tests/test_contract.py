@@ -1,0 +1,236 @@
+"""The contract of models: one trainer, run folder and evaluation for every kind, also for a user's own network."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import cases
+import h5py
+import numpy as np
+import own_network
+import pytest
+
+import qptlab as ql
+from qptlab.evaluation import labels
+from qptlab.gui.session import Session
+from qptlab.models import contract
+
+WATER = ql.Molecule.from_name("water")
+DATA = pathlib.Path(__file__).parent / "data"
+OWN = own_network.PairConfig(iterations=1, width=8)
+GNN = ql.GNNConfig(width=8, layers=1, heads=2, radial=2)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A finished training of the user's own network, without labels."""
+    out = tmp_path_factory.mktemp("runs") / "own"
+    return ql.Trainer(WATER, cases.QUICK_METHOD, OWN, cases.quick(40), out=out).run()
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Geometries of water with labels by PySCF."""
+    rng = np.random.default_rng(0)
+    mols = [WATER.with_positions(WATER.positions + 0.05 * rng.normal(size=(3, 3))) for _ in range(10)]
+    maker = functools.partial(labels.from_pyscf, method=cases.QUICK_METHOD)
+    path = tmp_path_factory.mktemp("labels") / "labels.xyz"
+    labels.label(mols, maker, path, theory="LDA/sto-3g")
+    return ql.read_labels(path)
+
+
+def supervised(steps):
+    return ql.TrainConfig.supervised(steps=steps, batch=4, validation=2, tasks=ql.TaskWeights(forces=0.0))
+
+
+@pytest.fixture(scope="module")
+def gnn(labelled, tmp_path_factory):
+    """A finished training of an OrbitalGNN."""
+    out = tmp_path_factory.mktemp("runs") / "gnn"
+    return ql.Trainer(labelled, model=GNN, train=supervised(30), out=out).run()
+
+
+@pytest.mark.slow
+def test_the_file_of_the_how_to_guide_is_short():
+    lines = pathlib.Path(own_network.__file__).read_text().splitlines()
+    network = lines[: lines.index('if __name__ == "__main__":')]
+    assert len(network) < 40
+
+
+def test_a_users_own_network_learns_without_labels(own):
+    first, last = own.rows[0], own.rows[-1]
+    assert last["energy_ha"] < first["energy_ha"]
+    assert last["validation_mae_mev"] < 0.9 * last["no_network_mae_mev"]
+
+
+def test_a_users_own_network_is_saved_loaded_and_evaluated(own, tmp_path):
+    model = ql.load(own.out)
+    assert isinstance(model, ql.Model)
+    assert (model.kind, model.config, model.label) == ("pair-mlp", OWN, "LDA/sto-3g")
+    energy = float(own.predictor(WATER).energy)
+    assert float(model(WATER).energy) == energy
+    model.save(tmp_path / "own.h5")
+    assert float(ql.load(tmp_path / "own.h5")(WATER).energy) == energy
+    evaluation = ql.evaluate(model, [WATER])
+    assert "pair-mlp" in str(evaluation)
+    assert evaluation.errors.energy_mae_mev < evaluation.baselines["no_network"].energy_mae_mev
+    assert json.loads((own.out / "config.json").read_text())["kind"] == "pair-mlp"
+
+
+def test_a_users_own_network_is_watched_in_the_workbench(own):
+    session = Session("water")
+    session.open_run(str(own.out))
+    session.wait("training")
+    assert session.trainer.step == 40
+    assert session.trainer.model_config == OWN
+    assert len(session.trainer.rows) == 40
+
+
+def test_a_users_own_network_has_forces(own):
+    rng = np.random.default_rng(1)
+    mol = WATER.with_positions(WATER.positions + 0.02 * rng.normal(size=(3, 3)))
+    direction, step = rng.normal(size=(3, 3)), 1e-3
+    model = own.predictor
+    forward, backward = (
+        float(model(mol.with_positions(mol.positions + sign * step * direction)).energy) for sign in (1, -1)
+    )
+    slope = -np.sum(model.forces(mol) * direction)
+    assert slope == pytest.approx((forward - backward) / (2 * step), abs=2e-5)
+
+
+def test_a_training_of_a_users_own_network_continues(tmp_path):
+    whole = ql.Trainer(WATER, cases.QUICK_METHOD, OWN, cases.quick(6), out=tmp_path / "whole").run()
+    ql.Trainer(WATER, cases.QUICK_METHOD, OWN, cases.quick(3), out=tmp_path / "half").run()
+    half = ql.Trainer.open(tmp_path / "half", cases.quick(6)).run()
+    assert [row["loss"] for row in half.rows][-1] == [row["loss"] for row in whole.rows][-1]
+
+
+def test_an_unregistered_network_is_refused_and_nothing_is_imported(own, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(own.out, copy)
+    record = json.loads((copy / "config.json").read_text())
+    record["kind"] = "antigravity"
+    (copy / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ql.InputError, match=r"Expected a registered kind of model \(qpt, .*\), got 'antigravity'"):
+        ql.load(copy)
+    assert "antigravity" not in sys.modules
+    path = tmp_path / "own.h5"
+    own.predictor.save(path)
+    with h5py.File(path, "a") as file:
+        file.attrs["description"] = json.dumps(record)
+    with pytest.raises(ql.InputError, match="got 'antigravity'"):
+        ql.load(path)
+
+
+def test_a_fresh_process_needs_the_module_that_registers_the_network(own):
+    code = f"import qptlab as ql; print(ql.load({str(own.out)!r}).kind)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Expected a registered kind of model" in done.stderr
+
+
+def test_settings_of_no_network_are_refused(labelled, tmp_path):
+    for data, model, message in (
+        (WATER, GNN, "learns without labels, got GNNConfig"),
+        (labelled, ql.QPTConfig(), "learns from labels, got QPTConfig"),
+        (WATER, "micro", "learns without labels, got str"),
+    ):
+        with pytest.raises(ql.InputError, match=message):
+            ql.Trainer(data, model=model, out=tmp_path / "run")
+    with pytest.raises(ql.InputError, match=r"'qpt', which is taken by QPTConfig"):
+        ql.register_network("qpt", own_network.PairConfig, own_network.pair_network)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_of_version_010_loads_predicts_and_continues(tmp_path):
+    expected = json.loads((DATA / "run-0.1.0.json").read_text())
+    shutil.copytree(DATA / "run-0.1.0", tmp_path / "run")
+    model = ql.load(tmp_path / "run")
+    prediction = model(WATER)
+    assert model.kind == "qpt"
+    assert float(prediction.energy) == pytest.approx(expected["energy"], abs=1e-9)
+    assert float(prediction.residual) == pytest.approx(expected["residual"], abs=1e-7)
+    np.testing.assert_allclose(prediction.mo_energy, expected["mo_energy"], atol=1e-7)
+    plain = float(model.without_network()(WATER).energy)
+    assert plain == pytest.approx(expected["energy_without_network"], abs=1e-9)
+    run = ql.Run.open(tmp_path / "run")
+    assert (run.kind, run.model_config.preset) == ("qpt", "micro")
+    assert run.method == ql.Method("pbe", "sto-3g", grid_level=0)
+    assert [event["text"] for event in run.events() if event["kind"] == "note"] == ["a remark"]
+    longer = dataclasses.replace(run.train_config, steps=6)
+    trainer = ql.Trainer.open(tmp_path / "run", longer).run()
+    assert [row["step"] for row in trainer.rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_orbital_gnn_has_a_run_folder_like_every_model(gnn, labelled):
+    assert {path.name for path in gnn.out.iterdir()} >= {
+        "config.json", "metrics.csv", "events.jsonl", "checkpoints", "validation.xyz", "model-card.md", "labels.xyz",
+        "statistics.json",
+    }
+    model = ql.load(gnn.out)
+    assert isinstance(model, ql.Model)
+    assert (model.kind, model.label) == ("orbital-gnn", "LDA/sto-3g")
+    assert float(model(WATER).energy) == float(gnn.predictor(WATER).energy)
+    assert "fock" not in model.provides
+    assert model(WATER).fock is None
+    row = gnn.rows[-1]
+    assert row["validation_mae_mev"] > 0
+    assert row["no_network_mae_mev"] > 0
+    assert "OrbitalGNN" in (gnn.out / "model-card.md").read_text()
+    evaluation = ql.evaluate(model, labelled)
+    assert set(evaluation.to_dict()) >= {"n", "kind", "energy_mae_mev", "dipole_mae_debye", "baselines"}
+    assert "OrbitalGNN" in str(evaluation)
+    assert evaluation.to_csv().count("\n") == 1 + len(labelled.molecules)
+
+
+def test_a_training_on_labels_pauses_and_continues_bit_for_bit(gnn, labelled, tmp_path):
+    half = ql.Trainer(labelled, model=GNN, train=supervised(30), out=tmp_path / "half").start()
+    while half.step < 5 and half.is_alive:
+        pass
+    half.pause()
+    while half.status == "running":
+        pass
+    paused = half.step
+    half.stop()
+    assert ql.Run.open(half.out).restore().step == paused
+    rest = ql.Trainer.open(half.out).run()
+    assert [row["loss"] for row in rest.rows] == [row["loss"] for row in gnn.rows]
+    assert float(rest.predictor(WATER).energy) == float(gnn.predictor(WATER).energy)
+
+
+def test_other_labels_are_not_continued(gnn, labelled):
+    fewer = labelled.take(range(8))
+    with pytest.raises(ql.InputError, match="Expected labels 10 geometries"):
+        ql.Trainer(fewer, model=GNN, train=supervised(40), out=gnn.out, resume=True)
+
+
+def test_damaged_labels_are_noticed(gnn, tmp_path):
+    shutil.copytree(gnn.out, tmp_path / "run")
+    path = tmp_path / "run" / "labels.xyz"
+    path.write_text(path.read_text().replace("energy=-7", "energy=-8"))
+    with pytest.raises(ql.InputError, match=r"Expected the labels that the run was trained on in labels\.xyz"):
+        ql.load(tmp_path / "run")
+
+
+def test_a_property_that_a_model_does_not_predict_is_refused_in_a_sentence(gnn):
+    model = gnn.predictor
+    for action in (
+        lambda: ql.guess(WATER, model),
+        lambda: labels.from_model(WATER, model),
+        lambda: ql.require(model, "fock"),
+    ):
+        with pytest.raises(ql.InputError, match=r"Expected a model that predicts .*, got one of kind 'orbital-gnn'"):
+            action()
+    with pytest.raises(ql.InputError, match="Expected a model, got str"):
+        ql.require("runs/water")
+    with pytest.raises(ql.InputError, match="Expected labelled geometries"):
+        ql.evaluate(model, [WATER])
+
+
+def test_kinds_are_listed():
+    assert {"qpt", "orbital-gnn", "pair-mlp"} <= set(contract.kinds())
+    assert contract.title_of("qpt") == "QPT"
+    assert contract.kind_of(OWN) == "pair-mlp"
