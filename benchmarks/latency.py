@@ -86,9 +86,9 @@ def _notebook(browser, address, folder, code):
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / name)
     opened = lab.Lab(browser, address, name, folder)
     opened.run(0)
-    opened.page.locator(".lm-TabBar-tab", has_text="3. Training").wait_for(timeout=120_000)
+    opened.tab("training").wait_for(timeout=120_000)
     yield opened
-    opened.add_and_run("app.session.stop(); print('ended')")
+    opened.add_and_run("app.session.training.stop(); print('ended')")
     opened.close()
 
 
@@ -98,7 +98,7 @@ def _first_points(open_notebook):
         seconds = []
         for _ in range(TURNS + 1):  # the first may compile
             with open_notebook(FIRST.format(cores=cores)) as opened:
-                opened.show("3. Training")
+                opened.show("training")
                 opened.press("Start")
                 began = time.perf_counter()
                 while not opened.points():
@@ -115,7 +115,7 @@ def _speed(open_notebook):
     """Steps per second of water in STO-3G, seen and unseen; and a cell's answers meanwhile."""
     with open_notebook(WORKBENCH) as opened:
         opened.add_and_run("t = begin('water', 'sto-3g', 'seen', 4); app.session.trainer = t.start(); print()")
-        opened.show("3. Training")
+        opened.show("training")
         while int(opened.add_and_run("print(t.step)")) < 30:
             time.sleep(0.5)
         answers, slower = [], []
@@ -129,7 +129,7 @@ def _speed(open_notebook):
             for seen in (True, False)[:: 1 if turn % 2 else -1]:  # by turns first, should the machine drift
                 # Without a trainer in the session no view has anything to show.
                 opened.add_and_run(f"app.session.trainer = {'t' if seen else None}; print()")
-                opened.show("3. Training")
+                opened.show("training")
                 wait = f"import asyncio; n = t.step; await asyncio.sleep({SECONDS})"
                 rates[seen] = float(opened.add_and_run(f"{wait}; print((t.step - n) / {SECONDS})", 60))
             slower.append(100 * (1 - rates[True] / rates[False]))
@@ -151,7 +151,7 @@ def _clicks(open_notebook, molecule, basis):
         opened.add_and_run("t.pause(); print()")
         while opened.add_and_run("print(t.status)").strip() != "paused":
             time.sleep(0.5)
-        opened.show("4. Orbitals")
+        opened.show("orbitals")
         opened.page.locator("figcaption", has_text="QPT").first.wait_for(timeout=120_000)
         choice = opened.page.get_by_label("Orbital", exact=True)
         labels = choice.locator("option").all_inner_texts()

@@ -60,28 +60,28 @@ from qptlab.training.trainer import Trainer  # noqa: E402
 
 
 def plot(figure):
-    """A plotly figure, such as those of `qptlab.gui.plots`, on the page: see `widgets.Plot`."""
-    from qptlab.gui.widgets import Plot
+    """Return a widget that shows a plotly figure in a notebook cell, and a picture on pages without widgets.
+
+    Args:
+      figure: a figure, for example one of `qptlab.gui.plots`. After a change of it, call `refresh` of the widget.
+    """
+    from qptlab.gui.widgets import Plot  # plotly and the widgets are loaded when they are needed
 
     return Plot(figure)
 
 
-def workbench(**choices):
-    """The whole workbench in one cell: pick a molecule, train, look at orbitals, compare.
+def workbench(trainer: Trainer | None = None, **choices):
+    """Return the workbench, which a notebook cell shows: choose a molecule, train a network, look at its results.
 
-    Run again while a training is under way, the cell shows that one, whatever the choices.
+    If the cell is run again while a training is running, the workbench shows that training.
 
     Args:
-      **choices: initial values of `session.Session`'s traits, such as `molecule="ethanol"`.
+      trainer: a trainer that a script has created, of any kind of model; by default the workbench starts without.
+      **choices: initial values of attributes of `qptlab.gui.session.Session`, such as `molecule="ethanol"`.
     """
-    from qptlab.gui.session import training_session
-    from qptlab.gui.widgets import Workbench  # plotly and the widgets load here, not with the package
+    from qptlab.gui.widgets import workbench  # plotly and the widgets are loaded when they are needed
 
-    under_way = training_session()
-    if under_way is None:
-        return Workbench(**choices)
-    under_way.tell("A training was under way when this cell was run again: this is it.", "training")
-    return Workbench(under_way)
+    return workbench(trainer, **choices)
 
 
 __all__ = [

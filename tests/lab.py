@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Playwright, Route, TimeoutError
 
+from qptlab.gui.tabs import TABS
+
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -185,9 +187,18 @@ class Lab:
         output.wait_for(timeout=seconds * 1000)
         return output.inner_text()
 
-    def show(self, title: str) -> None:
-        """Turn to a tab of the workbench, and bring it to the top of the window."""
-        tab = self.page.locator(".jupyter-widgets .lm-TabBar-tab", has_text=title)
+    def tab(self, name: str) -> Locator:
+        """Return the label of a tab of the workbench.
+
+        Args:
+          name: name of the tab, as in `qptlab.gui.tabs.TABS`.
+        """
+        title = re.compile(f"^{re.escape(TABS[name].title)}$")
+        return self.page.locator(".jupyter-widgets .lm-TabBar-tab", has_text=title)
+
+    def show(self, name: str) -> None:
+        """Turn to a tab of the workbench, and scroll it to the top of the window."""
+        tab = self.tab(name)
         tab.scroll_into_view_if_needed()
         tab.click()
         tab.evaluate("element => element.scrollIntoView({block: 'start'})")

@@ -13,6 +13,8 @@ from cases import wait_until
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
+from qptlab.gui.tabs import TABS
+
 NOTEBOOK = "01-first-light.ipynb"
 
 pytestmark = [
@@ -40,52 +42,52 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     """Run all; press Start; points arrive while another cell answers; pause, stop; look at everything."""
     page = opened.page
     opened.run(0)
-    page.locator(".lm-TabBar-tab", has_text="3. Training").wait_for(timeout=60_000)
-    opened.show("1. Molecule")
+    opened.tab("training").wait_for(timeout=60_000)
+    opened.show("molecule")
     wait_until(lambda: np.ptp(opened.canvas_pixels()[0]) > 100)
-    opened.screenshot("1-molecule")
+    opened.screenshot("molecule")
 
     opened.add_and_run("app.session.minutes = 10.0; print()")
-    opened.show("3. Training")
+    opened.show("training")
     opened.press("Start")
     expect(page.locator("text=/step \\d+ ·/").first).to_be_visible(timeout=90_000)
     before = opened.points()
     answered = opened.add_and_run("trainer = app.session.trainer; print(trainer.status, trainer.step > 0)")
     assert answered.split() == ["running", "True"]
-    opened.show("3. Training")
+    opened.show("training")
     wait_until(lambda: opened.points() > before + 10)
     page.get_by_label("Note").fill("first light")
-    opened.press("Keep")
+    opened.press("Add")
     expect(page.locator("text=/note — first light/")).to_be_visible()
-    opened.screenshot("2-training")
+    opened.screenshot("training")
 
     # The page is loaded again in mid-run: the training goes on, and the plot comes back whole.
     seen = opened.points()
     opened.reload()
-    opened.show("3. Training")
+    opened.show("training")
     wait_until(lambda: opened.points() > seen)
 
-    opened.show("7. Kernels")
+    opened.show("kernels")
     opened.press("Profile")
     expect(page.locator("text=/steps took/")).to_be_visible(timeout=90_000)
-    opened.screenshot("7-kernels")
+    opened.screenshot("kernels")
     expect(page.locator("td", has_text=re.compile(r"\w+\.py:\d+")).first).to_be_visible()
     assert opened.plots("time, ms").first.evaluate("plot => plot.data.length") >= 3
 
-    opened.show("3. Training")
+    opened.show("training")
     opened.press("Pause")
     expect(page.get_by_role("button", name="Resume")).to_be_visible(timeout=60_000)
     halted = opened.add_and_run("print(trainer.status, trainer.step)").split()
     assert halted[0] == "paused"
 
     # Orbitals are there, two of them, both signs of each.
-    opened.show("4. Orbitals")
+    opened.show("orbitals")
     wait_until(lambda: [min(lab.shares(canvas)) > 0.002 for canvas in opened.canvas_pixels()] == [True, True])
-    opened.screenshot("3-orbitals")
-    assert opened.add_and_run("print(app.orbitals.viewer.status)").strip() == "ready"
+    opened.screenshot("orbitals")
+    assert opened.add_and_run("print(app.views['orbitals'].viewer.status)").strip() == "ready"
 
     # The camera stays where a user has turned it when another orbital is shown.
-    opened.show("4. Orbitals")
+    opened.show("orbitals")
     both = opened.canvas_pixels()
     straight = both[0]
     page.locator(".qptlab-viewer-canvas:visible").first.focus()
@@ -109,18 +111,18 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     page.get_by_label("Show", exact=True).select_option("density difference")
     expect(page.locator("figcaption", has_text="electrons misplaced").first).to_be_visible(timeout=15_000)
     wait_until(lambda: max(lab.shares(opened.canvas_pixels()[0])) > 0.002)
-    opened.screenshot("3-difference")
+    opened.screenshot("difference")
     page.get_by_label("Show", exact=True).select_option("electrostatic potential")
     expect(page.locator("figcaption", has_text="potential").first).to_be_visible(timeout=15_000)
     time.sleep(1)
-    opened.screenshot("3-potential")
+    opened.screenshot("potential")
     with page.expect_download() as download:
         page.locator(".qptlab-viewer-save:visible").first.click()
     assert download.value.suggested_filename == "potential-geometry-0.png"
     assert np.ptp(np.asarray(Image.open(download.value.path()).convert("RGB"))) > 100
     page.get_by_label("Show", exact=True).select_option("orbital")
 
-    opened.show("5. Comparison")
+    opened.show("comparison")
     opened.press("Compare with PySCF")
     table = page.locator(".qptlab-table:visible").first
     table.wait_for(timeout=60_000)
@@ -129,44 +131,42 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     qpt, plain, stopped = (float(row[1]) for row in rows[1:])
     assert 0 < qpt < min(plain, stopped)
     time.sleep(1)
-    opened.screenshot("4-comparison")
+    opened.screenshot("comparison")
     opened.press("Save CSV and LaTeX")
-    saved = page.locator("[role=status]", has_text="saved").locator("visible=true")
+    saved = page.locator("[role=status]", has_text="Saved").locator("visible=true")
     expect(saved).to_be_visible()
     path = pathlib.Path(saved.inner_text().split()[1])
     rows = list(csv.DictReader((opened.folder / path).read_text().splitlines()))
     assert np.mean([abs(float(row["energy_error_mev"])) for row in rows]) == pytest.approx(qpt, rel=1e-3)
 
-    opened.show("6. Attention")
-    opened.press("Look")
-    expect(page.locator("text=/Layer 0, head 0: .* stays on the atom/")).to_be_visible(timeout=60_000)
+    opened.show("attention")
+    opened.press("Show")
+    expect(page.locator("text=/Layer 0, head 0: .* stays on the same atom/")).to_be_visible(timeout=60_000)
     wait_until(lambda: np.ptp(opened.canvas_pixels()[0]) > 100)
-    opened.screenshot("6-attention")
+    opened.screenshot("attention")
 
-    opened.show("3. Training")
+    opened.show("training")
     opened.press("Resume")
     more = f"while trainer.step < {int(halted[1]) + 3}: await asyncio.sleep(0.1)"
     assert opened.add_and_run(f"import asyncio\n{more}\nprint(trainer.status)").strip() == "running"
-    opened.show("3. Training")
+    opened.show("training")
     opened.press("Stop")
     expect(page.locator("[role=status]", has_text="stopped").first).to_be_visible(timeout=60_000)
     assert int(opened.add_and_run("print(trainer.step)")) >= int(halted[1])
 
-    opened.show("2. SCF")
+    opened.show("scf")
     opened.press("Run SCF")
     expect(page.locator("text=/DIIS: converged after/").first).to_be_visible(timeout=90_000)
     assert opened.plots("iteration").first.evaluate("plot => plot._fullData[2].y.length") >= 3
     time.sleep(1)
-    opened.screenshot("5-scf")
+    opened.screenshot("scf")
 
     opened.dark()
-    for number, title in enumerate(
-        ("1. Molecule", "2. SCF", "3. Training", "4. Orbitals", "5. Comparison", "6. Attention", "7. Kernels"), 1
-    ):
-        opened.show(title)
+    for name in TABS:
+        opened.show(name)
         time.sleep(1)
-        opened.screenshot(f"dark-{number}")
-    opened.show("4. Orbitals")
+        opened.screenshot(f"dark-{name}")
+    opened.show("orbitals")
     assert min(lab.shares(opened.canvas_pixels()[0])) > 0.002
 
     assert page.locator(".modebar-btn[data-title*='hare']").count() == 0, "nothing uploads a chart"
@@ -177,22 +177,22 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
 def test_bad_input_is_explained_beside_the_control(opened):
     page = opened.page
     opened.run(0)
-    page.locator(".lm-TabBar-tab", has_text="1. Molecule").wait_for(timeout=60_000)
+    opened.tab("molecule").wait_for(timeout=60_000)
     field = page.get_by_label("SMILES or path")
     field.fill("C1CC")
     field.press("Tab")
     page.get_by_role("button", name="Use", exact=True).first.click()
     alert = page.locator("[role=alert]", has_text="C1CC")
     expect(alert).to_be_visible(timeout=30_000)
-    opened.show("1. Molecule")
-    opened.screenshot("7-bad-input")
+    opened.show("molecule")
+    opened.screenshot("bad-input")
     field.fill("CCO")
     field.press("Tab")
     page.get_by_role("button", name="Use", exact=True).first.click()
     expect(page.locator("text=/C2H6O, 26 electrons/")).to_be_visible(timeout=30_000)
     expect(alert).to_have_count(0)
-    opened.show("1. Molecule")
-    opened.screenshot("8-ethanol")
+    opened.show("molecule")
+    opened.screenshot("ethanol")
 
     # A bond follows its slider; undo takes it back.
     atoms = page.get_by_label("Atoms (XYZ, Å)")
@@ -219,6 +219,6 @@ def test_run_all_cells_ends_in_the_claims_of_the_notebook(opened):
     opened.run_all()
     wait_until(lambda: opened.prompts()[-1].strip("[]: ").isdigit(), seconds=170)
     assert opened.page.locator(".jp-OutputArea-output[data-mime-type*='stderr']").count() == 0
-    opened.screenshot("9-all-cells")
+    opened.screenshot("all-cells")
     assert opened.outside == []
     assert opened.errors == []

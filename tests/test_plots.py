@@ -113,7 +113,7 @@ def test_live_figures_send_what_plain_ones_hold():
     assert sent[1]["name"] == "validation error, mean"
     clicks = []
     live.on_click(lambda *where: clicks.append(where))
-    live._hear(None, {"click": [3, 7]}, [])
+    live._receive(None, {"click": [3, 7]}, [])
     assert clicks == [(3, 7)]
 
 

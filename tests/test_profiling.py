@@ -32,7 +32,7 @@ def test_operations_are_named_and_their_time_fits_the_steps(profiled):
     assert sum(bool(each.layer) for each in own) > 0.6 * len(own)
     sources = {each.source.split(":")[0] for each in own if each.source}
     assert "models/qpt.py" in sources
-    assert "step" in found.words()
+    assert "step" in found.summary()
     assert next(found.path.rglob("*.xplane.pb"), None) is not None
     assert trainer.out in found.path.parents
 
@@ -49,7 +49,7 @@ def test_counted_work_of_the_network_is_what_its_shape_says(profiled):
 
 def test_nothing_to_profile_is_said(profiled):
     trainer, _, _ = profiled
-    with pytest.raises(ql.InputError, match="no training is running"):
+    with pytest.raises(ql.InputError, match="No training is running"):
         profiling.profile(trainer)
-    with pytest.raises(ql.InputError, match="0 steps"):
+    with pytest.raises(ql.InputError, match="at least 1 step to profile, got 0"):
         profiling.profile(trainer, 0)

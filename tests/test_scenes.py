@@ -29,22 +29,22 @@ def test_every_kind_has_two_panels_captions_and_words(subject, kind):
     scene = scenes.draw(kind, subject, points=20)
     assert [values.shape for values in scene.values] == [(20, 20, 20)] * 2
     assert len(scene.captions) == 2
-    assert "H2O" in scene.words
+    assert "H2O" in scene.summary
     assert all(np.abs(values).max() > scene.isovalue for values in scene.values), "something to see"
 
 
 def test_orbitals_are_turned_alike_and_named(subject):
     scene = scenes.draw("orbital", subject, 4, points=24)
-    ours, theirs = scene.values
-    assert np.sum(ours * theirs) > 0
+    predicted, reference = scene.values
+    assert np.sum(predicted * reference) > 0
     assert "orbital 5" in scene.captions[0]
     assert "occupation 2" in scene.captions[1]
     assert "occupation 0" in scenes.draw("orbital", subject, 5, points=8).captions[0]
-    with pytest.raises(ql.InputError, match="orbital 7 does not exist; 0 to 6 would do"):
+    with pytest.raises(ql.InputError, match="an orbital from 0 to 6, got 7"):
         scenes.draw("orbital", subject, 7)
-    with pytest.raises(ql.InputError, match="'spin' cannot be drawn; one of orbital"):
+    with pytest.raises(ql.InputError, match=r"one of orbital, .* to draw, got 'spin'"):
         scenes.draw("spin", subject)
-    with pytest.raises(ql.InputError, match=r"isovalue -1 cannot be drawn"):
+    with pytest.raises(ql.InputError, match="positive isovalue, got -1"):
         scenes.draw("density", subject, isovalue=-1)
 
 
@@ -59,7 +59,7 @@ def test_densities_hold_the_electrons_and_differences_none(subject):
 
 def test_the_potential_is_that_of_the_exact_integrals(subject):
     """The auxiliary basis makes it right to a millihartree, also close to the nuclei."""
-    mol, dm = subject.molecule, subject.truth.dm
+    mol, dm = subject.molecule, subject.reference.dm
     points = np.random.default_rng(1).normal(scale=4.0, size=(40, 3))
     built = libcint.pyscf_molecule(mol, cases.QUICK_METHOD)
     exact = []

@@ -11,7 +11,8 @@ import pytest
 
 import qptlab as ql
 from qptlab.dft import exploration
-from qptlab.gui.session import Session, training_session
+from qptlab.gui.session import Session, active_session
+from qptlab.units import HARTREE_EV
 
 
 def test_no_public_name_hides_a_module_of_the_package():
@@ -52,7 +53,7 @@ def test_choices_that_cannot_be_used_are_refused_with_a_sentence(name, value):
 
 def test_the_summary_says_what_a_molecule_will_cost():
     assert Session("water", basis="sto-3g").summary() == (
-        "H2O, 10 electrons, 7 atomic orbitals, exact integrals, 2.17 MiB a geometry"
+        "H2O, 10 electrons, 7 atomic orbitals, exact integrals, 2.17 MiB per geometry"
     )
     assert "charge +1" in Session("[NH4+]").summary()
     with pytest.raises(ql.InputError, match="nonsense"):
@@ -61,28 +62,28 @@ def test_the_summary_says_what_a_molecule_will_cost():
 
 def test_what_needs_a_model_says_so_before_there_is_one():
     session = Session("water")
-    session.compare()
-    assert session.message == ("there is no trained model yet; start a training first.", "comparison", True)
-    assert not session.can_draw
-    assert session.training_status == "idle"
-    for ask in (session.scene, session.attended):
+    session.comparison.run()
+    assert session.message == ("There is no trained model yet; start a training first.", "comparison", True)
+    assert not session.training.has_references
+    assert session.training.status == "idle"
+    for ask in (session.orbitals.scene, session.attention.heads):
         with pytest.raises(ql.InputError, match="no trained model"):
             ask()
-    session.inspect()
+    session.kernels.inspect()
     assert session.message.topic == "kernels"
-    assert "no training is running" in session.message.text
-    session.save_comparison()
+    assert "No training is running" in session.message.text
+    session.comparison.save()
     assert "no comparison to save" in session.message.text
 
 
 def test_zero_minutes_and_a_taken_folder_are_refused_and_nothing_is_written(tmp_path):
     session = Session("water", minutes=0.0, out=str(tmp_path / "w"))
-    session.start()
+    session.training.start()
     assert session.message.topic == "training"
-    assert "0.0 minutes" in session.message.text
+    assert "minutes, got 0.0" in session.message.text
     (tmp_path / "notes.txt").write_text("mine")
     session.minutes, session.out = 1.0, str(tmp_path)
-    session.start()
+    session.training.start()
     assert "holds other files" in session.message.text
     assert session.trainer is None
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
@@ -90,61 +91,63 @@ def test_zero_minutes_and_a_taken_folder_are_refused_and_nothing_is_written(tmp_
 
 def test_comparison_and_orbitals_of_a_trained_model(after_training):
     session = after_training
-    session.compare()
+    session.comparison.run()
     assert session.message.text == ""
-    assert session.evaluation.n == 2
-    labels = session.subject().orbital_labels()
+    assert session.comparison.evaluation.n == 2
+    labels = session.orbitals.subject().orbital_labels()
     assert len(labels) == 7
     assert "HOMO" in labels[4]
     assert "LUMO" in labels[5]
-    assert session.scene(geometry=1, points=8).captions[0].startswith("QPT, step 60: orbital 5")
-    assert session.subject(1) is session.subject(1), "kept until another is asked for"
-    with pytest.raises(ql.InputError, match="geometry 2 does not exist; 0 to 1 would do"):
-        session.subject(2)
+    assert session.orbitals.scene(geometry=1, points=8).captions[0].startswith("QPT, step 60: orbital 5")
+    assert session.orbitals.subject(1) is session.orbitals.subject(1), "kept until a different one is asked for"
+    with pytest.raises(ql.InputError, match="Expected a geometry from 0 to 1, got 2"):
+        session.orbitals.subject(2)
 
 
 def test_a_comparison_is_saved_as_csv_with_a_line_for_each_geometry_and_as_latex(after_training, trained):
     session = after_training
-    session.compare_with(str(trained.out / "validation.xyz"))
-    session.wait("comparison")
-    session.save_comparison()
+    session.comparison.start(str(trained.out / "validation.xyz"))
+    session.comparison.wait()
+    session.comparison.save()
     (table,) = trained.out.glob("comparison-*.csv")
     rows = list(csv.DictReader(table.read_text().splitlines()))
-    assert [float(row["energy_error_mev"]) for row in rows] == pytest.approx(session.evaluation.energy_errors_mev)
+    assert [float(row["energy_error_mev"]) for row in rows] == pytest.approx(
+        session.comparison.evaluation.energy_errors_mev
+    )
     gaps = [float(row["pyscf_gap_ev"]) for row in rows]
     assert gaps == pytest.approx(
-        [(a.mo_energy[5] - a.mo_energy[4]) * 27.21138602 for a in session.evaluation.test_set.converged]
+        [(a.mo_energy[5] - a.mo_energy[4]) * HARTREE_EV for a in session.comparison.evaluation.test_set.converged]
     )
     latex = table.with_suffix(".tex").read_text()
     assert latex.count("\\\\") == 4, "a line of titles and three of numbers"
-    session.compare_with("nowhere.xyz")
+    session.comparison.start("nowhere.xyz")
     assert "nowhere.xyz" in session.message.text
 
 
-def test_an_scf_is_searched_in_the_background_and_can_be_called_off():
+def test_an_scf_is_explored_in_the_background_and_can_be_cancelled():
     session = Session("water", xc="lda", basis="sto-3g", grid_level=0)
-    session.explore(cycles=12)
-    session.explore()
-    assert "under way already" in session.message.text
-    session.wait("exploration")
-    assert set(session.exploration.paths) == set(exploration.WAYS)
-    assert "DIIS: converged" in session.exploration.words()
-    before = session.exploration
-    session.begin("exploration", _endless, print)
-    session.task("exploration").cancel()
-    session.wait("exploration", 60)
-    assert session.exploration is before
-    assert session.message.text == "called off."
-    session.explore(guess="nonsense")
+    session.scf.explore(cycles=12)
+    session.scf.explore()
+    assert "already at work" in session.message.text
+    session.scf.wait()
+    assert set(session.scf.exploration.paths) == set(exploration.WAYS)
+    assert "DIIS: converged" in session.scf.exploration.words()
+    before = session.scf.exploration
+    session.scf.begin(_endless, print)
+    session.scf.task.cancel()
+    session.scf.wait(60)
+    assert session.scf.exploration is before
+    assert session.message.text == "Cancelled."
+    session.scf.explore(guess="nonsense")
     with pytest.raises(ql.InputError, match="nonsense"):
-        session.wait("exploration")
+        session.scf.wait()
     assert session.message.is_error
     assert "nonsense" in session.message.text
 
 
 def _endless(report):
     while True:
-        report(0, 1, "on and on")
+        report(0, 1, "endless")
         time.sleep(0.01)
 
 
@@ -153,20 +156,20 @@ def test_the_training_of_a_session_is_found_again(tmp_path):
         "water", xc="lda", basis="sto-3g", grid_level=0, iterations=0, sampler="perturb", minutes=5.0,
         out=str(tmp_path / "w"),
     )
-    assert training_session() is None
-    session.start()
+    assert active_session() is None
+    session.training.start()
     try:
         app = ql.workbench(molecule="ethanol")
         assert app.session is session
-        assert "under way when this cell was run again" in session.message.text
+        assert "already running when the cell was run again" in session.message.text
     finally:
-        session.stop()
+        session.training.stop()
         session.trainer.wait(60)
-    assert training_session() is None
+    assert active_session() is None
 
 
 def test_the_loss_is_drawn_against_the_converged_energy_of_the_validation_geometries(after_training, trained):
-    zero, name = after_training.energy_zero()
+    zero, name = after_training.training.energy_zero()
     energies = [cases.rks(mol, cases.QUICK_METHOD).kernel() for mol in ql.read_xyz(trained.out / "validation.xyz")]
     assert zero == pytest.approx(np.mean(energies), abs=1e-7)
     assert name == "⟨E converged⟩"
@@ -177,42 +180,42 @@ def test_start_pause_resume_and_stop_from_a_session(tmp_path):
         "water", xc="lda", basis="sto-3g", grid_level=0, iterations=0, sampler="perturb", minutes=5.0,
         out=str(tmp_path / "w"),
     )
-    session.start()
+    session.training.start()
     cases.wait_until(lambda: session.trainer.step >= 2)
-    session.start()
-    assert "a training is under way" in session.message.text
-    session.pause()
-    cases.wait_until(lambda: session.training_status == "paused")
+    session.training.start()
+    assert "A training is running" in session.message.text
+    session.training.pause()
+    cases.wait_until(lambda: session.training.status == "paused")
     halted = session.trainer.step
-    session.start()  # the button is called Resume now
+    session.training.start()  # the button is called Resume now
     cases.wait_until(lambda: session.trainer.step > halted)
-    session.stop()
+    session.training.stop()
     session.trainer.wait(60)
-    assert session.training_status == "stopped"
+    assert session.training.status == "stopped"
     assert session.trainer.step > halted
 
 
-def test_a_run_on_disk_is_opened_looked_at_and_gone_on_with(trained, tmp_path):
+def test_a_run_on_disk_is_opened_looked_at_and_continued(trained, tmp_path):
     shutil.copytree(trained.out, tmp_path / "w")
     session = Session("ethanol", minutes=0.02)
-    session.open_run(str(tmp_path / "none"))
-    assert "holds no run" in session.message.text
-    session.open_run(str(tmp_path / "w"))
-    session.wait("training")
-    assert session.is_opened
+    session.training.open_run(str(tmp_path / "none"))
+    assert "Expected a run folder" in session.message.text
+    session.training.open_run(str(tmp_path / "w"))
+    session.training.wait()
+    assert session.training.is_opened
     assert (session.molecule.formula, session.method) == ("H2O", trained.method)
-    found = session.scene(points=8)
+    scene = session.orbitals.scene(points=8)
     after = trained.validation
     np.testing.assert_allclose(session.trainer.validation.positions, after.positions)
-    assert found.captions[0].startswith("QPT, step 60")
-    session.compare()
-    assert session.evaluation.errors.energy_mae_mev == pytest.approx(
+    assert scene.captions[0].startswith("QPT, step 60")
+    session.comparison.run()
+    assert session.comparison.evaluation.errors.energy_mae_mev == pytest.approx(
         ql.evaluate(trained.predictor, after).errors.energy_mae_mev, rel=1e-6
     )
-    session.start()
+    session.training.start()
     session.trainer.wait(60)
     assert session.trainer.step > 60
-    assert session.training_status == "finished"
+    assert session.training.status == "finished"
 
 
 def test_what_ends_a_training_is_shown_and_its_state_is_kept(tmp_path):
@@ -220,12 +223,12 @@ def test_what_ends_a_training_is_shown_and_its_state_is_kept(tmp_path):
         "water", xc="lda", basis="sto-3g", grid_level=0, iterations=0, sampler="perturb", minutes=5.0,
         out=str(tmp_path / "w"),
     )
-    session.start()
+    session.training.start()
     cases.wait_until(lambda: session.trainer.step >= 3)
     (tmp_path / "w" / "metrics.csv").unlink()
     (tmp_path / "w" / "metrics.csv").mkdir()  # as if the disk were gone
     session.trainer.wait(60)
     session.deliver()
-    assert session.training_status == "failed"
+    assert session.training.status == "failed"
     assert session.message.topic == "training"
     assert "Training failed" in session.message.text

@@ -2,12 +2,18 @@
 
 import shutil
 
+import ipywidgets
 import numpy as np
 import pytest
+import traitlets
+from scipy.spatial.distance import pdist
 
+import qptlab as ql
 from qptlab.gui import plots
+from qptlab.gui.parts import Part
 from qptlab.gui.scenes import KINDS
 from qptlab.gui.session import Session
+from qptlab.gui.tabs import TABS, Tab, register_tab
 from qptlab.gui.widgets import (
     AttentionView,
     Comparison,
@@ -21,6 +27,8 @@ from qptlab.gui.widgets import (
     library,
     preview,
 )
+from qptlab.gui.widgets.message import MessageLine
+from qptlab.gui.widgets.view import View
 from qptlab.training.run import Run
 
 BOX = (np.zeros(3), np.ones(3))
@@ -29,7 +37,70 @@ BOX = (np.zeros(3), np.ones(3))
 def test_the_workbench_shares_one_session():
     app = Workbench(molecule="ammonia", basis="sto-3g")
     assert app.session.molecule.formula == "H3N"
-    assert all(view.session is app.session for view in (app.picker, app.monitor, app.orbitals, app.comparison))
+    assert list(app.views) == list(TABS)
+    assert all(view.session is app.session for view in app.views.values())
+
+
+class DistancesPart(Part):
+    """State of the tab below: the largest distance between two atoms."""
+
+    largest_angstrom = traitlets.Float()
+
+    def measure(self, unit: str = "Å") -> None:
+        """Measure the distance."""
+        with self.reporting():
+            if unit != "Å":
+                raise ql.InputError(f"Expected 'Å' as unit, got {unit!r}.")
+            self.largest_angstrom = pdist(self.session.molecule.positions_angstrom).max()
+
+
+class DistancesView(View):
+    """View of the tab below."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        self.label = ipywidgets.Label()
+        self.message = MessageLine(session, "distances")
+        super().__init__([self.label, self.message])
+        session.part("distances").observe(self._show, "largest_angstrom")
+
+    def _show(self, change):
+        self.label.value = f"{change['new']:.2f} Å"
+
+
+def test_a_users_own_tab_is_one_record():
+    register_tab(Tab("distances", "Distances", DistancesView, DistancesPart))
+    try:
+        app = ql.workbench(molecule="benzene")
+        assert app.children[0].titles[-1] == "Distances"
+        part = app.session.part("distances")
+        part.measure()
+        assert app.views["distances"].label.value == "4.93 Å"
+        part.measure(unit="mile")
+        assert app.session.message.topic == "distances"
+        assert "got &#x27;mile&#x27;" in app.views["distances"].message.value
+        part.begin(lambda report: 7.0, lambda result: setattr(part, "largest_angstrom", result))
+        part.wait(60)
+        assert app.views["distances"].label.value == "7.00 Å"
+        assert app.select("distances").children[0].selected_index == len(TABS) - 1
+    finally:
+        del TABS["distances"]
+    with pytest.raises(ql.InputError, match=r"the name of a tab \(molecule, .*\), got 'distances'"):
+        app.select("distances")
+
+
+def test_titles_of_tabs_carry_no_numbers():
+    assert [tab.title for tab in TABS.values() if any(letter.isdigit() for letter in tab.title)] == []
+
+
+def test_the_workbench_shows_a_trainer_of_a_script(trained):
+    app = ql.workbench(trained)
+    assert app.session.trainer is trained
+    assert app.session.method == trained.method
+    assert app.session.molecule.formula == "H2O"
+    app.views["training"].refresh()  # which the event loop of a kernel does
+    assert "finished" in app.views["training"]._status.value
+    assert ql.workbench(trained).session is app.session, "the cell was run again"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +138,7 @@ def test_an_upload_is_read_as_text_only():
     picker._take_upload({"new": [{"name": "evil.xyz", "content": memoryview(b"\x80\x04\x95pickle")}]})
     assert picker.session.message.is_error
     picker._take_upload({"new": [{"name": "large.xyz", "content": memoryview(bytes(5_000_001))}]})
-    assert "large.xyz is larger than 5 MB" in picker.session.message.text
+    assert "at most 5 MB, got large.xyz" in picker.session.message.text
     assert picker.session.molecule.formula == "He2"
 
 
@@ -85,7 +156,7 @@ def test_views_show_a_finished_training(trained):
     session.trainer = trained
     for view in (monitor, orbitals):
         view.refresh()
-    session.compare()
+    session.comparison.run()
     assert "finished" in monitor._status.value
     assert "step <b>60</b>" in monitor._numbers.value
     assert len(monitor.figure.data[0].x) == 60
@@ -94,11 +165,11 @@ def test_views_show_a_finished_training(trained):
     assert "PySCF" in orbitals.viewer.captions[1]
     assert [len(volume) for volume in orbitals.viewer.volumes] == [4 * 60**3] * 2
     assert "<td>" in comparison._table.value
-    assert comparison._found.layout.display == "flex"
+    assert comparison._results.layout.display == "flex"
     for plot in comparison._plot.options:
         comparison._plot.value = plot
         assert comparison.figure.layout.title.text or comparison.figure.layout.annotations
-    worst = int(np.abs(session.evaluation.energy_errors_mev).argmax())
+    worst = int(np.abs(session.comparison.evaluation.energy_errors_mev).argmax())
     assert comparison._geometry.value == worst
     assert comparison.viewer.captions[0].startswith(f"geometry {worst}:")
 
@@ -124,10 +195,10 @@ def test_every_kind_of_scene_is_drawn_and_orbitals_are_chosen_from_the_levels(tr
 def test_attention_is_shown_beside_the_matrix_that_biased_it(trained):
     session = Session("water")
     view = AttentionView(session)
-    assert view._look.disabled
+    assert view._show.disabled
     session.trainer = trained
     view.refresh()
-    assert not view._look.disabled
+    assert not view._show.disabled
     view.update()
     assert view.matrices.figure.data[0].name == "attention"
     view._head.value = 3
@@ -153,7 +224,7 @@ def test_a_second_run_is_drawn_beside_the_first_and_notes_are_kept(trained, tmp_
     assert "&lt;b&gt;looks good&lt;/b&gt;" in monitor._events.value
     assert Run.open(trained.out).events()[-1]["text"] == "<b>looks good</b>"
     monitor._do(monitor._keep_note)
-    assert "an empty note" in session.message.text
+    assert "got an empty one" in session.message.text
     for quantity in plots.QUANTITIES:
         monitor._quantity.value = quantity
         assert np.isfinite(np.array(monitor.figure.data[8].y, float)).all()
@@ -162,12 +233,12 @@ def test_a_second_run_is_drawn_beside_the_first_and_notes_are_kept(trained, tmp_
 def test_the_explorer_shows_the_matrices_of_a_cycle():
     session = Session("water", xc="lda", basis="sto-3g", grid_level=0)
     explorer = SCFExplorer(session)
-    session.explore(cycles=10)
-    session.wait("exploration")
+    session.scf.explore(cycles=10)
+    session.scf.wait()
     assert len(explorer.curves.figure.data) == 4
     explorer._cycle.value = 2
     shown = explorer.matrices.figure.data[2]
-    np.testing.assert_allclose(shown.z, session.exploration.matrices("DIIS", 2)["Density matrix D, electrons"])
+    np.testing.assert_allclose(shown.z, session.scf.exploration.matrices("DIIS", 2)["Density matrix D, electrons"])
     explorer.curves._toggle.value = True
     assert "<td>" in explorer.curves._table.value
 
@@ -208,20 +279,20 @@ def test_a_saved_orbital_is_a_cube_and_a_page_that_needs_no_network(trained, tmp
 
 def test_the_viewer_refuses_what_does_not_fit_together():
     viewer, cube = OrbitalViewer(), np.zeros((4, 4, 4))
-    with pytest.raises(ValueError, match=r"2 symbols and positions of shape \(1, 3\)"):
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) for 2 symbols, got \(1, 3\)"):
         viewer.show(["H", "H"], np.zeros((1, 3)), [cube], ["one"], *BOX)
-    with pytest.raises(ValueError, match="2 volumes of shapes"):
+    with pytest.raises(ValueError, match="got 2 volumes of shapes"):
         viewer.show(["H"], np.zeros((1, 3)), [cube, np.zeros((4, 4, 5))], ["one", "two"], *BOX)
-    with pytest.raises(ValueError, match="1 captions were given for 2 volumes"):
+    with pytest.raises(ValueError, match="one caption per volume, got 1 for 2 volumes"):
         viewer.show(["H"], np.zeros((1, 3)), [cube, cube], ["one"], *BOX)
-    with pytest.raises(ValueError, match="1 potentials were given for 2 volumes"):
+    with pytest.raises(ValueError, match="one potential per volume, got 1 for 2 volumes"):
         viewer.show(["H"], np.zeros((1, 3)), [cube, cube], ["one", "two"], *BOX, potentials=[cube])
     assert viewer.revision == 0
     viewer.show(["H"], np.zeros((1, 3)), [cube], ["one"], *BOX)
     assert viewer.revision == 1
 
 
-def test_a_missing_script_is_said_not_shown_as_a_blank_box(monkeypatch, tmp_path):
+def test_a_missing_script_gives_a_message_and_not_a_blank_box(monkeypatch, tmp_path):
     monkeypatch.setattr(library, "SCRIPT_3DMOL", tmp_path / "none.js")
     assert library.SOURCES["3dmol"]() == b""
-    assert "3Dmol.js was not bundled" in preview.script_html()
+    assert "3Dmol.js was not downloaded" in preview.script_html()

@@ -1,18 +1,24 @@
-"""Still pictures of the figures of `plots`, for pages that run no widgets and for saving.
+"""Pictures of the figures of `plots`, for pages that run no widgets and for saving.
 
-plotly draws in a browser only. What our figures hold (lines, points, bars, heatmaps) matplotlib draws without one.
+plotly draws in a browser only. matplotlib draws the lines, points, bars and heatmaps of our figures without one.
 """
 
 import io
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
 
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
+
 PIXELS = 100.0
-"""Of a figure's height per inch."""
+"""Height of a figure of plotly per inch of the picture, pixels."""
 
 LABELLED = 40
-"""Rows of a heatmap up to which there is room for their names."""
+"""Largest number of rows of a heatmap whose names are drawn; for more there is no room."""
 
 LINES = {
     "solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3)),
@@ -23,33 +29,34 @@ POINTS = {"circle": "o", "diamond": "D", "square": "s", "x": "x", "star": "*", "
 
 
 def png(figure: go.Figure) -> bytes:
-    """A figure as a PNG file, on white."""
-    from matplotlib.figure import Figure  # loads only where something is drawn
+    """Return a figure as a PNG file on a white background."""
+    from matplotlib.figure import Figure  # loaded only when something is drawn
 
     layout = figure.to_plotly_json()["layout"]
-    drawn = Figure(figsize=(11, float(layout.get("height") or 400) / PIXELS + 0.6), dpi=100)
-    places = {}
+    picture = Figure(figsize=(11, float(layout.get("height") or 400) / PIXELS + 0.6), dpi=100)
+    axes: dict[str, Any] = {}
     for trace in figure.data:
         key = getattr(trace, "xaxis", None) or "x"
-        if key not in places:
-            places[key] = _axes(drawn, layout, key[1:])
-        _draw(places[key], trace)
+        if key not in axes:
+            axes[key] = _axes(picture, layout, key[1:])
+        _draw(axes[key], trace)
     for note in layout.get("annotations") or []:  # titles of the plots of a figure
         x, y = (0.08 + 0.86 * note["x"], 0.22 + 0.66 * note["y"])
-        drawn.text(x, y + 0.02, note["text"], ha="center")
+        picture.text(x, y + 0.02, note["text"], ha="center")
     title = (layout.get("title") or {}).get("text")
     if title:
-        drawn.suptitle(title)
-    _legend(drawn, places.values())
+        picture.suptitle(title)
+    _legend(picture, axes.values())
     file = io.BytesIO()
-    drawn.savefig(file, format="png")
+    picture.savefig(file, format="png")
     return file.getvalue()
 
 
-def _axes(drawn, layout, number):
+def _axes(picture: "matplotlib.figure.Figure", layout: dict, number: str) -> "matplotlib.axes.Axes":
+    """Return axes at the same position and with the same scales as those of plotly's subplot of this number."""
     x_axis, y_axis = (layout.get(f"{name}axis{number}") or {} for name in "xy")
     (left, right), (bottom, top) = (axis.get("domain") or (0.0, 1.0) for axis in (x_axis, y_axis))
-    axes = drawn.add_axes((0.08 + 0.86 * left, 0.22 + 0.66 * bottom, 0.86 * (right - left), 0.66 * (top - bottom)))
+    axes = picture.add_axes((0.08 + 0.86 * left, 0.22 + 0.66 * bottom, 0.86 * (right - left), 0.66 * (top - bottom)))
     for axis, name in ((x_axis, "x"), (y_axis, "y")):
         getattr(axes, f"set_{name}label")((axis.get("title") or {}).get("text") or "")
         if axis.get("type") == "log":
@@ -60,7 +67,7 @@ def _axes(drawn, layout, number):
     return axes
 
 
-def _draw(axes, trace) -> None:
+def _draw(axes: "matplotlib.axes.Axes", trace: Any) -> None:
     if trace.type == "heatmap":
         colours = "RdBu" if trace.zmid == 0 else "cividis"
         image = axes.imshow(
@@ -83,7 +90,7 @@ def _draw(axes, trace) -> None:
         _draw_scatter(axes, trace)
 
 
-def _draw_scatter(axes, trace) -> None:
+def _draw_scatter(axes: "matplotlib.axes.Axes", trace: Any) -> None:
     line, marker = trace.line, trace.marker
     mode = trace.mode or "lines+markers"
     has_lines, has_points = "lines" in mode, "markers" in mode
@@ -96,10 +103,11 @@ def _draw_scatter(axes, trace) -> None:
     )
 
 
-def _legend(drawn, places) -> None:
-    found = {}
-    for axes in places:
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
-    if found:
-        drawn.legend(found.values(), found.keys(), loc="lower center", ncols=4, frameon=False, fontsize=9)
+def _legend(picture: "matplotlib.figure.Figure", axes: Iterable[Any]) -> None:
+    """Draw one legend for all axes, in which each name stands once."""
+    handles: dict[str, Any] = {}
+    for subplot in axes:
+        for handle, name in zip(*subplot.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    if handles:
+        picture.legend(handles.values(), handles.keys(), loc="lower center", ncols=4, frameon=False, fontsize=9)

@@ -1,8 +1,8 @@
-"""What a training step spends its time on: operations as XLA runs them, from a trace of the live training.
+"""Profile of training steps: the operations that XLA runs, from a trace of the running training.
 
-On an accelerator these are kernels by stream, on a CPU operations by thread. Floating-point operations and bytes are
-XLA's own count and known per compiled function only; what it calls from libraries (LAPACK's `eigh` among them) it
-counts as nothing, and the body of a loop it counts once. Peaks are measured on the spot.
+On an accelerator an operation is a kernel in a stream, on a CPU it runs in a thread. XLA counts floating-point
+operations and bytes for each compiled function. It does not count calls of libraries (such as LAPACK's `eigh`), and
+it counts the body of a loop once. The peaks of the device are measured.
 """
 
 import contextlib
@@ -10,8 +10,8 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,31 +21,31 @@ from qptlab.errors import InputError
 from qptlab.training.trainer import Trainer
 
 MAX_TIMELINE = 3000
-"""Events of the timeline that are kept, the longest."""
+"""Largest number of operations on the timeline; the longest are kept."""
 
 WAIT_SECONDS = 120.0
-"""After which a profile ends, whatever the training has done."""
+"""Longest time of a profile, s, even if the training does no step."""
 
 PROFILED = ("compiling", "running")
 """Statuses of a training whose steps can be profiled."""
 
-NOTHING = "no training is running; start one, or go on with one, to look into its steps."
-"""Said where there is none."""
+NOTHING = "No training is running; start or resume one to profile its steps."
+"""Message if there is no running training."""
 
 MATRIX, VECTOR_BYTES = 1024, 128 * 2**20
-"""What peaks are measured with: a product of matrices of this size, and a copy of so many bytes."""
+"""Size of the matrices whose product measures arithmetic, and of the vector whose copy measures memory, bytes."""
 
 
 class Operation(NamedTuple):
-    """An operation of a compiled function.
+    """Operation of a compiled function.
 
     Attributes:
-      name: XLA's.
-      function: the compiled function of the training step that it belongs to, or XLA's name of another.
-      layer: where in the model it comes from, as JAX and Haiku name it; empty where XLA does not say.
-      source: file and line in qptlab, or empty.
-      calls: how often it ran.
-      seconds: summed over calls and threads.
+      name: name that XLA gives it.
+      function: compiled function of the training step; for other functions the name that XLA gives them.
+      layer: layer of the model, as JAX and Haiku name it; empty if XLA does not know it.
+      source: file and line in qptlab; empty if unknown.
+      calls: number of calls.
+      seconds: time, summed over calls and threads, s.
     """
 
     name: str
@@ -57,16 +57,16 @@ class Operation(NamedTuple):
 
 
 class Executable(NamedTuple):
-    """A compiled function of the training step.
+    """Compiled function of the training step.
 
     Attributes:
-      name: of the function.
-      compile_s: seconds that compiling took; little where it was found in the cache.
-      flops: floating-point operations of a call, by XLA's count.
-      nbytes: bytes read and written by a call, by XLA's count.
-      calls: during the profile.
-      seconds: its operations', summed over calls and threads.
-      has_loops: so that `flops` and `nbytes` are lower bounds.
+      name: name of the function.
+      compile_s: compilation time, s; short if the function was in the cache.
+      flops: floating-point operations per call, counted by XLA.
+      nbytes: bytes read and written per call, counted by XLA.
+      calls: number of calls during the profile.
+      seconds: time of its operations, summed over calls and threads, s.
+      has_loops: if true, `flops` and `nbytes` are lower bounds.
     """
 
     name: str
@@ -79,7 +79,15 @@ class Executable(NamedTuple):
 
 
 class Span(NamedTuple):
-    """An operation on the timeline: thread or stream, name, function, start and length in seconds."""
+    """One call of an operation on the timeline.
+
+    Attributes:
+      lane: thread or stream.
+      name: name of the operation.
+      function: compiled function, as XLA names it.
+      start: start, counted from the first operation, s.
+      length: duration, s.
+    """
 
     lane: str
     name: str
@@ -89,24 +97,25 @@ class Span(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """What `profile` found.
+    """Result of `profile`.
 
     Attributes:
-      device: what the training runs on.
-      is_accelerator: whether operations are a device's kernels.
-      steps: training steps that were profiled.
-      seconds: they took.
-      traced_s: from the first operation of the trace to the end of the last; a little more or less.
-      busy_s: of these, in which at least one operation ran.
-      waited_s: of the steps' seconds, in which the training waited for geometries and integrals.
-      operations: those that took longest first.
+      device: device of the training.
+      is_accelerator: true if operations are kernels of an accelerator.
+      steps: number of training steps that were profiled.
+      seconds: time of these steps, s.
+      traced_s: time from the start of the first operation to the end of the last, s; it can differ a little from
+        `seconds`.
+      busy_s: part of `traced_s` in which at least one operation ran, s.
+      waited_s: part of `seconds` in which the training waited for geometries and integrals, s.
+      operations: operations, the longest first.
       executables: compiled functions of a step.
-      timeline: the longest spans, in the order of their starts.
-      peak_flops: products of float64 matrices, floating-point operations per second.
-      peak_flops32: the same in float32.
-      peak_bytes: copying, bytes per second.
-      memory_mib: in use at each step.
-      path: of the trace, which Perfetto and XProf open.
+      timeline: longest calls of operations, in the order of their starts.
+      peak_flops: peak of products of float64 matrices, floating-point operations per second.
+      peak_flops32: peak of products of float32 matrices, floating-point operations per second.
+      peak_bytes: peak of copying, bytes per second.
+      memory_mib: memory in use after each step, MiB.
+      path: folder of the trace, which Perfetto and XProf open.
     """
 
     device: str
@@ -127,55 +136,56 @@ class Profile(NamedTuple):
 
     @property
     def named(self) -> float:
-        """The share of operations' time whose origin in the model is known."""
-        total = sum(each.seconds for each in self.operations)
-        return sum(each.seconds for each in self.operations if each.layer) / total if total else 0.0
+        """Share of the operations' time whose layer of the model is known."""
+        total = sum(operation.seconds for operation in self.operations)
+        return sum(operation.seconds for operation in self.operations if operation.layer) / total if total else 0.0
 
     @property
     def ridge(self) -> float:
-        """Operations per byte above which float64 arithmetic, and not memory, is the limit."""
+        """Intensity, operations per byte, above which float64 arithmetic is the limit, and below which memory is."""
         return self.peak_flops / self.peak_bytes
 
-    def words(self) -> str:
-        """What bounds the step, in plain sentences."""
+    def summary(self) -> str:
+        """Return sentences that say what limits the speed of a step."""
         waiting, busy = self.waited_s / self.seconds, self.busy_s / self.traced_s
-        what = "kernels" if self.is_accelerator else "operations"
-        known = [each for each in self.executables if each.seconds and each.nbytes]
+        kind = "kernel" if self.is_accelerator else "operation"
+        counted = [executable for executable in self.executables if executable.seconds and executable.nbytes]
         first = (
-            f"{self.steps} steps took {self.seconds:.2f} s. In {busy:.0%} of the time {what} ran, and {waiting:.0%} "
-            "went into waiting for geometries and their integrals."
+            f"{self.steps} steps took {self.seconds:.2f} s. During {busy:.0%} of the time at least one {kind} ran; "
+            f"during {waiting:.0%} the training waited for geometries and their integrals."
         )
         if waiting > 0.2:
-            return f"{first} The step is bounded by its data."
-        if not known:
+            return f"{first} The data limit the speed of a step."
+        if not counted:
             return first
-        main = max(known, key=lambda each: each.seconds)
-        intensity = main.flops / main.nbytes
-        bound = "arithmetic" if intensity > self.ridge else "memory"
-        idle = " A good part is spent between operations, in Python and in waiting for threads." if busy < 0.6 else ""
+        longest = max(counted, key=lambda executable: executable.seconds)
+        intensity = longest.flops / longest.nbytes
+        limit = "arithmetic" if intensity > self.ridge else "memory"
+        idle = " Much of the time passes between operations, in Python or waiting for threads." if busy < 0.6 else ""
         return (
-            f"{first}{idle} Most of {what}' time is {main.name}'s, which does {intensity:.2g} operations per byte; "
-            f"from {self.ridge:.2g} on this device is bound by arithmetic, so the step is bounded by {bound}."
+            f"{first}{idle} The function {longest.name} takes most of the {kind}s' time. It does {intensity:.2g} "
+            f"operations per byte; arithmetic limits this device above {self.ridge:.2g}, and memory below. So "
+            f"{limit} limits the speed of a step."
         )
 
 
 def profile(
-    trainer: Trainer, steps: int = 5, progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    trainer: Trainer, steps: int = 5, progress: Callable[[int, int, str], None] = lambda done, total, text: None
 ) -> Profile:
-    """Profile some steps of a training that is under way; it goes on meanwhile, a little slower.
+    """Profile some steps of a running training; it continues meanwhile, a little slower.
 
-    A training that still compiles is waited for.
+    If the training still compiles, its first step is awaited.
 
     Args:
       trainer: the training.
-      steps: how many steps.
-      progress: told how many are done, of how many, and what is being done; what it raises ends the work.
+      steps: number of training steps.
+      progress: callback ``progress(done, total, text)``; an exception that it raises ends the profile.
 
     Raises:
-      InputError: if the training is not running, ends too soon, or fewer than one step was asked for.
+      InputError: if the training is not running, ends too early, or `steps` is smaller than one.
     """
     if steps < 1:
-        raise InputError(f"{steps} steps cannot be profiled; 5 would do.")
+        raise InputError(f"Expected at least 1 step to profile, got {steps}; use 5, for example.")
     if trainer.status not in PROFILED:
         raise InputError(NOTHING)
     while trainer.status in PROFILED and not (trainer.status == "running" and trainer.rows):
@@ -184,7 +194,7 @@ def profile(
     first = len(trainer.rows)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="profile-", dir=trainer.out))
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # Python's own calls would bury everything else
+    options.python_tracer_level = 0  # Python's own calls would hide everything else
     jax.profiler.start_trace(folder, profiler_options=options)
     try:
         _wait_for_steps(trainer, first, steps, progress)
@@ -192,23 +202,24 @@ def profile(
     finally:
         jax.profiler.stop_trace()
     if len(rows) < 2:
-        raise InputError("the training ended before a step was profiled; a longer one would do.")
+        raise InputError("The training ended before a step was profiled; start a longer one.")
     progress(steps, steps, "reading the trace")
-    spans = _spans(folder)
+    spans = _read_spans(folder)
     if not spans:
-        raise InputError("the trace holds no operation; more steps would do.")
+        raise InputError("The trace holds no operation; profile more steps.")
     progress(steps, steps, "measuring peaks")
-    with _halted(trainer):
+    with _paused(trainer):
         peaks = _peak_flops(jnp.float64), _peak_flops(jnp.float32), _peak_bytes()
-    executables = dict(trainer.executables)
-    operations, by_function = _operations(spans, executables)
+    compiled = dict(trainer.executables)
+    operations, totals = _operations(spans, compiled)
     return Profile(
         device=jax.local_devices()[0].device_kind, is_accelerator=jax.default_backend() != "cpu",
         steps=len(rows) - 1, seconds=rows[-1]["seconds"] - rows[0]["seconds"],
         traced_s=max(span.start + span.length for span in spans), busy_s=_covered(spans),
         waited_s=sum(row["data_wait_s"] for row in rows[1:]), operations=operations,
         executables=[
-            _executable(name, *found, *by_function.get(name, (0, 0.0))) for name, found in executables.items()
+            _executable(name, executable, compile_s, *totals.get(name, (0, 0.0)))
+            for name, (executable, compile_s) in compiled.items()
         ],
         timeline=sorted(sorted(spans, key=lambda s: -s.length)[:MAX_TIMELINE], key=lambda s: s.start),
         peak_flops=peaks[0], peak_flops32=peaks[1], peak_bytes=peaks[2],
@@ -216,7 +227,7 @@ def profile(
     )
 
 
-def _wait_for_steps(trainer, first, steps, progress):
+def _wait_for_steps(trainer: Trainer, first: int, steps: int, progress: Callable[[int, int, str], None]) -> None:
     end = time.monotonic() + WAIT_SECONDS
     while (done := len(trainer.rows) - first) < steps and trainer.status == "running" and time.monotonic() < end:
         progress(done, steps, f"profiling: {done} of {steps} steps")
@@ -224,8 +235,8 @@ def _wait_for_steps(trainer, first, steps, progress):
 
 
 @contextlib.contextmanager
-def _halted(trainer):
-    """A training at rest for a moment, so that nothing else runs."""
+def _paused(trainer: Trainer) -> Iterator[None]:
+    """Pause a running training inside the block, so that nothing else runs."""
     was_running = trainer.status == "running"
     if was_running:
         trainer.pause()
@@ -239,25 +250,25 @@ def _halted(trainer):
             trainer.resume()
 
 
-def _spans(folder: pathlib.Path) -> list[Span]:
-    """All operations of the trace, starts counted from the first."""
+def _read_spans(folder: pathlib.Path) -> list[Span]:
+    """Return all operations of the trace, with starts counted from the first."""
     file = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
-    found = []
+    spans = []
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         for line in plane.lines:
             for event in line.events:
                 stats = dict(event.stats)
                 if "hlo_op" in stats:
-                    found.append(Span(
+                    spans.append(Span(
                         f"{plane.name} {line.name}", str(stats["hlo_op"]), str(stats.get("hlo_module", "")),
                         event.start_ns * 1e-9, event.duration_ns * 1e-9,
                     ))
-    start = min((span.start for span in found), default=0.0)
-    return [span._replace(start=span.start - start) for span in found]
+    start = min((span.start for span in spans), default=0.0)
+    return [span._replace(start=span.start - start) for span in spans]
 
 
-def _covered(spans) -> float:
-    """Seconds in which at least one operation ran."""
+def _covered(spans: Sequence[Span]) -> float:
+    """Return the time in which at least one operation ran, s."""
     total, end = 0.0, -1.0
     for span in sorted(spans, key=lambda s: s.start):
         last = span.start + span.length
@@ -266,10 +277,12 @@ def _covered(spans) -> float:
     return total
 
 
-def _operations(spans, executables) -> tuple[list[Operation], dict[str, tuple[int, float]]]:
-    """Operations, and of each function how often it ran and for how long."""
+def _operations(
+    spans: Sequence[Span], compiled: Mapping[str, tuple[Any, float]]
+) -> tuple[list[Operation], dict[str, tuple[int, float]]]:
+    """Return the operations, and for each function its number of calls and its time, s."""
     names, origins = {}, {}
-    for name, (executable, _) in executables.items():
+    for name, (executable, _) in compiled.items():
         text = executable.as_text()
         module = re.match(r"HloModule ([\w.\-]+)", text)
         if module:
@@ -282,12 +295,13 @@ def _operations(spans, executables) -> tuple[list[Operation], dict[str, tuple[in
     for (module, name), lengths in grouped.items():
         layer, source = origins.get(module, {}).get(name, ("", ""))
         operations.append(Operation(name, names.get(module, module), layer, source, len(lengths), sum(lengths)))
-    by_function = {}
-    for function in {each.function for each in operations}:
-        own = [each for each in operations if each.function == function]
-        # Operations of loops run more often than their function, others exactly once a call.
-        by_function[function] = int(np.median([each.calls for each in own])), sum(each.seconds for each in own)
-    return sorted(operations, key=lambda each: -each.seconds), by_function
+    totals = {}
+    for function in {operation.function for operation in operations}:
+        members = [operation for operation in operations if operation.function == function]
+        # Operations inside loops run more often than their function, all others exactly once per call.
+        calls = int(np.median([operation.calls for operation in members]))
+        totals[function] = calls, sum(operation.seconds for operation in members)
+    return sorted(operations, key=lambda operation: -operation.seconds), totals
 
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*?metadata=\{([^}]*)\}", re.MULTILINE)
@@ -298,17 +312,17 @@ _WRAPPERS = re.compile(
 
 
 def _origins(text: str) -> dict[str, tuple[str, str]]:
-    """By the name of an instruction: where in the model it comes from, and the line of the source."""
-    frames, found = _frames(text), {}
+    """Return the layer of the model and the line of the source for each instruction of a compiled function's text."""
+    frames, origins = _frames(text), {}
     for name, metadata in _INSTRUCTION.findall(text):
         layer = re.search(r'op_name="([^"]*)"', metadata)
         frame = re.search(r"stack_frame_id=(\d+)", metadata)
-        found[name] = (_shortened(layer[1]) if layer else "", frames.get(int(frame[1]), "") if frame else "")
-    return found
+        origins[name] = (_shortened(layer[1]) if layer else "", frames.get(int(frame[1]), "") if frame else "")
+    return origins
 
 
 def _frames(text: str) -> dict[int, str]:
-    """By the number of a stack frame: its innermost line in this package."""
+    """Return the innermost line in this package for each stack frame of a compiled function's text."""
     tables = {name: dict(line.split(" ", 1) for line in lines.splitlines()) for name, lines in _TABLE.findall(text)}
     if len(tables) < 3:
         return {}
@@ -320,7 +334,7 @@ def _frames(text: str) -> dict[int, str]:
         lines[number] = f"{file[len(package) + 1 :]}:{_field(record, 'line')}" if inside else ""
     for number, record in tables["StackFrames"].items():
         parents[number] = _field(record, "file_location_id"), _field(record, "parent_frame_id")
-    found = {}
+    innermost = {}
     for start in parents:
         frame, line = start, ""
         for _ in range(len(parents)):
@@ -329,8 +343,8 @@ def _frames(text: str) -> dict[int, str]:
             if line or parent == frame or parent not in parents:
                 break
             frame = parent
-        found[int(start)] = line
-    return found
+        innermost[int(start)] = line
+    return innermost
 
 
 def _field(record: str, name: str) -> str:
@@ -339,11 +353,11 @@ def _field(record: str, name: str) -> str:
 
 
 def _shortened(op_name: str) -> str:
-    """Without the wrappers that JAX writes around a layer's name."""
+    """Return a layer's name without the wrappers that JAX writes around it."""
     return "/".join([part for part in op_name.split("/") if not _WRAPPERS.fullmatch(part)][-3:])
 
 
-def _executable(name, executable, compile_s, calls, seconds) -> Executable:
+def _executable(name: str, executable: Any, compile_s: float, calls: int, seconds: float) -> Executable:
     costs = executable.cost_analysis() or {}
     costs = costs[0] if isinstance(costs, list) else costs
     return Executable(
@@ -352,27 +366,30 @@ def _executable(name, executable, compile_s, calls, seconds) -> Executable:
     )
 
 
-def _peak_flops(dtype) -> float:
+def _peak_flops(dtype: Any) -> float:
     matrix = jnp.ones((MATRIX, MATRIX), dtype)
-    return 2 * MATRIX**3 / _fastest(jax.jit(lambda x: x @ x), matrix)
+    multiply = jax.jit(lambda x: x @ x)
+    return 2 * MATRIX**3 / _shortest(lambda: multiply(matrix))
 
 
 def _peak_bytes() -> float:
     add = jax.jit(lambda x: x + 1, donate_argnums=0)  # in place: fresh memory would be slower
     vector = add(jnp.zeros(VECTOR_BYTES // 4, jnp.float32))
-    found = []
-    for _ in range(5):
-        began = time.perf_counter()
-        vector = jax.block_until_ready(add(vector))
-        found.append(time.perf_counter() - began)
-    return 2 * VECTOR_BYTES / min(found)
+
+    def turn() -> jax.Array:
+        nonlocal vector
+        vector = add(vector)
+        return vector
+
+    return 2 * VECTOR_BYTES / _shortest(turn)
 
 
-def _fastest(function, given, turns: int = 5) -> float:
-    jax.block_until_ready(function(given))
-    found = []
+def _shortest(function: Callable[[], Any], turns: int = 5) -> float:
+    """Return the shortest time of several calls, s; a first call is not counted."""
+    jax.block_until_ready(function())
+    times = []
     for _ in range(turns):
         began = time.perf_counter()
-        jax.block_until_ready(function(given))
-        found.append(time.perf_counter() - began)
-    return min(found)
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - began)
+    return min(times)

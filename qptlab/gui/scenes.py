@@ -1,14 +1,14 @@
-"""What can be drawn around a molecule: orbitals, densities, where a model is wrong, and potentials, on a box.
+"""Scenes around a molecule on a box of points: orbitals, densities, errors of densities, and potentials.
 
-A scene has two panels that are to be compared: the model's beside PySCF's, or the model's error beside that of the
-same iterations without a network.
+A scene has two panels to compare: prediction and PySCF, or the error of the model and the error of the same DFT
+iterations without a network.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from qptlab.dft import properties
 from qptlab.dft.integrals import template
@@ -26,26 +26,26 @@ UNITS = {
     "orbital": "bohr^(−3/2)", "density": "electrons/bohr³", "density difference": "electrons/bohr³",
     "electrostatic potential": "electrons/bohr³",
 }
-"""Of the isovalue; a potential is drawn on a surface of the density."""
+"""Unit of the isovalue of each kind; a potential is drawn on a surface of the density."""
 
 ISOVALUES = {"orbital": 0.05, "density": 0.02, "electrostatic potential": 0.004}
-"""Where a view starts; of a difference see `Scene.isovalue`."""
+"""Default isovalues; for a density difference the default depends on the difference, see `Scene.isovalue`."""
 
 SHELL = 2.5
-"""A potential is worked out where the density lies within this factor of the isovalue."""
+"""The potential is calculated at points whose density differs from the isovalue by at most this factor."""
 
 
 class Subject(NamedTuple):
-    """A geometry with what is known of it, all in one frame.
+    """A geometry with its predictions and its reference, all in the molecule's frame.
 
     Attributes:
       molecule: the geometry.
-      method: the level of theory.
-      step: updates that the model has seen.
-      model: its prediction.
-      no_network: that of the same iterations without a network.
-      truth: PySCF's answer.
-      geometry: its number in the set that it is from.
+      method: level of theory.
+      step: number of updates that the model has been trained for.
+      model: prediction of the model.
+      no_network: prediction of the same DFT iterations without a network.
+      reference: converged calculation of PySCF.
+      geometry: number of the geometry in its set.
     """
 
     molecule: Molecule
@@ -53,32 +53,33 @@ class Subject(NamedTuple):
     step: int
     model: Prediction
     no_network: Prediction
-    truth: Reference
+    reference: Reference
     geometry: int = 0
 
     def orbital_labels(self) -> list[str]:
-        """Number, place and energy of every orbital, PySCF's; HOMO and LUMO named."""
-        nocc = self.truth.nocc
+        """Return number, occupation and PySCF's energy of every orbital; HOMO and LUMO are named."""
+        nocc = self.reference.nocc
         names = {nocc - 1: "HOMO", nocc: "LUMO"}
         return [
             f"{i + 1}  {names.get(i, 'occupied' if i < nocc else 'empty')}  {energy * HARTREE_EV:.1f} eV"
-            for i, energy in enumerate(self.truth.mo_energy)
+            for i, energy in enumerate(self.reference.mo_energy)
         ]
 
 
 class Scene(NamedTuple):
-    """Two volumes around a molecule, of a panel each.
+    """Two volumes around a molecule, one per panel.
 
     Attributes:
       kind: one of `KINDS`.
       molecule: the geometry.
-      box: where the values are.
-      values: of each panel, in the unit of `UNITS`.
-      potentials: of each panel, hartree per elementary charge, where the surfaces are coloured by them; else empty.
-      captions: what each is, for a title.
-      isovalue: that shows something.
-      name: of the first, for a file.
-      words: the scene in a sentence.
+      box: points at which the values are given.
+      values: values of each panel, in the unit of `UNITS`.
+      potentials: potential of each panel, hartree per elementary charge, which colours the surface; empty for other
+        kinds.
+      captions: caption of each panel.
+      isovalue: value on the surfaces, in the unit of `UNITS`.
+      name: file name of the first panel.
+      summary: sentence that describes the scene.
     """
 
     kind: str
@@ -89,112 +90,115 @@ class Scene(NamedTuple):
     captions: tuple[str, ...]
     isovalue: float
     name: str
-    words: str
+    summary: str
 
 
 def draw(
     kind: str, subject: Subject, index: int | None = None, *, points: int = 60, isovalue: float | None = None
 ) -> Scene:
-    """Work out a scene.
+    """Calculate a scene.
 
     Args:
       kind: one of `KINDS`.
-      subject: what is drawn.
-      index: of the orbital, from 0; the HOMO by default.
-      points: of the box along each axis.
-      isovalue: of the surfaces, in the unit of `UNITS`; by default one that shows something.
+      subject: geometry with its predictions.
+      index: number of the orbital, from 0; by default the HOMO.
+      points: number of points of the box along each axis.
+      isovalue: value on the surfaces, in the unit of `UNITS`; by default one that shows something.
 
     Raises:
-      InputError: for another kind, an orbital that does not exist, or an isovalue that is not positive.
+      InputError: if there is no such kind or orbital, or the isovalue is not positive.
     """
     if kind not in KINDS:
-        raise InputError(f"{kind!r} cannot be drawn; one of {', '.join(KINDS)} would do.")
+        raise InputError(f"Expected one of {', '.join(KINDS)} to draw, got {kind!r}.")
     if isovalue is not None and not isovalue > 0:
-        raise InputError(f"isovalue {isovalue} cannot be drawn; a positive number would do.")
-    where = properties.box(subject.molecule, points)
+        example = ISOVALUES.get(kind, 1e-4)
+        raise InputError(f"Expected a positive isovalue, got {isovalue}; use {example}, for example.")
+    box = properties.box(subject.molecule, points)
     index = int(subject.model.nocc) - 1 if index is None else index
-    scene = _WAYS[kind](subject, where, index, isovalue or ISOVALUES.get(kind))
+    scene = _DRAWERS[kind](subject, box, index, isovalue or ISOVALUES.get(kind))
     return scene._replace(name=f"{scene.name}-geometry-{subject.geometry}")
 
 
-def _orbital(subject: Subject, where: Box, index: int, isovalue: float) -> Scene:
-    model, truth, mol = subject.model, subject.truth, subject.molecule
-    if not 0 <= index < len(truth.mo_energy):
-        raise InputError(f"orbital {index} does not exist; 0 to {len(truth.mo_energy) - 1} would do.")
+def _orbital(subject: Subject, box: Box, index: int, isovalue: float) -> Scene:
+    model, reference, mol = subject.model, subject.reference, subject.molecule
+    last = len(reference.mo_energy) - 1
+    if not 0 <= index <= last:
+        raise InputError(f"Expected an orbital from 0 to {last}, got {index}.")
     basis = template(mol, subject.method)
-    both = np.stack([each.mo_coeff[:, index] for each in (model, truth)], axis=1)
-    ours, theirs = properties.orbital_on_box(mol, basis, both, where)
-    # The sign of an orbital means nothing; turned alike, the two can be compared by eye.
-    alike = float(np.sum(ours * theirs) / (np.linalg.norm(ours) * np.linalg.norm(theirs)))
-    if alike < 0:
-        theirs = -theirs
+    coefficients = np.stack([model.mo_coeff[:, index], reference.mo_coeff[:, index]], axis=1)
+    predicted, exact = properties.orbital_on_box(mol, basis, coefficients, box)
+    # The sign of an orbital has no meaning; with equal signs the two can be compared by eye.
+    overlap = float(np.sum(predicted * exact) / (np.linalg.norm(predicted) * np.linalg.norm(exact)))
+    if overlap < 0:
+        exact = -exact
     occupation = 2 if index < int(model.nocc) else 0
     captions = tuple(
-        f"{who}: orbital {index + 1}, {each.mo_energy[index] * HARTREE_EV:.3f} eV, occupation {occupation}"
-        for who, each in ((f"QPT, step {subject.step}", model), ("PySCF", truth))
+        f"{source}: orbital {index + 1}, {energy * HARTREE_EV:.3f} eV, occupation {occupation}"
+        for source, energy in (
+            (f"QPT, step {subject.step}", model.mo_energy[index]), ("PySCF", reference.mo_energy[index]),
+        )
     )
     return Scene(
-        "orbital", mol, where, (ours, theirs), (), captions, isovalue, f"orbital-{index + 1}",
-        f"Orbital {index + 1} of {mol.formula}: {captions[0]}; {captions[1]}. "
-        f"Overlap of the two: {min(abs(alike), 1):.5f}.",
+        "orbital", mol, box, (predicted, exact), (), captions, isovalue, f"orbital-{index + 1}",
+        f"Orbital {index + 1} of {mol.formula}. {captions[0]}. {captions[1]}. "
+        f"The overlap of the two is {min(abs(overlap), 1):.5f}.",
     )
 
 
-def _density(subject: Subject, where: Box, index: int, isovalue: float) -> Scene:
-    ours, theirs = _densities(subject, where, subject.model.dm, subject.truth.dm)
+def _density(subject: Subject, box: Box, index: int, isovalue: float) -> Scene:
+    values = _densities(subject, box, subject.model.dm, subject.reference.dm)
     captions = (f"QPT, step {subject.step}: electron density", "PySCF: electron density")
     return Scene(
-        "density", subject.molecule, where, (ours, theirs), (), captions, isovalue, "density",
-        f"Electron density of {subject.molecule.formula}, as predicted and PySCF's.",
+        "density", subject.molecule, box, values, (), captions, isovalue, "density",
+        f"Electron density of {subject.molecule.formula}, predicted and from PySCF.",
     )
 
 
-def _difference(subject: Subject, where: Box, index: int, isovalue: float | None) -> Scene:
-    mol, truth = subject.molecule, subject.truth
-    deviations = [each.dm - truth.dm for each in (subject.model, subject.no_network)]
-    ours, plain = _densities(subject, where, *deviations)
-    volume = float(np.prod(where.spacing))
-    moved = [float(np.abs(each).sum() * volume / 2) for each in (ours, plain)]
+def _difference(subject: Subject, box: Box, index: int, isovalue: float | None) -> Scene:
+    mol, exact = subject.molecule, subject.reference.dm
+    values = _densities(subject, box, subject.model.dm - exact, subject.no_network.dm - exact)
+    volume = float(np.prod(box.spacing))
+    misplaced = [float(np.abs(difference).sum() * volume / 2) for difference in values]
     # A round number that the model's own error reaches; the same in both panels.
-    largest = float(np.abs(ours).max()) or 1e-6
+    largest = float(np.abs(values[0]).max()) or 1e-6
     isovalue = isovalue or float(f"{0.2 * largest:.0e}")
     captions = (
-        f"QPT, step {subject.step}, minus PySCF: {moved[0]:.2g} electrons misplaced",
-        f"no network minus PySCF: {moved[1]:.2g} electrons misplaced",
+        f"QPT, step {subject.step}, minus PySCF: {misplaced[0]:.2g} electrons misplaced",
+        f"no network minus PySCF: {misplaced[1]:.2g} electrons misplaced",
     )
     return Scene(
-        "density difference", mol, where, (ours, plain), (), captions, isovalue, "density-difference",
-        f"Where the density of {mol.formula} is wrong (blue: too many electrons; orange: too few). {captions[0]}; "
+        "density difference", mol, box, values, (), captions, isovalue, "density-difference",
+        f"Error of the density of {mol.formula} (blue: too many electrons; orange: too few). {captions[0]}; "
         f"{captions[1]}.",
     )
 
 
-def _potential(subject: Subject, where: Box, index: int, isovalue: float) -> Scene:
+def _potential(subject: Subject, box: Box, index: int, isovalue: float) -> Scene:
     mol = subject.molecule
-    values = _densities(subject, where, subject.model.dm, subject.truth.dm)
+    values = _densities(subject, box, subject.model.dm, subject.reference.dm)
     potentials = tuple(
         properties.potential_on_box(
-            mol, subject.method, each.dm, where, (value > isovalue / SHELL) & (value < isovalue * SHELL)
+            mol, subject.method, dm, box, (density > isovalue / SHELL) & (density < isovalue * SHELL)
         )
-        for each, value in zip((subject.model, subject.truth), values, strict=True)
+        for dm, density in zip((subject.model.dm, subject.reference.dm), values, strict=True)
     )
-    captions = tuple(
-        f"{who}: potential on the density" for who in (f"QPT, step {subject.step}", "PySCF")
-    )
-    ends = [float(f(potential)) for potential in potentials for f in (np.min, np.max)]
+    captions = (f"QPT, step {subject.step}: potential on the density", "PySCF: potential on the density")
+    limits = [float(limit) for potential in potentials for limit in (potential.min(), potential.max())]
     return Scene(
-        "electrostatic potential", mol, where, values, potentials, captions, isovalue, "potential",
+        "electrostatic potential", mol, box, values, potentials, captions, isovalue, "potential",
         f"Electrostatic potential of {mol.formula} on a surface of its density, hartree per elementary charge: "
-        f"predicted {ends[0]:.3f} (red) to {ends[1]:.3f} (blue), PySCF's {ends[2]:.3f} to {ends[3]:.3f}.",
+        f"{limits[0]:.3f} (red) to {limits[1]:.3f} (blue) predicted, {limits[2]:.3f} to {limits[3]:.3f} from PySCF.",
     )
 
 
-def _densities(subject, where, *matrices):
+def _densities(
+    subject: Subject, box: Box, *matrices: Float[Array | np.ndarray, "nao nao"]
+) -> tuple[Float[np.ndarray, "nx ny nz"], ...]:
     mol = subject.molecule
     basis = template(mol, subject.method)
-    return tuple(properties.density_on_box(mol, basis, dm, where) for dm in matrices)
+    return tuple(properties.density_on_box(mol, basis, dm, box) for dm in matrices)
 
 
-_WAYS: dict[str, Callable[..., Scene]] = dict(
+_DRAWERS: dict[str, Callable[..., Scene]] = dict(
     zip(KINDS, (_orbital, _density, _difference, _potential), strict=True)
 )

@@ -1,4 +1,4 @@
-"""Views of a session: they lay out and bind, and hold no chemistry."""
+"""Widgets that show a session and bind to its attributes. They calculate no chemistry."""
 
 from qptlab.gui.widgets.attention import AttentionView
 from qptlab.gui.widgets.comparison import Comparison
@@ -9,9 +9,9 @@ from qptlab.gui.widgets.orbitals import Orbitals
 from qptlab.gui.widgets.picker import MoleculePicker
 from qptlab.gui.widgets.plot import Plot
 from qptlab.gui.widgets.viewer import OrbitalViewer
-from qptlab.gui.widgets.workbench import Workbench
+from qptlab.gui.widgets.workbench import Workbench, workbench
 
 __all__ = [
     "AttentionView", "Comparison", "KernelInspector", "MoleculePicker", "OrbitalViewer", "Orbitals", "Plot",
-    "SCFExplorer", "TrainingMonitor", "Workbench",
+    "SCFExplorer", "TrainingMonitor", "Workbench", "workbench",
 ]

@@ -1,6 +1,7 @@
-"""A plot with what it says in words beside it, and its numbers as a table: for eyes, and for screen readers."""
+"""A plot with a sentence about it and its numbers as a table, also for screen readers."""
 
 import html
+from typing import Any
 
 import ipywidgets as ipw
 import plotly.graph_objects as go
@@ -13,24 +14,25 @@ STYLE = """<style>
 .qptlab-table th, .qptlab-table td { padding: 2px 10px; text-align: right; border-bottom: 1px solid #8884; }
 .qptlab-table tr th:first-child { text-align: left; }
 </style>"""
-"""Of the tables of all views."""
+"""Style of the tables of all views."""
 
 MAX_ROWS = 300
-"""Of the table: more would not be read."""
+"""Largest number of rows of the table; nobody reads more."""
 
 MAX_SIDE = 20
-"""Rows and columns of a matrix in the table."""
+"""Largest number of rows and columns of a matrix in the table."""
 
 
 class Chart(ipw.VBox):
-    """A live figure.
+    """Live figure with a sentence and a table.
 
     Args:
-      figure: to begin with.
-      title: what the table's button says it holds.
+      figure: figure that is shown first.
+      title: title of the table.
 
     Attributes:
-      plot: the figure on the page.
+      title: title of the table.
+      plot: widget that shows the figure.
     """
 
     def __init__(self, figure: go.Figure, title: str):
@@ -40,7 +42,7 @@ class Chart(ipw.VBox):
         self._words = ipw.HTML()
         self._table = ipw.HTML(layout={"max_height": "260px", "overflow": "auto"})
         self._toggle = ipw.ToggleButton(
-            description="Data", icon="table", tooltip=f"The numbers of the plot “{title}” as a table",
+            description="Data", icon="table", tooltip=f"Show the numbers of the plot “{title}” as a table",
             layout={"flex": "0 0 auto", "width": "90px"},
         )
         self._toggle.observe(lambda _: self._fill_table(), "value")
@@ -48,16 +50,21 @@ class Chart(ipw.VBox):
 
     @property
     def figure(self) -> go.Figure:
-        """What is shown."""
+        """Figure that is shown."""
         return self.plot.figure
 
     @property
     def words(self) -> str:
-        """What was said last, HTML."""
+        """Sentence below the figure, HTML."""
         return self._words.value
 
     def show(self, words: str, figure: go.Figure | None = None) -> None:
-        """Show the figure as it is now, or another, and say in words what it shows."""
+        """Show the figure.
+
+        Args:
+          words: sentence that says what the figure shows.
+          figure: new figure; by default the present one is shown again, with all changes.
+        """
         if figure is not None:
             self.plot.figure = figure
         self.plot.refresh()
@@ -70,7 +77,7 @@ class Chart(ipw.VBox):
 
 
 def table_html(title: str, figure: go.Figure) -> str:
-    """The numbers of a figure's lines, points and heatmaps as an HTML table."""
+    """Return the numbers of a figure's lines, points and heatmaps as an HTML table."""
     lines = []
     traces: tuple = figure.data  # pyright: ignore[reportAssignmentType]
     for trace in traces:
@@ -90,9 +97,9 @@ def table_html(title: str, figure: go.Figure) -> str:
     )
 
 
-def _row(tag, cells):
+def _row(tag: str, cells: list) -> str:
     return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
 
 
-def _number(value):
+def _number(value: Any) -> Any:
     return f"{value:.5g}" if isinstance(value, float | int) else value

@@ -1,7 +1,8 @@
-"""The comparison with PySCF: a table, plots, and each geometry in 3D."""
+"""Comparison with PySCF: a table, plots, and each geometry in 3D."""
 
 import ipywidgets as ipw
 import numpy as np
+import plotly.graph_objects as go
 
 from qptlab.evaluation.comparison import Evaluation
 from qptlab.gui import plots
@@ -12,26 +13,29 @@ from qptlab.gui.widgets.taskbar import TaskBar
 from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
 
-PLOTS = ("parity", "error of each geometry", "histogram of errors", "Fock error by atoms", "time")
+PARITY, GEOMETRIES, HISTOGRAM, FOCK, TIME = PLOTS = (
+    "parity", "error of each geometry", "histogram of errors", "Fock error by atoms", "time",
+)
+"""Plots of a comparison."""
 
 
 class Comparison(View):
-    """Errors of the present model against PySCF, beside both baselines.
+    """Shows the errors of the present model compared with PySCF, together with those of the baselines.
 
     Args:
-      session: shared with other views; by default one of its own.
+      session: session that is shown; by default a new one.
     """
 
     def __init__(self, session: Session | None = None):
         self.session = session or Session()
         narrow = {"description_width": "auto"}
         self._geometries = ipw.Text(
-            description="Geometries", placeholder="the validation set; or the path of an XYZ file", style=narrow,
+            description="Geometries", placeholder="validation set, or the path of an XYZ file", style=narrow,
             layout={"width": "430px"},
         )
         self._run = TaskBar(
-            self.session, "comparison", "Compare with PySCF", "table",
-            lambda: self.session.compare_with(self._geometries.value), self._why_not,
+            self.session.comparison, "Compare with PySCF", "table",
+            lambda: self.session.comparison.start(self._geometries.value), self._why_not,
         )
         self._save = ipw.Button(description="Save CSV and LaTeX", icon="download", disabled=True,
                                 layout={"width": "190px"}, tooltip="Compare first")
@@ -39,119 +43,119 @@ class Comparison(View):
         self._plot = ipw.Dropdown(options=PLOTS, description="Plot", style=narrow, layout={"width": "260px"})
         self._geometry = ipw.BoundedIntText(min=0, max=0, description="Geometry", style=narrow,
                                             layout={"width": "140px"})
-        self._worst = ipw.Button(description="Worst", tooltip="The geometry with the largest energy error",
+        self._worst = ipw.Button(description="Worst", tooltip="Show the geometry with the largest energy error",
                                  layout={"width": "90px"})
-        self._one = ipw.Label()
+        self._error = ipw.Label()
         self.chart = Chart(plots.parity_figure(), "comparison with PySCF")
         self.viewer = OrbitalViewer(height=260, labels=True)
-        self._found = ipw.VBox([
-            ipw.HBox([self._plot, self._geometry, self._worst, self._one]),
+        self._results = ipw.VBox([
+            ipw.HBox([self._plot, self._geometry, self._worst, self._error]),
             self.chart, self.viewer,
         ], layout={"display": "none"})
         super().__init__([
-            ipw.HBox([self._geometries, self._save]), self._run, self._table, self._found,
+            ipw.HBox([self._geometries, self._save]), self._run, self._table, self._results,
         ])
         self.chart.plot.on_click(self._click)
-        self._save.on_click(lambda _: self.session.save_comparison())
+        self._save.on_click(lambda _: self.session.comparison.save())
         self._worst.on_click(lambda _: self._show_worst())
         self._plot.observe(lambda _: self._draw(), "value")
         self._geometry.observe(lambda _: self._choose_geometry(), "value")
-        self.session.observe(lambda _: self.update(), "evaluation")
+        self.session.comparison.observe(lambda _: self.update(), "evaluation")
         self.update()
         keep_fresh(self)
 
     @property
-    def figure(self):
-        """The plot."""
+    def figure(self) -> go.Figure:
+        """Plot that is shown."""
         return self.chart.figure
 
     def _why_not(self) -> str:
+        training = self.session.training
         if self._geometries.value.strip():
-            ready = self.session.trainer is not None and self.session.trainer.step > 0
+            is_ready = self.session.trainer is not None and self.session.trainer.step > 0
         else:
-            ready = self.session.can_draw
-        return "" if ready else "There is no trained model yet, or PySCF is still at work on the validation set"
+            is_ready = training.has_references
+        return "" if is_ready else "There is no trained model yet, or PySCF is still calculating the validation set"
 
     def refresh(self) -> None:
-        """Show how far the comparison is."""
+        """Show the progress of the comparison."""
         self._run.refresh()
 
     def update(self) -> None:
         """Show the session's last comparison."""
-        found = self.session.evaluation
-        self._save.disabled = found is None
-        self._save.tooltip = "Into the run's folder" if found is not None else "Compare first"
-        self._found.layout.display = "none" if found is None else "flex"
-        if found is None:
+        evaluation = self.session.comparison.evaluation
+        self._save.disabled = evaluation is None
+        self._save.tooltip = "Compare first" if evaluation is None else "Save into the run's folder"
+        self._results.layout.display = "none" if evaluation is None else "flex"
+        if evaluation is None:
             self._table.value = "No comparison yet."
             return
-        self._table.value = f'{STYLE}<div class="qptlab-table">{found._repr_html_()}</div>'
-        self._geometry.max = found.n - 1
+        self._table.value = f'{STYLE}<div class="qptlab-table">{evaluation._repr_html_()}</div>'
+        self._geometry.max = evaluation.n - 1
         self._draw()
         self._show_worst()
 
     def _show_worst(self) -> None:
-        found = self.session.evaluation
-        if found is not None:
-            self._geometry.value = int(np.abs(found.energy_errors_mev).argmax())
+        evaluation = self.session.comparison.evaluation
+        if evaluation is not None:
+            self._geometry.value = int(np.abs(evaluation.energy_errors_mev).argmax())
             self._choose_geometry()
 
     def _choose_geometry(self) -> None:
-        found, index = self.session.evaluation, self._geometry.value
-        if found is None:
+        evaluation, index = self.session.comparison.evaluation, self._geometry.value
+        if evaluation is None:
             return
-        system, positions = found.references.systems[index], found.references.positions[index]
+        system, positions = evaluation.references.systems[index], evaluation.references.positions[index]
         mol = system.molecule.with_positions(positions)
-        error = float(found.energy_errors_mev[index])
-        residual = float(found.predictions[index].residual)
-        self._one.value = f"energy error {error:+.3g} meV, residual {residual:.2g} hartree"
+        error = float(evaluation.energy_errors_mev[index])
+        residual = float(evaluation.predictions[index].residual)
+        self._error.value = f"energy error {error:+.3g} meV, residual {residual:.2g} hartree"
         self.viewer.show(mol.symbols, mol.positions_angstrom, captions=[f"geometry {index}: {error:+.3g} meV"])
-        if self._plot.value == "Fock error by atoms":
+        if self._plot.value == FOCK:
             self._draw()
 
     def _draw(self) -> None:
-        found = self.session.evaluation
-        if found is None:
-            return
-        chosen = self._plot.value, found, self._geometry.value
-        self.chart.show(_words(*chosen), _figure(*chosen))
+        evaluation = self.session.comparison.evaluation
+        if evaluation is not None:
+            kind, index = self._plot.value, self._geometry.value
+            self.chart.show(_words(kind, evaluation, index), _figure(kind, evaluation, index))
 
     def _click(self, _: int, point: int) -> None:
-        if self._plot.value == "error of each geometry":
+        if self._plot.value == GEOMETRIES:
             self._geometry.value = point
 
 
-def _figure(plot: str, found: Evaluation, index: int):
-    if plot == "error of each geometry":
-        return plots.errors_figure(found)
-    if plot == "histogram of errors":
-        return plots.histogram_figure(found)
-    if plot == "Fock error by atoms":
-        symbols = found.references.systems[index].molecule.symbols
+def _figure(kind: str, evaluation: Evaluation, index: int) -> go.Figure:
+    if kind == GEOMETRIES:
+        return plots.errors_figure(evaluation)
+    if kind == HISTOGRAM:
+        return plots.histogram_figure(evaluation)
+    if kind == FOCK:
+        symbols = evaluation.references.systems[index].molecule.symbols
         return plots.matrix_errors_figure(
-            found.fock_errors_by_atoms(index), [f"{symbol}{i}" for i, symbol in enumerate(symbols)]
+            evaluation.fock_errors_by_atoms(index), [f"{symbol}{i}" for i, symbol in enumerate(symbols)]
         )
-    if plot == "time":
-        return plots.times_figure(found)
+    if kind == TIME:
+        return plots.times_figure(evaluation)
     figure = plots.parity_figure()
-    plots.fill(figure, plots.parity_traces(found))
-    zeros = set(plots.lowest_energies(found))
-    zero = f"{zeros.pop():.4f} hartree" if len(zeros) == 1 else "the molecule's lowest"
+    plots.fill(figure, plots.parity_traces(evaluation))
+    zeros = set(plots.lowest_energies(evaluation))
+    zero = f"{zeros.pop():.4f} hartree" if len(zeros) == 1 else "the lowest of each molecule"
     return figure.update_xaxes(title_text=f"PySCF, eV above {zero}", col=1)
 
 
-def _words(plot: str, found: Evaluation, index: int) -> str:
-    errors, plain = found.errors, found.baselines["no_network"]
-    if plot == "time":
+def _words(kind: str, evaluation: Evaluation, index: int) -> str:
+    errors, plain = evaluation.errors, evaluation.baselines["no_network"]
+    if kind == TIME:
         return (
-            f"A prediction takes {found.seconds_per_geometry:.3g} s on all cores, PySCF to convergence "
-            f"{found.pyscf_seconds_per_geometry:.3g} s with {found.pyscf_threads} threads."
+            f"A prediction takes {evaluation.seconds_per_geometry:.3g} s on all cores; PySCF takes "
+            f"{evaluation.pyscf_seconds_per_geometry:.3g} s to converge, with {evaluation.pyscf_threads} threads."
         )
-    if plot == "Fock error by atoms":
-        return f"Geometry {index}: mean error of the Fock matrix by pair of atoms."
-    trust = found.residual_correlation
-    rank = f" Residual and error have a rank correlation of {trust:.2f}." if trust is not None else ""
+    if kind == FOCK:
+        return f"Geometry {index}: mean absolute error of the Fock matrix for each pair of atoms."
+    correlation = evaluation.residual_correlation
+    rank = "" if correlation is None else f" Residual and energy error have a rank correlation of {correlation:.2f}."
     return (
-        f"{found.n} geometries: mean energy error {errors.energy_mae_mev:.3g} meV, largest "
-        f"{errors.energy_max_mev:.3g}; without a network {plain.energy_mae_mev:.3g} meV.{rank}"
+        f"{evaluation.n} geometries: the mean energy error is {errors.energy_mae_mev:.3g} meV, the largest is "
+        f"{errors.energy_max_mev:.3g} meV; without a network the mean is {plain.energy_mae_mev:.3g} meV.{rank}"
     )

@@ -1,4 +1,4 @@
-"""The SCF explorer: ways to the ground state, cycle by cycle, and the matrices on the way."""
+"""SCF explorer: several algorithms that search the ground state, iteration by iteration, with their matrices."""
 
 import ipywidgets as ipw
 import numpy as np
@@ -14,75 +14,77 @@ from qptlab.gui.widgets.view import View
 
 
 class SCFExplorer(View):
-    """Runs the SCF of the session's molecule and shows what every cycle did.
+    """Runs the SCF of the session's molecule and shows every iteration.
 
     Args:
-      session: shared with other views; by default one of its own.
+      session: session that is shown; by default a new one.
     """
 
     def __init__(self, session: Session | None = None):
         self.session = session or Session()
-        self._guess = ipw.Dropdown(options=GUESSES, description="Guess", layout={"width": "230px"})
+        self._guess = ipw.Dropdown(options=GUESSES, description="Initial guess", layout={"width": "230px"})
         self._cycles = ipw.BoundedIntText(
-            value=exploration.CYCLES, min=1, max=200, description="At most", tooltip="cycles of each way",
-            layout={"width": "150px"},
+            value=exploration.CYCLES, min=1, max=200, description="Iterations",
+            tooltip="Largest number of iterations of each algorithm", layout={"width": "160px"},
         )
         self._run = TaskBar(
-            self.session, "exploration", "Run SCF", "play",
-            lambda: self.session.explore(self._guess.value, self._cycles.value),
+            self.session.scf, "Run SCF", "play",
+            lambda: self.session.scf.explore(self._guess.value, self._cycles.value),
         )
-        self._way = ipw.Dropdown(options=exploration.WAYS, value=exploration.WAYS[2], description="Matrices of",
-                                 layout={"width": "280px"})
-        self._cycle = ipw.IntSlider(min=0, max=1, description="Cycle", layout={"width": "380px"},
+        self._algorithm = ipw.Dropdown(options=exploration.WAYS, value=exploration.WAYS[2], description="Algorithm",
+                                       layout={"width": "280px"})
+        self._cycle = ipw.IntSlider(min=0, max=1, description="Iteration", layout={"width": "380px"},
                                     continuous_update=False)
         self._energy = ipw.Label()
-        self.curves = Chart(plots.convergence_figure(exploration.WAYS), "energy against cycle")
+        self.curves = Chart(plots.convergence_figure(exploration.WAYS), "energy against iteration")
         self.matrices = Chart(plots.heatmaps({}, []), "matrices over atomic orbitals")
-        self._found = ipw.VBox(
-            [self.curves, ipw.HBox([self._way, self._cycle, self._energy]), self.matrices],
+        self._results = ipw.VBox(
+            [self.curves, ipw.HBox([self._algorithm, self._cycle, self._energy]), self.matrices],
             layout={"display": "none"},
         )
-        super().__init__([ipw.HBox([self._guess, self._cycles]), self._run, self._found])
-        self._way.observe(lambda _: self._choose_way(), "value")
+        super().__init__([ipw.HBox([self._guess, self._cycles]), self._run, self._results])
+        self._algorithm.observe(lambda _: self._choose_algorithm(), "value")
         self._cycle.observe(lambda _: self._show_matrices(), "value")
-        self.session.observe(lambda _: self.update(), "exploration")
+        self.session.scf.observe(lambda _: self.update(), "exploration")
         self.update()
         keep_fresh(self)
 
     def refresh(self) -> None:
-        """Show how far the search is."""
+        """Show the progress of the calculation."""
         self._run.refresh()
 
     def update(self) -> None:
-        """Show the session's last search."""
-        found = self.session.exploration
-        if found is None:
+        """Show the session's last exploration."""
+        result = self.session.scf.exploration
+        if result is None:
             return
-        self._found.layout.display = "flex"
-        energies = [np.asarray(path.history.energy) for path in found.paths.values()]
-        plots.fill(self.curves.figure, plots.convergence_traces(energies, found.lowest))
+        self._results.layout.display = "flex"
+        energies = [np.asarray(path.history.energy) for path in result.paths.values()]
+        plots.fill(self.curves.figure, plots.convergence_traces(energies, result.lowest))
         self.curves.figure.update_layout(
-            title_text=f"{found.molecule.formula}, {found.method.label}, from the guess {found.guess}"
+            title_text=f"{result.molecule.formula}, {result.method.label}, initial guess {result.guess}"
         )
-        self.curves.show(found.words())
-        self._choose_way()
+        self.curves.show(result.words())
+        self._choose_algorithm()
 
-    def _choose_way(self) -> None:
-        found = self.session.exploration
-        if found is not None:
-            self._cycle.max = int(found.paths[self._way.value].cycles)
+    def _choose_algorithm(self) -> None:
+        result = self.session.scf.exploration
+        if result is not None:
+            self._cycle.max = int(result.paths[self._algorithm.value].cycles)
             self._show_matrices()
 
     def _show_matrices(self) -> None:
-        found = self.session.exploration
-        if found is None:
+        result = self.session.scf.exploration
+        if result is None:
             return
-        way, cycle = self._way.value, self._cycle.value
-        energy = float(found.paths[way].history.energy[min(cycle, int(found.paths[way].cycles))])
-        self._energy.value = f"E = {energy:.8f} hartree" + (", the guess" if cycle == 0 else "")
-        shown = found.matrices(way, cycle)
-        labels = found.template.ao_labels
+        algorithm, cycle = self._algorithm.value, self._cycle.value
+        path = result.paths[algorithm]
+        energy = float(path.history.energy[min(cycle, int(path.cycles))])
+        self._energy.value = f"E = {energy:.8f} hartree" + (" (initial guess)" if cycle == 0 else "")
+        labels = result.template.ao_labels
         self.matrices.show(
-            f"{way}, cycle {cycle}: blue is positive, red negative; each matrix has its own scale.",
-            plots.heatmaps(shown, labels, columns=4, labelled=len(labels) <= pictures.LABELLED),
+            f"{algorithm}, iteration {cycle}: blue is positive, red is negative; each matrix has its own scale.",
+            plots.heatmaps(
+                result.matrices(algorithm, cycle), labels, columns=4, labelled=len(labels) <= pictures.LABELLED
+            ),
         )

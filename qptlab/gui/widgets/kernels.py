@@ -1,10 +1,10 @@
-"""The kernel inspector: what a training step spends its time on."""
+"""Kernel inspector: a profile of training steps, by operation."""
 
 import html
+from collections.abc import Sequence
 
 import ipywidgets as ipw
 
-from qptlab.units import significant
 from qptlab.gui import plots
 from qptlab.gui.profiling import PROFILED, Profile
 from qptlab.gui.session import Session
@@ -12,100 +12,110 @@ from qptlab.gui.widgets.chart import STYLE, Chart
 from qptlab.gui.widgets.live import keep_fresh
 from qptlab.gui.widgets.taskbar import TaskBar
 from qptlab.gui.widgets.view import View
+from qptlab.units import significant
 
 MAX_OPERATIONS = 40
-"""Of the table."""
+"""Largest number of rows of the table of operations."""
 
 
 class KernelInspector(View):
-    """Profiles a few steps of the session's training.
+    """Profiles some steps of the session's training.
 
     Args:
-      session: shared with other views; by default one of its own.
+      session: session that is shown; by default a new one.
     """
 
     def __init__(self, session: Session | None = None):
         self.session = session or Session()
         self._steps = ipw.BoundedIntText(
-            value=5, min=1, max=50, description="Steps", style={"description_width": "auto"},
-            layout={"width": "120px"},
+            value=5, min=1, max=50, description="Steps", tooltip="Number of training steps to profile",
+            style={"description_width": "auto"}, layout={"width": "120px"},
         )
         self._run = TaskBar(
-            self.session, "kernels", "Profile", "search", lambda: self.session.inspect(self._steps.value),
+            self.session.kernels, "Profile", "search", lambda: self.session.kernels.inspect(self._steps.value),
             self._why_not,
         )
         self._words = ipw.HTML()
         self._functions = ipw.HTML()
         self._operations = ipw.HTML(layout={"max_height": "320px", "overflow": "auto"})
-        self._places = ipw.HBox()
-        self._found = ipw.VBox(
-            [self._words, self._functions, self._places, self._operations], layout={"display": "none"}
+        self._charts = ipw.HBox()
+        self._results = ipw.VBox(
+            [self._words, self._functions, self._charts, self._operations], layout={"display": "none"}
         )
-        super().__init__([ipw.HBox([self._steps, self._run]), self._found])
-        self.session.observe(lambda _: self.update(), "profile")
+        super().__init__([ipw.HBox([self._steps, self._run]), self._results])
+        self.session.kernels.observe(lambda _: self.update(), "profile")
         self.update()
         keep_fresh(self)
 
     def _why_not(self) -> str:
-        running = self.session.training_status in PROFILED
-        return "" if running else "No training is running; start one, or go on with one"
+        is_running = self.session.training.status in PROFILED
+        return "" if is_running else "No training is running; start or resume one first"
 
     def refresh(self) -> None:
-        """Show how far the profile is."""
+        """Show the progress of the profile."""
         self._run.refresh()
 
     def update(self) -> None:
         """Show the session's last profile."""
-        found = self.session.profile
-        if found is None:
+        profile = self.session.kernels.profile
+        if profile is None:
             return
-        self._found.layout.display = "flex"
+        self._results.layout.display = "flex"
         self._words.value = (
-            f'<p role="status"><b>{html.escape(found.device)}</b>. {html.escape(found.words())} The trace is in '
-            f"{html.escape(str(found.path))}: open it with ui.perfetto.dev or XProf.</p>"
+            f'<p role="status"><b>{html.escape(profile.device)}</b>. {html.escape(profile.summary())} The trace is '
+            f"in {html.escape(str(profile.path))}; ui.perfetto.dev and XProf open it.</p>"
         )
-        self._functions.value = _functions_html(found)
-        self._operations.value = _operations_html(found)
-        timeline = Chart(plots.timeline_figure(found), "timeline")
-        lanes = len({span.lane for span in found.timeline})
-        what = "streams" if found.is_accelerator else "threads"
-        timeline.show(f"The {len(found.timeline)} longest operations in {lanes} {what}.")
-        roofline = Chart(plots.roofline_figure(found), "roofline")
+        self._functions.value = _functions_html(profile)
+        self._operations.value = _operations_html(profile)
+        timeline = Chart(plots.timeline_figure(profile), "timeline")
+        lanes = len({span.lane for span in profile.timeline})
+        kind = "streams" if profile.is_accelerator else "threads"
+        timeline.show(f"The {len(profile.timeline)} longest operations in {lanes} {kind}.")
+        roofline = Chart(plots.roofline_figure(profile), "roofline")
+        peaks = (profile.peak_flops, profile.peak_flops32, profile.peak_bytes)
+        flops, flops32, nbytes = (peak / 1e9 for peak in peaks)
         roofline.show(
-            f"Measured here: {found.peak_flops / 1e9:.0f} · 10⁹ operations per second in float64, "
-            f"{found.peak_flops32 / 1e9:.0f} · 10⁹ in float32; {found.peak_bytes / 1e9:.0f} · 10⁹ bytes per second."
+            f"Measured on this machine: {flops:.0f} · 10⁹ operations per second in float64, {flops32:.0f} · 10⁹ in "
+            f"float32; {nbytes:.0f} · 10⁹ bytes per second."
         )
-        self._places.children = [
+        self._charts.children = [
             ipw.VBox([timeline], layout={"width": "56%"}), ipw.VBox([roofline], layout={"width": "44%"}),
         ]
 
 
-def _functions_html(found: Profile) -> str:
-    head = ["function", "compiling, s", "operations a call, 10⁹", "bytes a call, 10⁶", "calls", "time in all, s"]
+def _functions_html(profile: Profile) -> str:
+    head = ["function", "compiling, s", "operations per call, 10⁹", "bytes per call, 10⁶", "calls", "total time, s"]
     rows = [
-        [each.name, significant(each.compile_s),
-         *(("≥ " if each.has_loops else "") + significant(count) for count in (each.flops / 1e9, each.nbytes / 1e6)),
-         str(each.calls), significant(each.seconds)]
-        for each in sorted(found.executables, key=lambda each: -each.seconds)
+        [executable.name, significant(executable.compile_s),
+         *(("≥ " if executable.has_loops else "") + significant(count)
+           for count in (executable.flops / 1e9, executable.nbytes / 1e6)),
+         str(executable.calls), significant(executable.seconds)]
+        for executable in sorted(profile.executables, key=lambda executable: -executable.seconds)
     ]
-    title = "Compiled functions of a step (counts are XLA's: without what it calls from libraries, of loops one turn)"
+    title = (
+        "Compiled functions of a training step. Operations and bytes are counted by XLA: calls of libraries are not "
+        "counted, and the body of a loop is counted once."
+    )
     return _table(title, head, rows)
 
 
-def _operations_html(found: Profile) -> str:
-    total = sum(each.seconds for each in found.operations) or 1.0
+def _operations_html(profile: Profile) -> str:
+    total = sum(operation.seconds for operation in profile.operations) or 1.0
     rows = [
-        [each.function, each.name, each.layer, each.source, str(each.calls), significant(1e3 * each.seconds),
-         f"{100 * each.seconds / total:.1f}"]
-        for each in found.operations[:MAX_OPERATIONS]
+        [operation.function, operation.name, operation.layer, operation.source, str(operation.calls),
+         significant(1e3 * operation.seconds), f"{100 * operation.seconds / total:.1f}"]
+        for operation in profile.operations[:MAX_OPERATIONS]
     ]
-    what = "Kernels" if found.is_accelerator else "Operations"
-    head = ["function", what.lower()[:-1], "where in the model", "source", "calls", "time, ms", "share, %"]
-    title = f"{what}, the {len(rows)} longest of {len(found.operations)}; {found.named:.0%} of the time is named"
+    kind = "kernel" if profile.is_accelerator else "operation"
+    head = ["function", kind, "layer of the model", "source", "calls", "time, ms", "share, %"]
+    title = (
+        f"The {len(rows)} longest of {len(profile.operations)} {kind}s; the layer is known for "
+        f"{profile.named:.0%} of the time."
+    )
     return _table(title, head, rows)
 
 
-def _table(title, head, rows):
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     caption = f"<caption>{html.escape(title)}</caption>"

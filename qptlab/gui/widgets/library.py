@@ -1,7 +1,8 @@
-"""Widgets that need a large JavaScript library: all of them share one that holds it, so that it is sent once."""
+"""Widgets that need a large JavaScript library share one widget that holds it, so that it is sent only once."""
 
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import anywidget
 import ipywidgets as ipw
@@ -13,8 +14,8 @@ _HERE = pathlib.Path(__file__).parent
 SCRIPT_3DMOL = _HERE / "static" / "3Dmol-min.js"
 
 MISSING_3DMOL = (
-    "3D views are missing: 3Dmol.js was not bundled when qptlab was installed. Install qptlab again with "
-    "the npm registry in reach (pip install -e .), restart the kernel, and run the cell again."
+    "3D views cannot be shown: 3Dmol.js was not downloaded when qptlab was installed. Install qptlab again with "
+    "access to the npm registry (pip install -e .), restart the kernel, and run the cell again."
 )
 
 
@@ -27,16 +28,16 @@ def _threedmol() -> bytes:
 
 
 SOURCES: dict[str, Callable[[], bytes]] = {"plotly": _plotly, "3dmol": _threedmol}
-"""JavaScript by name; empty where it is missing."""
+"""Functions that return the JavaScript of each library; the result is empty if the library is missing."""
 
 
 class Library(anywidget.AnyWidget):
-    """A JavaScript library, for all views of a page that need it; seen by nobody.
+    """JavaScript library for all views of a page; it shows nothing itself.
 
     Attributes:
-      name: one of `SOURCES`.
+      name: name of the library, one of `SOURCES`.
       source: the script.
-      missing: what to say where there is none.
+      missing: message if the script is missing.
     """
 
     _esm = "export default {};"
@@ -50,26 +51,26 @@ _shared: dict[str, Library] = {}
 
 
 def shared(name: str) -> Library:
-    """The library of this kernel; made when it is first needed."""
-    if name not in _shared or _shared[name].comm is None:  # closed, with all widgets
+    """Return the library of this kernel; it is created when it is first needed."""
+    if name not in _shared or _shared[name].comm is None:  # closed together with all widgets
         _shared[name] = Library(name=name, source=SOURCES[name]())
     return _shared[name]
 
 
 def module(name: str) -> str:
-    """A widget's JavaScript, with the function that finds its library."""
+    """Return the JavaScript of a widget, with the function that finds its library."""
     return (_HERE / "library.js").read_text() + (_HERE / name).read_text()
 
 
 class LibraryWidget(anywidget.AnyWidget):
-    """A widget that needs a library, and whose JavaScript is made by `module`.
+    """Widget that needs a library; its JavaScript comes from `module`.
 
     Args:
       needs: name of the library.
-      **traits: as of any widget.
+      **traits: traits of the widget.
     """
 
     library = traitlets.Instance(ipw.Widget).tag(sync=True, **ipw.widget_serialization)
 
-    def __init__(self, needs: str, **traits):
+    def __init__(self, needs: str, **traits: Any):
         super().__init__(library=shared(needs), **traits)

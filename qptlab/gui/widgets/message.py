@@ -1,27 +1,27 @@
-"""The line in which a view shows what the session has to say to the user."""
+"""Line in which a view shows messages of the session."""
 
 import html
 
 import ipywidgets as ipw
 
-from qptlab.gui.session import Session
+from qptlab.gui.session import Message, Session
 
 
 class MessageLine(ipw.HTML):
-    """Shows the session's messages of one topic, the last until the next; announced to screen readers.
+    """Shows the last message of one topic; screen readers announce it.
 
     Args:
-      session: whose messages.
-      topic: one of those of `session.Message`.
+      session: session whose messages are shown.
+      topic: name of the tab; messages of other tabs are not shown.
     """
 
     def __init__(self, session: Session, topic: str):
         super().__init__()
         self._topic = topic
-        session.observe(self._show, "message")
+        session.observe(lambda change: self._show(change["new"]), "message")
+        self._show(session.message)
 
-    def _show(self, change) -> None:
-        message = change["new"]
+    def _show(self, message: Message) -> None:
         if message.topic != self._topic:
             return
         text = html.escape(message.text)

@@ -1,14 +1,14 @@
-"""The training monitor: start, pause, stop, and the curves as they come, beside those of other runs."""
+"""Training monitor: starts, pauses and stops a training, and shows its curves, together with those of other runs."""
 
 import html
 import time
+from collections.abc import Callable
 
 import ipywidgets as ipw
 import numpy as np
+import plotly.graph_objects as go
 
 from qptlab.errors import InputError
-from qptlab.training.run import Run, find_runs
-from qptlab.units import significant
 from qptlab.gui import plots
 from qptlab.gui.session import Session
 from qptlab.gui.widgets.chart import Chart
@@ -17,26 +17,29 @@ from qptlab.gui.widgets.message import MessageLine
 from qptlab.gui.widgets.taskbar import TaskBar
 from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
+from qptlab.training.run import Run, find_runs
+from qptlab.training.trainer import Trainer
+from qptlab.units import significant
 
 MAX_COMPARED = 5
-"""Runs that are told apart by colour and dashes."""
+"""Largest number of other runs on the plot; more cannot be told apart by colour and dashes."""
 
-TOLD_EVERY = 1.0
-"""Seconds from one line of numbers to the next while a training runs."""
+NUMBERS_SECONDS = 1.0
+"""Time between two updates of the line of numbers while a training runs, s."""
 
-GROWN, DRAWN_AT_LATEST = 1 / 20, 5.0
-"""Curves are drawn again when they have grown by this share, or after these seconds: on a laptop kernel and browser
-share its cores with the training, and plotly takes some tenths of a second of one."""
+MIN_GROWTH, MAX_DRAW_SECONDS = 1 / 20, 5.0
+"""Curves are drawn again when they have grown by this share, or after this time, s. On a laptop kernel and browser
+share the cores with the training, and one drawing by plotly occupies a core for some tenths of a second."""
 
-VIEWED_EVERY = 15.0
-"""Seconds of training from one geometry shown to the next."""
+GEOMETRY_SECONDS = 15.0
+"""Training time between two geometries that are shown, s."""
 
 
 class TrainingMonitor(View):
-    """Steers and shows the training of a session.
+    """Controls and shows the training of a session.
 
     Args:
-      session: shared with other views; by default one of its own.
+      session: session that is shown; by default a new one.
     """
 
     def __init__(self, session: Session | None = None):
@@ -48,12 +51,12 @@ class TrainingMonitor(View):
         self._status = ipw.HTML()
         self._numbers = ipw.HTML()
         self.chart = Chart(plots.training_figure(), "training")
-        self._shown: tuple | None = None
+        self._state: tuple | None = None
         self._others: dict[str, list[dict]] = {}
         self._make_controls()
-        self.viewer = OrbitalViewer(height=190, placeholder="The geometry trained on last appears here.")
+        self.viewer = OrbitalViewer(height=190, placeholder="The newest training geometry appears here.")
         self._is_stale = False
-        self._viewed = self._drawn = self._told = -np.inf
+        self._geometry_shown = self._drawn = self._updated = -np.inf
         super().__init__([
             ipw.HBox([self._start, self._pause, self._stop, self._progress, self._status]),
             MessageLine(self.session, "training"), self._numbers,
@@ -73,13 +76,13 @@ class TrainingMonitor(View):
         keep_fresh(self)
 
     @property
-    def figure(self):
-        """The plot."""
+    def figure(self) -> go.Figure:
+        """Plot of the training."""
         return self.chart.figure
 
     def _make_controls(self) -> None:
         narrow = {"description_width": "auto"}
-        self._x = ipw.Dropdown(options=list(plots.X_AXES), description="Against", style=narrow,
+        self._x = ipw.Dropdown(options=list(plots.X_AXES), description="x axis", style=narrow,
                                layout={"width": "200px"})
         self._scale = ipw.Dropdown(options=["log", "linear"], description="Error axis", style=narrow,
                                    layout={"width": "160px"})
@@ -89,90 +92,93 @@ class TrainingMonitor(View):
                                         layout={"width": "330px"}, continuous_update=False)
         self._runs = ipw.SelectMultiple(
             options=[], rows=3, description="Compare with", style=narrow, layout={"width": "480px"},
-            tooltip=f"Other runs on disk, up to {MAX_COMPARED}; Ctrl or Shift selects several",
+            tooltip=f"Other runs on disk, up to {MAX_COMPARED}; use Ctrl or Shift to select several",
         )
-        self._find = ipw.Button(icon="refresh", tooltip="Look for runs on disk again", layout={"width": "40px"})
+        self._find = ipw.Button(icon="refresh", tooltip="Search for runs on disk again", layout={"width": "40px"})
         self._open = TaskBar(
-            self.session, "training", "Open", "folder-open", lambda: self.session.open_run(self._runs.value[0]),
-            lambda: "" if self._runs.value and not self.session.is_training else
-            "Choose one of the runs to open it; no training may be under way", with_message=False,
+            self.session.training, "Open", "folder-open",
+            lambda: self.session.training.open_run(self._runs.value[0]), self._why_not_open, with_message=False,
         )
-        self._note = ipw.Text(placeholder="a remark, kept with the run", description="Note", style=narrow,
+        self._note = ipw.Text(placeholder="a remark that is stored with the run", description="Note", style=narrow,
                               layout={"width": "400px"})
-        self._add_note = ipw.Button(description="Keep", tooltip="Write the remark down at the present step",
+        self._add_note = ipw.Button(description="Add", tooltip="Add the note at the present step",
                                     layout={"width": "80px"})
         self._events = ipw.HTML(layout={"max_height": "90px", "overflow": "auto"})
 
+    def _why_not_open(self) -> str:
+        if self.session.training.is_active:
+            return "A training is running; stop it before you open a run"
+        return "" if self._runs.value else "Select one of the runs to open it"
+
     def _bind(self) -> None:
-        self._start.on_click(lambda _: self._do(self.session.start))
-        self._pause.on_click(lambda _: self._do(self.session.pause))
-        self._stop.on_click(lambda _: self._do(self.session.stop))
+        training = self.session.training
+        self._start.on_click(lambda _: self._do(training.start))
+        self._pause.on_click(lambda _: self._do(training.pause))
+        self._stop.on_click(lambda _: self._do(training.stop))
         self._find.on_click(lambda _: self._list_runs())
         self._add_note.on_click(lambda _: self._do(self._keep_note))
         self._runs.observe(lambda _: self._choose_runs(), "value")
         for control in (self._x, self._scale, self._quantity, self._smoothing):
             control.observe(lambda _: self._draw(), "value")
-        self.session.observe(lambda _: self._take_runs(), "compared")
+        training.observe(lambda _: self._read_runs(), "compared")
 
-    def _do(self, action) -> None:
+    def _do(self, action: Callable[[], None]) -> None:
         action()
         self.refresh()
 
     def _keep_note(self) -> None:
         trainer = self.session.trainer
-        try:
+        with self.session.training.reporting():
             if trainer is None:
-                raise InputError("there is no training to remark on yet; start one first.")
+                raise InputError("There is no training yet that a note could be added to; start one first.")
             trainer.note(self._note.value)
             self._note.value = ""
-        except InputError as error:
-            self.session.refuse(str(error), "training")
 
     def refresh(self) -> None:
-        """Show the trainer's present state; cheap when nothing has changed."""
+        """Show the state of the trainer; this is cheap if nothing has changed."""
         self._open.refresh()
         trainer = self.session.trainer
-        status = self.session.training_status
-        seen = (id(trainer), status, len(trainer.events()) if trainer else 0)
-        is_new = self._shown is None or seen[:2] != self._shown[:2]
+        status = self.session.training.status
+        state = (id(trainer), status, len(trainer.events()) if trainer else 0)
+        is_new = self._state is None or state[:2] != self._state[:2]
         now, is_live = time.monotonic(), status == "running" and not is_new
-        if is_live and now - self._told < TOLD_EVERY:
+        if is_live and now - self._updated < NUMBERS_SECONDS:
             return
-        is_due = not is_live or now - self._drawn >= self._pause_s(trainer)
-        if seen == self._shown and not (self._is_stale and is_due):
+        is_due = not is_live or now - self._drawn >= self._draw_interval(trainer)
+        if state == self._state and not (self._is_stale and is_due):
             return
-        self._shown, self._told = seen, now
+        self._state, self._updated = state, now
         self._show_controls(status)
-        self._status.value = self._words(status)
+        self._status.value = self._status_html(status)
         if trainer is None:
             return
         if is_new:
             self._list_runs()
-        self._tell(trainer)
+        self._show_numbers(trainer)
         self._is_stale = not is_due
         if is_due:
             self._draw()
             self._drawn = now
         self._show_geometry(trainer)
 
-    def _pause_s(self, trainer) -> float:
-        """Seconds between two drawings of a training under way."""
-        rows = trainer.rows
-        return min(GROWN * rows[-1]["seconds"] if rows else 0.0, DRAWN_AT_LATEST)
+    def _draw_interval(self, trainer: Trainer | None) -> float:
+        """Return the time between two drawings of a running training, s."""
+        rows = trainer.rows if trainer else []
+        return min(MIN_GROWTH * rows[-1]["seconds"] if rows else 0.0, MAX_DRAW_SECONDS)
 
     def _show_controls(self, status: str) -> None:
         active = status in ("compiling", "running")
         for button, enabled, why, why_not in (
-            (self._start, not active, "Go on" if status == "paused" else "Start a training",
-             "A training is under way; stop it first to start another"),
-            (self._pause, active, "Pause after the present step", "Nothing is running that could pause"),
-            (self._stop, active or status == "paused", "Stop and keep what was learned", "Nothing is running"),
+            (self._start, not active, "Resume the training" if status == "paused" else "Start a training",
+             "A training is running; stop it before you start a different one"),
+            (self._pause, active, "Pause after the present step", "No training is running"),
+            (self._stop, active or status == "paused", "Stop, and keep the trained model", "No training is running"),
         ):
             button.disabled = not enabled
             button.tooltip = why if enabled else why_not
         self._start.description = "Resume" if status == "paused" else "Start"
 
-    def _words(self, status: str) -> str:
+    def _status_html(self, status: str) -> str:
         trainer = self.session.trainer
         text = status
         if trainer is not None and status == "compiling":
@@ -181,7 +187,7 @@ class TrainingMonitor(View):
             text += " (takes some seconds, once)"
         return f'<span role="status">{html.escape(text)}</span>'
 
-    def _tell(self, trainer) -> None:
+    def _show_numbers(self, trainer: Trainer) -> None:
         rows = trainer.rows
         if rows:
             self._progress.value = trainer.train_config.progress(rows[-1]["step"], rows[-1]["seconds"])
@@ -193,7 +199,7 @@ class TrainingMonitor(View):
         trainer = self.session.trainer
         rows = trainer.rows if trainer is not None else []
         events = trainer.events() if trainer is not None else []
-        zero, name = self.session.energy_zero()
+        zero, name = self.session.training.energy_zero()
         x_title = plots.X_AXES[self._x.value][1]
         plots.fill(self.figure, plots.training_traces(
             rows, zero, x_axis=self._x.value, quantity=self._quantity.value, smoothing=self._smoothing.value,
@@ -211,60 +217,62 @@ class TrainingMonitor(View):
             for event in reversed(marked[-30:])
         )
 
-    def _show_geometry(self, trainer) -> None:
+    def _show_geometry(self, trainer: Trainer) -> None:
         mol, rows = trainer.geometry, trainer.rows
         seconds = rows[-1]["seconds"] if rows else 0.0
-        if mol is None or 0 <= seconds - self._viewed < VIEWED_EVERY:
+        if mol is None or 0 <= seconds - self._geometry_shown < GEOMETRY_SECONDS:
             return
-        self._viewed = seconds
-        caption = f"{mol.name or mol.formula}, trained on last"
+        self._geometry_shown = seconds
+        caption = f"{mol.name or mol.formula}, newest training geometry"
         self.viewer.show(mol.symbols, mol.positions_angstrom, captions=[caption])
 
     # Other runs -----------------------------------------------------------------------------
 
     def _list_runs(self) -> None:
         present = self.session.trainer.out.absolute() if self.session.trainer else None
-        found = [str(path) for path in find_runs() if path.absolute() != present]
-        kept = [path for path in self.session.compared if path not in found]
-        if list(self._runs.options) != [*found, *kept]:
-            self._runs.options = [*found, *kept]
-            self._runs.value = tuple(path for path in self.session.compared if path in self._runs.options)
+        compared = self.session.training.compared
+        paths = [str(path) for path in find_runs() if path.absolute() != present]
+        paths += [path for path in compared if path not in paths]
+        if list(self._runs.options) != paths:
+            self._runs.options = paths
+            self._runs.value = tuple(path for path in compared if path in paths)
 
     def _choose_runs(self) -> None:
-        chosen = list(self._runs.value)
-        if len(chosen) > MAX_COMPARED:
-            self.session.refuse(
-                f"{len(chosen)} runs were chosen; up to {MAX_COMPARED} can be told apart, and the first are shown.",
-                "training",
+        paths = list(self._runs.value)
+        if len(paths) > MAX_COMPARED:
+            self.session.training.refuse(
+                f"Expected at most {MAX_COMPARED} runs to compare with, got {len(paths)}; only the first "
+                f"{MAX_COMPARED} are shown."
             )
-        self.session.compared = chosen[:MAX_COMPARED]
+        self.session.training.compared = paths[:MAX_COMPARED]
 
-    def _take_runs(self) -> None:
+    def _read_runs(self) -> None:
         self._others = {}
-        for path in self.session.compared:
+        for path in self.session.training.compared:
             try:
                 self._others[path] = Run.open(path).metrics()
             except InputError as error:
-                self.session.refuse(str(error), "training")
+                self.session.training.refuse(str(error))
         self.chart.plot.figure = plots.training_figure(list(self._others))
         self._draw()
 
 
 def _facts(rows: list[dict]) -> list[tuple[str, str]]:
+    """Return names and values of the numbers above the plot."""
     last, recent = rows[-1], rows[-20:]
     elapsed = max(recent[-1]["seconds"] - recent[0]["seconds"], 1e-9)
-    judged = next((row for row in reversed(rows) if "validation_mae_mev" in row), None)
+    validated = next((row for row in reversed(rows) if "validation_mae_mev" in row), None)
     facts = [
         ("step", f"{last['step']:.0f}"),
         ("steps per second", f"{(len(recent) - 1) / elapsed:.2f}"),
         ("training time", f"{last['seconds']:.0f} s"),
         ("compiling", f"{sum(row['compile_s'] for row in rows):.1f} s"),
-        ("waited for data", f"{100 * sum(row['data_wait_s'] for row in rows) / last['seconds']:.0f} %"),
+        ("waiting for data", f"{100 * sum(row['data_wait_s'] for row in rows) / last['seconds']:.0f} %"),
         ("skipped updates", f"{sum(row['skipped'] for row in rows):.0f}"),
     ]
-    if judged is not None:
+    if validated is not None:
         facts += [
-            (name, f"{significant(judged[column])} meV")
+            (name, f"{significant(validated[column])} meV")
             for name, column in (
                 ("validation error", "validation_mae_mev"), ("no network", "no_network_mae_mev"),
                 ("PySCF, same Fock builds", "pyscf_stopped_mae_mev"),
@@ -274,11 +282,12 @@ def _facts(rows: list[dict]) -> list[tuple[str, str]]:
 
 
 def _summary(rows: list[dict]) -> str:
-    """The plot in a sentence."""
+    """Return a sentence that says what the plot shows."""
     facts = dict(_facts(rows))
     if "validation error" not in facts:
         return f"Step {facts['step']} after {facts['training time']}; no validation yet."
     return (
-        f"After {facts['training time']} the error on unseen geometries is {facts['validation error']}; without a "
-        f"network it is {facts['no network']}, PySCF's after as many Fock builds {facts['PySCF, same Fock builds']}."
+        f"After {facts['training time']} the error on unseen geometries is {facts['validation error']}. Without a "
+        f"network it is {facts['no network']}; PySCF stopped after as many Fock builds has "
+        f"{facts['PySCF, same Fock builds']}."
     )

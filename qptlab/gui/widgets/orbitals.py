@@ -1,11 +1,11 @@
-"""Orbitals, densities and potentials in 3D: the model's beside PySCF's, chosen from a diagram of levels."""
+"""Orbitals, densities and potentials in 3D, predicted and from PySCF, chosen from a diagram of orbital energies."""
 
 import html
+from typing import Any
 
 import ipywidgets as ipw
 
 from qptlab.errors import InputError
-from qptlab.units import BOHR_ANGSTROM
 from qptlab.gui import plots, scenes
 from qptlab.gui.scenes import Scene
 from qptlab.gui.session import Session
@@ -15,16 +15,20 @@ from qptlab.gui.widgets.live import keep_fresh
 from qptlab.gui.widgets.message import MessageLine
 from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
+from qptlab.units import BOHR_ANGSTROM
 
 POINTS = 60
-"""Of the box along each axis."""
+"""Number of points of the box along each axis."""
 
 
 class Orbitals(View):
-    """Shows a validation geometry as the model sees it, beside PySCF.
+    """Shows a validation geometry as the model predicts it, and as PySCF calculates it.
 
     Args:
-      session: shared with other views; by default one of its own.
+      session: session that is shown; by default a new one.
+
+    Attributes:
+      scene: scene that is drawn; None before the first drawing.
     """
 
     def __init__(self, session: Session | None = None):
@@ -33,14 +37,14 @@ class Orbitals(View):
         self.levels = Chart(plots.levels_figure(), "orbital energies")
         self._words = ipw.HTML()
         self.viewer = OrbitalViewer(
-            placeholder="Orbitals appear here once a training has begun and PySCF has done the validation set.",
+            placeholder="Orbitals appear here after a training has started and PySCF has calculated the references.",
             height=330,
         )
         self.scene: Scene | None = None
-        self._known: tuple | None = None
+        self._state: tuple | None = None
         self._levels_box = ipw.VBox([self.levels], layout={"width": "30%"})
         super().__init__([
-            ipw.HBox([self._kind, self._choice, self._geometry, self._again]),
+            ipw.HBox([self._kind, self._choice, self._geometry, self._renew]),
             ipw.HBox([self._isovalue, self._opacity, self._labels, self._save]),
             MessageLine(self.session, "orbitals"),
             ipw.HBox([self._levels_box, ipw.VBox([self.viewer, self._words], layout={"width": "70%"})]),
@@ -55,9 +59,9 @@ class Orbitals(View):
         self._choice = ipw.Dropdown(description="Orbital", disabled=True, style=narrow, layout={"width": "280px"})
         self._geometry = ipw.BoundedIntText(
             min=0, max=0, description="Geometry", style=narrow, layout={"width": "140px"},
-            tooltip="of the validation set", disabled=True,
+            tooltip="Number of the validation geometry", disabled=True,
         )
-        self._again = ipw.Button(
+        self._renew = ipw.Button(
             description="Update", icon="refresh", disabled=True, layout={"width": "100px"},
             tooltip="Predict with the present parameters",
         )
@@ -71,7 +75,7 @@ class Orbitals(View):
         self._labels = ipw.Checkbox(description="Atom numbers", indent=False, layout={"width": "130px"})
         self._save = ipw.Button(
             description="Save", icon="download", disabled=True, layout={"width": "90px"},
-            tooltip="As a cube file and as a page, in the run's folder",
+            tooltip="Save a cube file and a page into the run's folder",
         )
 
     def _bind(self) -> None:
@@ -80,18 +84,18 @@ class Orbitals(View):
         self._labels.observe(lambda change: setattr(self.viewer, "labels", change["new"]), "value")
         for control in (self._kind, self._choice, self._geometry):
             control.observe(self._choose, "value")
-        self._again.on_click(lambda _: self.update(anew=True))
+        self._renew.on_click(lambda _: self.update(renew=True))
         self._save.on_click(lambda _: self.save())
         self.levels.plot.on_click(self._click)
 
-    def _choose(self, _) -> None:
+    def _choose(self, _: Any) -> None:
         self.update()
 
     def _click(self, trace: int, point: int) -> None:
-        levels = self.levels.figure.data[trace].customdata
-        if levels is not None:
+        orbitals = self.levels.figure.data[trace].customdata
+        if orbitals is not None:
             self._kind.value = "orbital"
-            self._choice.value = int(levels[point])
+            self._choice.value = int(orbitals[point])
 
     def _set_isovalue(self) -> None:
         if self.scene is not None and self.scene.kind == "electrostatic potential":
@@ -100,35 +104,36 @@ class Orbitals(View):
             self.viewer.isovalue = self._isovalue.value
 
     def refresh(self) -> None:
-        """Offer the orbitals as soon as there are any, the HOMO first; predict anew at every halt."""
+        """Show the HOMO as soon as there are orbitals, and predict again whenever the training halts."""
         trainer = self.session.trainer
-        halted = self.session.training_status in ("paused", "finished", "stopped")
-        known = (id(trainer), self.session.can_draw, halted)
-        if known == self._known:
+        is_ready = self.session.training.has_references
+        is_halted = self.session.training.status in ("paused", "finished", "stopped")
+        state = (id(trainer), is_ready, is_halted)
+        if state == self._state:
             return
-        is_news = self._known is None or known[:2] != self._known[:2]
-        self._known = known
-        why_not = "" if self.session.can_draw else "There is no model yet; start a training first"
-        for control in (self._kind, self._choice, self._geometry, self._again, self._save):
-            control.disabled = bool(why_not)
-        if why_not or trainer is None or trainer.validation is None:
+        is_new = self._state is None or state[:2] != self._state[:2]
+        self._state = state
+        for control in (self._kind, self._choice, self._geometry, self._renew, self._save):
+            control.disabled = not is_ready
+        if not is_ready or trainer is None or trainer.validation is None:
             return
-        if is_news:
+        if is_new:
             self._geometry.max = len(trainer.validation.positions) - 1
-            subject = self.session.subject(self._geometry.value, anew=True)
+            subject = self.session.orbitals.subject(self._geometry.value, renew=True)
             # New options select the first of them; nobody wants to wait for that one.
             self._choice.unobserve(self._choose, "value")
             self._choice.options = [(label, i) for i, label in enumerate(subject.orbital_labels())]
             self._choice.value = int(subject.model.nocc) - 1
             self._choice.observe(self._choose, "value")
-        self.update(anew=not is_news)
+        self.update(renew=not is_new)
 
-    def update(self, *, anew: bool = False, isovalue: float | None = None) -> None:
+    def update(self, *, renew: bool = False, isovalue: float | None = None) -> None:
         """Draw what is chosen.
 
         Args:
-          anew: predict with the present parameters.
-          isovalue: of the surfaces; by default one that fits what is drawn, or that of the last scene of its kind.
+          renew: if true, predict with the present parameters.
+          isovalue: value on the surfaces; by default that of the last scene of the same kind, or one that shows
+            something.
         """
         if self._choice.value is None:
             return
@@ -136,15 +141,15 @@ class Orbitals(View):
         if isovalue is None and last is not None and last.kind == kind and kind != "density difference":
             isovalue = self._isovalue.value
         try:
-            scene = self.session.scene(
-                kind, self._choice.value, self._geometry.value, points=POINTS, isovalue=isovalue, anew=anew
+            scene = self.session.orbitals.scene(
+                kind, self._choice.value, self._geometry.value, points=POINTS, isovalue=isovalue, renew=renew
             )
         except InputError as error:
-            self.session.refuse(str(error), "orbitals")
+            self.session.orbitals.refuse(str(error))
             return
         self.scene = scene
         self._choice.disabled = kind != "orbital"
-        self._words.value = f'<div role="status">{html.escape(scene.words)}</div>'
+        self._words.value = f'<div role="status">{html.escape(scene.summary)}</div>'
         self._draw_levels()
         with self._isovalue.hold_trait_notifications():
             self._isovalue.value = scene.isovalue
@@ -156,23 +161,23 @@ class Orbitals(View):
         )
 
     def _draw_levels(self) -> None:
-        subject = self.session.subject(self._geometry.value)
-        chosen = self._choice.value if self._kind.value == "orbital" else None
-        both, nocc = (subject.model.mo_energy, subject.truth.mo_energy), subject.truth.nocc
-        plots.fill_levels(self.levels.figure, *both, nocc, chosen)
-        ours, theirs = (plots.gap_ev(levels, nocc) for levels in both)
-        self.levels.show(f"Gap {ours:.2f} eV; PySCF's {theirs:.2f} eV.")
+        subject = self.session.orbitals.subject(self._geometry.value)
+        selected = self._choice.value if self._kind.value == "orbital" else None
+        predicted, reference, nocc = subject.model.mo_energy, subject.reference.mo_energy, subject.reference.nocc
+        plots.fill_levels(self.levels.figure, predicted, reference, nocc, selected)
+        gaps = [plots.gap_ev(levels, nocc) for levels in (predicted, reference)]
+        self.levels.show(f"Gap: {gaps[0]:.2f} eV predicted, {gaps[1]:.2f} eV from PySCF.")
 
     def save(self) -> None:
-        """Write what the first panel shows as a cube file and as a page, into the run's folder."""
+        """Write the first panel as a cube file and as a page into the run's folder."""
         scene, trainer = self.scene, self.session.trainer
         if scene is None or trainer is None:
-            self.session.refuse("there is nothing to save yet; choose an orbital first.", "orbitals")
+            self.session.orbitals.refuse("There is nothing to save yet; choose an orbital first.")
             return
-        cube = self.session.save_scene(scene)
+        cube = self.session.orbitals.save(scene)
         page = cube.with_suffix(".html")
         page.write_text(preview.export_html(
             scene.molecule.symbols, scene.molecule.positions_angstrom, cube.read_text(), self._isovalue.value,
             scene.captions[0],
         ))
-        self.session.tell(f"saved {cube} and {page}.", "orbitals")
+        self.session.orbitals.tell(f"Saved {cube} and {page}.")

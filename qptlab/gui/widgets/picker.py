@@ -1,10 +1,16 @@
-"""The molecule picker: a molecule by name, SMILES or XYZ, its geometry, and how it is treated."""
+"""Molecule picker: a molecule by name, SMILES or XYZ; settings of method, network and training."""
 
 import html
+from typing import Any
 
 import ipywidgets as ipw
 
 from qptlab.errors import InputError
+from qptlab.gui.session import Session
+from qptlab.gui.widgets.live import keep_fresh
+from qptlab.gui.widgets.message import MessageLine
+from qptlab.gui.widgets.view import View
+from qptlab.gui.widgets.viewer import OrbitalViewer
 from qptlab.models.qpt import PRESETS
 from qptlab.sampling.geometries import SAMPLERS
 from qptlab.system import coordinates
@@ -12,23 +18,20 @@ from qptlab.system.coordinates import Coordinate
 from qptlab.system.functional import FUNCTIONALS
 from qptlab.system.method import GRID_LEVELS
 from qptlab.system.molecule import BUILTIN, Molecule
-from qptlab.gui.session import Session
-from qptlab.gui.widgets.live import keep_fresh
-from qptlab.gui.widgets.message import MessageLine
-from qptlab.gui.widgets.view import View
-from qptlab.gui.widgets.viewer import OrbitalViewer
 
 BASES = ("sto-3g", "6-31g*", "def2-svp", "cc-pvdz", "def2-tzvp")
+"""Basis sets that are suggested; the field takes any name that PySCF knows."""
+
 MAX_UPLOAD_BYTES = 5_000_000
 
 _FIELD = {"description_width": "110px"}
 
 
 class MoleculePicker(View):
-    """Chooses the molecule of a session, its geometry, its method and its model.
+    """Chooses the molecule of a session, its geometry, its method, its network and its training.
 
     Args:
-      session: shared with other views; by default one of its own.
+      session: session that is shown; by default a new one.
     """
 
     def __init__(self, session: Session | None = None):
@@ -37,7 +40,7 @@ class MoleculePicker(View):
         self._summary = ipw.HTML()
         self._message = MessageLine(self.session, "molecule")
         self._names = ipw.Combobox(
-            options=BUILTIN, description="Name", placeholder="search the built-in ones", ensure_option=True,
+            options=BUILTIN, description="Name", placeholder="search the built-in molecules", ensure_option=True,
             continuous_update=False, style=_FIELD, layout={"width": "98%"},
         )
         self._text = ipw.Text(description="SMILES or path", placeholder="CCO, or water.xyz", style=_FIELD,
@@ -46,7 +49,7 @@ class MoleculePicker(View):
         self._use_text = ipw.Button(description="Use", tooltip="Use this SMILES or file", layout=small)
         self._xyz = ipw.Textarea(
             description="Atoms (XYZ, Å)", rows=9, style=_FIELD, layout={"width": "98%"},
-            tooltip="The present geometry; edit it, or paste another",
+            tooltip="The present geometry; edit it, or paste a different one",
         )
         self._use_xyz = ipw.Button(description="Use", tooltip="Use these atoms", layout=small)
         self._back = ipw.Button(description="Undo", tooltip="Nothing to undo", layout=small, disabled=True)
@@ -82,10 +85,11 @@ class MoleculePicker(View):
             ("grid_level", ipw.Dropdown(options=GRID_LEVELS, description="Grid level")),
             ("preset", ipw.Dropdown(options=list(PRESETS), description="Network")),
             ("iterations", ipw.BoundedIntText(min=0, max=16, description="DFT iterations",
-                                              tooltip="after the network")),
-            ("sampler", ipw.Dropdown(options=[s for s in SAMPLERS if s != "file"], description="Geometries")),
+                                              tooltip="Number of DFT iterations after the network")),
+            ("sampler", ipw.Dropdown(options=[s for s in SAMPLERS if s != "file"], description="Sampler",
+                                     tooltip="Source of the training geometries")),
             ("temperature", ipw.BoundedFloatText(min=1, max=5000, description="Temperature, K")),
-            ("minutes", ipw.FloatText(description="Minutes")),
+            ("minutes", ipw.FloatText(description="Minutes", tooltip="Training time")),
             ("seed", ipw.BoundedIntText(min=0, max=2**31 - 1, description="Seed")),
         ]
         for name, widget in fields:
@@ -96,7 +100,7 @@ class MoleculePicker(View):
         grid = ipw.GridBox(
             [widget for _, widget in fields], layout={"grid_template_columns": "repeat(3, 270px)"}
         )
-        return ipw.VBox([ipw.HTML("<b>Method, model and training</b>"), grid])
+        return ipw.VBox([ipw.HTML("<b>Method, network and training</b>"), grid])
 
     def _bind(self) -> None:
         self._names.observe(self._pick_name, "value")
@@ -110,27 +114,30 @@ class MoleculePicker(View):
         self.session.observe(self._remember, "molecule")
         self.session.observe(lambda _: self.update(), ["molecule", "xc", "basis", "grid_level"])
 
-    def _pick_name(self, change) -> None:
+    def _pick_name(self, change: Any) -> None:
         if change["new"] in BUILTIN and change["new"] != self.session.molecule.name:
             self.session.choose(change["new"])
 
-    def _take_upload(self, change) -> None:
+    def _take_upload(self, change: Any) -> None:
         for file in change["new"]:
             content = bytes(file["content"])
             if len(content) > MAX_UPLOAD_BYTES:
-                self.session.refuse(f"{file['name']} is larger than 5 MB; a part of it would do.", "molecule")
+                size = len(content) / 1e6
+                self.session.refuse(
+                    f"Expected a file of at most 5 MB, got {file['name']} with {size:.1f} MB.", "molecule"
+                )
                 return
             # Parsed as text only, whatever the name says.
             self.session.choose(content.decode("utf-8", errors="replace") + "\n")
 
     # Moving atoms ----------------------------------------------------------------------------
 
-    def _remember(self, change) -> None:
-        """Keep what the molecule was before; of a slider's way only where it began."""
+    def _remember(self, change: Any) -> None:
+        """Keep the previous molecule for Undo; while a slider moves, keep only the molecule at its start."""
         if self._moving is None or self._moving != self._last_moved:
             self._history.append(change["old"])
         self._last_moved = self._moving
-        self._back.disabled, self._back.tooltip = False, "Take the molecule as it was before"
+        self._back.disabled, self._back.tooltip = False, "Return to the previous molecule"
 
     def _undo(self) -> None:
         if not self._history:
@@ -142,31 +149,31 @@ class MoleculePicker(View):
         self._last_moved = None
         self._back.disabled = not self._history
 
-    def _move(self, change) -> None:
+    def _move(self, change: Any) -> None:
         self._moving = self._coordinate.value
         if self._moving is not None:
             self.session.move(self._moving, change["new"])
         self._moving = None
 
     def _show_value(self) -> None:
-        """Put the slider where the chosen coordinate is, without moving anything."""
-        chosen = self._coordinate.value
-        self._value.disabled = chosen is None
-        if chosen is None:
+        """Set the slider to the value of the selected coordinate, without moving atoms."""
+        coordinate = self._coordinate.value
+        self._value.disabled = coordinate is None
+        if coordinate is None:
             return
-        low, high, step = (*coordinates.BOND_ANGSTROM, 0.01) if chosen.unit == "Å" else (-180.0, 180.0, 1.0)
-        value = coordinates.value(self.session.molecule, chosen)
+        low, high, step = (*coordinates.BOND_ANGSTROM, 0.01) if coordinate.unit == "Å" else (-180.0, 180.0, 1.0)
+        value = coordinates.value(self.session.molecule, coordinate)
         self._value.unobserve(self._move, "value")
         with self._value.hold_trait_notifications():
             self._value.min, self._value.max, self._value.step = min(low, value), max(high, value), step
             self._value.value = value
-        self._value.description = chosen.unit
+        self._value.description = coordinate.unit
         self._value.observe(self._move, "value")
 
     # Showing ---------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Deliver what was done in the background."""
+        """Deliver results of work in the background."""
         self.session.deliver()
 
     def update(self) -> None:
@@ -176,11 +183,11 @@ class MoleculePicker(View):
         self._xyz.value = _atoms_text(mol)
         self.viewer.labels = self._labels.value
         self.viewer.show(mol.symbols, mol.positions_angstrom, captions=[mol.name or mol.formula])
-        if self._moving is None:  # a bond that is stretched would end to be one under the slider
-            found = coordinates.coordinates(mol)
-            if [each.label for each in found] != [label for label, _ in self._coordinate.options]:
-                self._coordinate.options = [(each.label, each) for each in found]
-                self._coordinate.index = 0 if found else None
+        if self._moving is None:  # a bond that is stretched may cease to be one while its slider moves
+            choices = [(coordinate.label, coordinate) for coordinate in coordinates.coordinates(mol)]
+            if [label for label, _ in choices] != [label for label, _ in self._coordinate.options]:
+                self._coordinate.options = choices
+                self._coordinate.index = 0 if choices else None
             self._show_value()
         try:
             text = f"{self.session.summary()}. {self.session.estimate()}"
@@ -191,16 +198,16 @@ class MoleculePicker(View):
 
 
 def _atoms_text(mol: Molecule) -> str:
-    """XYZ in narrow lines, to be edited."""
+    """Return XYZ text in narrow lines, which the user can edit."""
     atoms = zip(mol.symbols, mol.positions_angstrom, strict=True)
     lines = [f"{symbol:2}{x:10.5f}{y:10.5f}{z:10.5f}" for symbol, (x, y, z) in atoms]
     return "\n".join([str(len(lines)), f"charge={mol.charge} spin={mol.spin}", *lines])
 
 
 def _link(session: Session, name: str, widget: ipw.ValueWidget) -> None:
-    """A two-way binding; a value that the session refuses is put back, with a sentence."""
+    """Bind a widget and an attribute of the session; if the session refuses a value, restore the previous one."""
 
-    def to_session(change):
+    def to_session(change: Any) -> None:
         if not session.set(name, change["new"]):
             widget.value = getattr(session, name)
 

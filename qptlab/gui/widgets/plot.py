@@ -1,7 +1,8 @@
-"""A plotly figure on the page."""
+"""Widget that shows a plotly figure."""
 
 import base64
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 import traitlets
@@ -11,18 +12,18 @@ from qptlab.gui.widgets.library import LibraryWidget, module
 
 
 class Plot(LibraryWidget):
-    """Shows a figure; after a change of it, `refresh` shows that.
+    """Shows a figure; call `refresh` after a change of the figure.
 
-    plotly's own `FigureWidget` sends four megabytes of JavaScript with every figure; where a page holds many, some of
-    them are not drawn when it is loaded again.
+    plotly's own `FigureWidget` sends four megabytes of JavaScript with every figure. If a page holds many figures,
+    some of them are not drawn when the page is loaded again.
 
     Args:
-      figure: what is shown.
+      figure: figure that is shown.
 
     Attributes:
-      figure: what is shown; call `refresh` after a change.
-      label: what it shows, in words, for screen readers.
-      name: of pictures that are saved.
+      figure: figure that is shown.
+      label: description of the figure for screen readers.
+      name: file name of saved pictures.
     """
 
     _esm = module("plot.js")
@@ -35,27 +36,27 @@ class Plot(LibraryWidget):
         self.figure = figure
         self._clicked: Callable[[int, int], None] | None = None
         super().__init__("plotly", figure_json=_json(figure))
-        self.on_msg(self._hear)
+        self.on_msg(self._receive)
 
     def refresh(self) -> None:
-        """Show the figure as it is now."""
+        """Show the figure with all changes."""
         self.figure_json = _json(self.figure)
 
     def fill(self, traces: Sequence[tuple]) -> None:
-        """Put new numbers into the figure and show it; see `plots.fill`."""
+        """Set the numbers of the figure and show it; see `plots.fill`."""
         plots.fill(self.figure, traces)
         self.refresh()
 
     def on_click(self, clicked: Callable[[int, int], None]) -> None:
-        """Call this with the numbers of trace and point when a point is clicked."""
+        """Set the function that is called when a point is clicked, with the numbers of its trace and of the point."""
         self._clicked = clicked
 
-    def _hear(self, _, message: dict, __) -> None:
+    def _receive(self, _: Any, message: dict, __: Any) -> None:
         if "click" in message and self._clicked is not None:
             self._clicked(*map(int, message["click"]))
 
-    def _repr_mimebundle_(self, **options):
-        """With a picture, for pages that run no widgets."""
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        """Return the widget, with a picture for pages that run no widgets."""
         bundle = super()._repr_mimebundle_(**options)
         if bundle is not None:
             bundle[0]["image/png"] = base64.b64encode(pictures.png(self.figure)).decode()

@@ -1,7 +1,7 @@
-"""Views saved by py3Dmol as pages of their own.
+"""Pages of their own with a 3D view, by py3Dmol.
 
-py3Dmol's own loader fetches 3Dmol.js from the network and leaves a blank box where there is none.
-Here the bundled script is part of the page, and py3Dmol finds it there.
+py3Dmol's own loader fetches 3Dmol.js from the internet, and leaves a blank box without a connection. Here the bundled
+script is part of the page, and py3Dmol finds it there.
 """
 
 import html
@@ -17,7 +17,7 @@ POSITIVE, NEGATIVE = "#0072B2", "#E69F00"
 
 
 def script_html() -> str:
-    """What a page needs once, before its first view."""
+    """Return the HTML that a page needs once, before its first view."""
     if not library.SCRIPT_3DMOL.exists():
         return f'<p role="alert">{html.escape(library.MISSING_3DMOL)}</p>'
     # "</script" inside the text would end the element.
@@ -32,14 +32,14 @@ def export_html(
     isovalue: float,
     title: str,
 ) -> str:
-    """A page of its own, for saving and sharing: a molecule with the two signs of an orbital.
+    """Return a page that shows a molecule with the surfaces of an orbital; it needs no internet.
 
     Args:
-      symbols: of the atoms.
-      positions_angstrom: of the atoms, ångström.
-      cube: a Gaussian cube file's text.
-      isovalue: of the surfaces, plus and minus.
-      title: of the page.
+      symbols: element symbols.
+      positions_angstrom: nuclear positions, Å.
+      cube: text of a Gaussian cube file.
+      isovalue: value on the two surfaces, with both signs.
+      title: title of the page.
     """
     view = _view(symbols, positions_angstrom, 800, 600)
     for sign, colour in ((1, POSITIVE), (-1, NEGATIVE)):
@@ -52,7 +52,9 @@ def export_html(
     )
 
 
-def _view(symbols, positions_angstrom, width, height):
+def _view(
+    symbols: Sequence[str], positions_angstrom: Float[np.ndarray, "natm 3"], width: int, height: int
+) -> py3Dmol.view:
     lines = [
         f"{symbol} {x:.6f} {y:.6f} {z:.6f}"
         for symbol, (x, y, z) in zip(symbols, np.asarray(positions_angstrom), strict=True)

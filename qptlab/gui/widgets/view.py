@@ -1,6 +1,7 @@
-"""What all views have in common: a still version of themselves for pages that run no widgets."""
+"""Base class of all views: it adds a static version for pages that run no widgets."""
 
 import base64
+from typing import Any
 
 import ipywidgets as ipw
 
@@ -8,20 +9,21 @@ from qptlab.gui import pictures
 from qptlab.gui.widgets.chart import Chart, table_html
 from qptlab.gui.widgets.viewer import OrbitalViewer
 
-NOTICE = "This is a live view of qptlab, at the moment it was shown; run the notebook in JupyterLab to use it."
+NOTICE = "This is a static copy of a live view of qptlab; run the notebook in JupyterLab to use the view."
 
 
 class View(ipw.VBox):
-    """A column of widgets that also says in HTML what it showed."""
+    """Column of widgets, with a static version as HTML."""
 
-    def _repr_mimebundle_(self, *given, **options):
-        bundle = super()._repr_mimebundle_(*given, **options)
+    def _repr_mimebundle_(self, *args: Any, **options: Any) -> Any:
+        bundle = super()._repr_mimebundle_(*args, **options)
         if bundle is not None:
-            bundle["text/html"] = f"<p><i>{NOTICE}</i></p>{''.join(_still(self))}"
+            bundle["text/html"] = f"<p><i>{NOTICE}</i></p>{''.join(_static(self))}"
         return bundle
 
 
-def _still(widget) -> list[str]:
+def _static(widget: Any) -> list[str]:
+    """Return the visible content of a widget and its children as pieces of HTML."""
     if getattr(widget.layout, "display", None) == "none":
         return []
     if isinstance(widget, Chart):
@@ -34,4 +36,4 @@ def _still(widget) -> list[str]:
         return [f"<p>3D view: {'; '.join(widget.captions)}</p>"] if widget.symbols else []
     if isinstance(widget, ipw.HTML):
         return [widget.value]
-    return [part for child in getattr(widget, "children", ()) for part in _still(child)]
+    return [part for child in getattr(widget, "children", ()) for part in _static(child)]

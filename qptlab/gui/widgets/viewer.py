@@ -1,11 +1,12 @@
-"""A live 3D viewer: molecules with two-signed isosurfaces, side by side, cameras linked.
+"""Live 3D viewer: molecules with isosurfaces of two signs, side by side, with linked cameras.
 
-An anywidget on 3Dmol.js, which is bundled with the package: no content delivery network is asked.
-It holds plain data and no chemistry.
+An anywidget on 3Dmol.js, which is bundled with the package; nothing is fetched from the internet. It holds plain data
+and calculates no chemistry.
 """
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import traitlets
@@ -17,17 +18,17 @@ _HERE = pathlib.Path(__file__).parent
 
 
 class OrbitalViewer(LibraryWidget):
-    """A molecule in one or two panels, with volumes or links between atoms; fill it with `show`.
+    """Molecule in one or two panels, with volumes, or with lines between atoms; `show` fills it.
 
     Attributes:
-      isovalue: of the surfaces, plus and minus, in the volumes' unit.
-      opacity: of the surfaces, 0 to 1.
-      labels: whether atoms are labelled by symbol and number.
-      height: of the canvases, pixels.
-      name: of the pictures that are saved.
-      placeholder: what stands there before there is anything to show.
-      status: written by the browser: `ready`, `no-script` or `error: …`; empty before.
-      render_ms: milliseconds that the browser took for the last update.
+      isovalue: value on the two surfaces, with both signs, in the unit of the volumes.
+      opacity: opacity of the surfaces, 0 to 1.
+      labels: if true, atoms are labelled with symbol and number.
+      height: height of the canvases, pixels.
+      name: file name of saved pictures.
+      placeholder: text before there is anything to show.
+      status: state in the browser: `ready`, `no-script` or `error: …`; empty before the first drawing.
+      render_ms: time that the browser took for the last update, ms.
     """
 
     _esm = module("viewer.js")
@@ -53,7 +54,7 @@ class OrbitalViewer(LibraryWidget):
     status = traitlets.Unicode("").tag(sync=True)
     render_ms = traitlets.Float(0.0).tag(sync=True)
 
-    def __init__(self, **traits):
+    def __init__(self, **traits: Any):
         super().__init__("3dmol", **traits)
 
     def show(
@@ -69,58 +70,60 @@ class OrbitalViewer(LibraryWidget):
         links: Sequence[tuple[int, int, float]] = (),
         isovalue: float | None = None,
     ) -> None:
-        """Show a molecule; the camera stays where it is, and what is shown is replaced in one message.
+        """Show a molecule. The camera stays where it is; the old content is replaced in one message.
 
         Args:
-          symbols: of the atoms.
-          positions_angstrom: of the atoms, ångström.
-          volumes: values on a box, one array per panel, of one shape; none for the molecule alone.
-          captions: one per panel.
-          origin_angstrom: first point of the box, ångström.
-          spacing_angstrom: step along each axis, ångström.
-          potentials: values that colour the surfaces, one array per volume; from red (negative) to blue.
-          links: lines between two atoms, with their width, 0 to 1.
-          isovalue: of the surfaces; by default as before.
+          symbols: element symbols.
+          positions_angstrom: nuclear positions, Å.
+          volumes: values on a box of points, one array per panel, all of one shape; empty for the molecule alone.
+          captions: captions, one per panel.
+          origin_angstrom: first point of the box, Å.
+          spacing_angstrom: distance of neighbouring points along each axis, Å.
+          potentials: values that colour the surfaces, one array per volume; from red (negative) to blue (positive).
+          links: lines between atoms: two numbers of atoms, and the width, 0 to 1.
+          isovalue: value on the surfaces; by default the present one.
 
         Raises:
           ValueError: if the shapes do not fit together.
         """
         positions = np.asarray(positions_angstrom, dtype=float)
-        arrays, colours = ([np.ascontiguousarray(each, dtype=np.float32) for each in given]
-                           for given in (volumes, potentials))
+        arrays, colours = (
+            [np.ascontiguousarray(values, dtype=np.float32) for values in panels] for panels in (volumes, potentials)
+        )
         _check(symbols, positions, arrays, colours, captions)
         with self.hold_sync():
             self.symbols = list(symbols)
             self.positions_angstrom = positions.tolist()
             self.captions = list(captions)
-            self.volumes, self.potentials = ([each.tobytes() for each in given] for given in (arrays, colours))
-            self.potential_limit = max([float(np.abs(each).max()) for each in colours], default=0.0) or 0.1
+            self.volumes = [array.tobytes() for array in arrays]
+            self.potentials = [array.tobytes() for array in colours]
+            self.potential_limit = max([float(np.abs(array).max()) for array in colours], default=0.0) or 0.1
             self.links = [[float(i), float(j), float(width)] for i, j, width in links]
             if arrays:
                 self.shape = list(arrays[0].shape)
-                origin, spacing = (
-                    np.full(3, default) if given is None else given
-                    for given, default in ((origin_angstrom, 0.0), (spacing_angstrom, 1.0))
-                )
-                self.origin_angstrom, self.spacing_angstrom = ([float(x) for x in each] for each in (origin, spacing))
+                origin = np.zeros(3) if origin_angstrom is None else origin_angstrom
+                spacing = np.ones(3) if spacing_angstrom is None else spacing_angstrom
+                self.origin_angstrom, self.spacing_angstrom = list(map(float, origin)), list(map(float, spacing))
             if isovalue is not None:
                 self.isovalue = isovalue
             self.revision += 1
 
 
-def _check(symbols, positions, volumes, potentials, captions) -> None:
+def _check(
+    symbols: Sequence[str], positions: np.ndarray, volumes: Sequence[np.ndarray], potentials: Sequence[np.ndarray],
+    captions: Sequence[str],
+) -> None:
     if positions.shape != (len(symbols), 3):
         raise ValueError(
-            f"{len(symbols)} symbols and positions of shape {positions.shape} were given; "
-            f"({len(symbols)}, 3) would do."
+            f"Expected positions of shape ({len(symbols)}, 3) for {len(symbols)} symbols, got {positions.shape}."
         )
     shapes = {array.shape for array in (*volumes, *potentials)}
     if volumes and (len(volumes) > 2 or len(shapes) != 1 or len(next(iter(shapes))) != 3):
         raise ValueError(
-            f"{len(volumes)} volumes of shapes {sorted(shapes)} were given; one or two of one "
-            "three-dimensional shape would do."
+            f"Expected one or two volumes of one three-dimensional shape, got {len(volumes)} volumes of shapes "
+            f"{sorted(shapes)}."
         )
     if potentials and len(potentials) != len(volumes):
-        raise ValueError(f"{len(potentials)} potentials were given for {len(volumes)} volumes; one each would do.")
+        raise ValueError(f"Expected one potential per volume, got {len(potentials)} for {len(volumes)} volumes.")
     if len(captions) != max(len(volumes), 1):
-        raise ValueError(f"{len(captions)} captions were given for {len(volumes)} volumes; one each would do.")
+        raise ValueError(f"Expected one caption per volume, got {len(captions)} for {len(volumes)} volumes.")

@@ -1,0 +1,475 @@
+"""Parts of a session: the state of one tab, what it can do, and its work in the background. No widgets.
+
+`tabs.TABS` says which part belongs to which tab.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import traitlets
+
+from qptlab.dft import exploration
+from qptlab.dft.exploration import CYCLES, Exploration
+from qptlab.dft.properties import cube_text
+from qptlab.errors import InputError
+from qptlab.evaluation.comparison import Evaluation, evaluate
+from qptlab.evaluation.reference import TestSet
+from qptlab.gui import attention, profiling, scenes
+from qptlab.gui.attention import AttentionHeads
+from qptlab.gui.profiling import Profile
+from qptlab.gui.scenes import Scene, Subject
+from qptlab.models.qpt import QPTConfig
+from qptlab.runtime.tasks import Cancelled, Report, Task
+from qptlab.sampling.geometries import Sampling
+from qptlab.system.molecule import read_xyz
+from qptlab.training.config import TrainConfig
+from qptlab.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    import qptlab.gui.session
+
+
+class Part(traitlets.HasTraits):
+    """Part of a session: the state of one tab, its messages and its work in the background.
+
+    A subclass adds the state as traits, which views observe. Traits change only on the thread that calls a method;
+    work in the background hands over its result through `deliver`.
+
+    Args:
+      session: session that the part belongs to.
+      name: name of the tab.
+
+    Attributes:
+      session: session that the part belongs to.
+      name: name of the tab; messages of the part carry it.
+    """
+
+    def __init__(self, session: "qptlab.gui.session.Session", name: str):
+        super().__init__()
+        self.session, self.name = session, name
+        self._running: tuple[Task, Callable[[Any], None]] | None = None
+
+    # Messages -------------------------------------------------------------------------------
+
+    def tell(self, sentence: str) -> None:
+        """Show a sentence about something that was done."""
+        self.session.tell(sentence, self.name)
+
+    def refuse(self, sentence: str) -> None:
+        """Show a sentence about something that could not be done."""
+        self.session.refuse(sentence, self.name)
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Turn an `InputError` inside the block into a message: a view has no use for a traceback."""
+        self.tell("")
+        try:
+            yield
+        except (InputError, traitlets.TraitError) as error:
+            self.refuse(str(error))
+
+    # Work in the background -----------------------------------------------------------------
+
+    @property
+    def task(self) -> Task | None:
+        """Work that is running in the background; None if there is none."""
+        return self._running[0] if self._running else None
+
+    def begin(self, work: Callable[[Report], Any], done: Callable[[Any], None]) -> None:
+        """Start work in a thread; a part has one piece of work at a time.
+
+        Args:
+          work: function that is called in the thread with a `report`, see `tasks.Task`.
+          done: function that `deliver` calls with the result of the work, on its own thread.
+        """
+        if self._running:
+            self.refuse("This part of the workbench is already at work; wait until it has finished, or cancel it.")
+            return
+        self.tell("")
+        self._running = Task(work, self.name), done
+
+    def deliver(self) -> None:
+        """Hand over the result of work that has finished, or show why it failed; views call it regularly."""
+        if self._running is None or self._running[0].is_alive:
+            return
+        (task, done), self._running = self._running, None
+        if isinstance(task.error, Cancelled):
+            self.tell("Cancelled.")
+        elif task.error is not None:
+            self.refuse(str(task.error) or type(task.error).__name__)
+        else:
+            done(task.result)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait for the work in the background and deliver its result; for cells and scripts.
+
+        Args:
+          timeout: longest time to wait, s; None to wait until the work has finished.
+
+        Raises:
+          InputError: if the last message of this part is an error; it has the text of the message.
+        """
+        if self.task is not None:
+            self.task.wait(timeout)
+        self.deliver()
+        message = self.session.message
+        if message.is_error and message.topic == self.name:
+            raise InputError(message.text)
+
+
+class SCFPart(Part):
+    """Self-consistent field iterations of the session's molecule.
+
+    Attributes:
+      exploration: last exploration of the iterations; None before the first.
+    """
+
+    # Pyright does not solve traitlets' own overload for None, here and below.
+    exploration: traitlets.Instance[Exploration | None] = traitlets.Instance(  # pyright: ignore[reportAssignmentType]
+        Exploration, allow_none=True
+    )
+
+    def explore(self, guess: str = "minao", cycles: int = CYCLES) -> None:
+        """Search the ground state with several algorithms, in the background.
+
+        Args:
+          guess: initial density, one of `scf.GUESSES`.
+          cycles: largest number of iterations of each algorithm.
+        """
+        mol, method = self.session.molecule, self.session.method
+
+        def done(result: Exploration) -> None:
+            self.exploration = result
+            self.tell("Finished.")
+
+        self.begin(lambda report: exploration.explore(mol, method, guess, cycles, report), done)
+
+
+class TrainingPart(Part):
+    """Training of the session: `Session.trainer` and what steers it.
+
+    Attributes:
+      compared: folders of the runs whose curves are drawn together with that of the present training.
+    """
+
+    compared = traitlets.List(traitlets.Unicode())
+
+    def __init__(self, session: "qptlab.gui.session.Session", name: str):
+        super().__init__(session, name)
+        self._reported: Trainer | None = None
+        self._opened: Trainer | None = None
+
+    @property
+    def status(self) -> str:
+        """Status of the trainer; `idle` before there is one."""
+        return "idle" if self.session.trainer is None else self.session.trainer.status
+
+    @property
+    def is_active(self) -> bool:
+        """True while a training runs or is paused."""
+        return self.session.trainer is not None and self.session.trainer.is_alive
+
+    @property
+    def is_opened(self) -> bool:
+        """True if the present training is a run from disk that was not continued."""
+        return self.session.trainer is not None and self.session.trainer is self._opened
+
+    @property
+    def has_references(self) -> bool:
+        """True once there are a trained model and references for its validation geometries."""
+        trainer = self.session.trainer
+        return trainer is not None and trainer.step > 0 and trainer.validation is not None
+
+    def trained(self) -> Trainer:
+        """Return the trainer of a model that has been trained for at least one step.
+
+        Raises:
+          InputError: if there is none.
+        """
+        if self.session.trainer is None or self.session.trainer.step == 0:
+            raise InputError("There is no trained model yet; start a training first.")
+        return self.session.trainer
+
+    def validated(self) -> tuple[Trainer, TestSet]:
+        """Return the trainer of a trained model, and its validation geometries with references.
+
+        Raises:
+          InputError: if one of them is missing.
+        """
+        trainer = self.trained()
+        if trainer.validation is None:
+            raise InputError("PySCF is still calculating the validation geometries; try again in a moment.")
+        return trainer, trainer.validation
+
+    def start(self) -> None:
+        """Start a training with the choices of the session, or continue one that is paused or was opened."""
+        session = self.session
+        with self.reporting():
+            if session.trainer is not None and session.trainer.status == "paused":
+                session.trainer.resume()
+                return
+            if self.is_active:
+                raise InputError("A training is running; stop it before you start a different one.")
+            if self.is_opened:
+                self._continue()
+                return
+            if session.trainer is not None and session.trainer.status == "ready":
+                session.trainer.start()
+                return
+            session.comparison.evaluation = None
+            session.trainer = Trainer(
+                session.molecule,
+                session.method,
+                QPTConfig(session.preset, iterations=session.iterations),
+                TrainConfig(
+                    minutes=session.minutes, seed=session.seed,
+                    sampling=Sampling(session.sampler, session.temperature),
+                ),
+                out=session.out or None,
+            ).start()
+            self.tell(f"The run is stored in {session.trainer.out}.")
+
+    def pause(self) -> None:
+        """Pause after the current step."""
+        if self.session.trainer is not None:
+            self.session.trainer.pause()
+
+    def stop(self) -> None:
+        """Stop after the current step; return at once."""
+        if self.session.trainer is not None:
+            self.session.trainer.stop(timeout=0)
+
+    def open_run(self, path: str) -> None:
+        """Open a run on disk as the present training, in the background: to look at it or to continue it.
+
+        Args:
+          path: folder of the run.
+        """
+        with self.reporting():
+            if self.is_active:
+                raise InputError("A training is running; stop it before you open a run.")
+            trainer = Trainer.open(path)
+
+            def done(_: None) -> None:
+                self._opened = trainer
+                self.show(trainer)
+                self.tell(f"{trainer.out} is open; Start continues its training for the chosen minutes.")
+
+            self.begin(lambda report: _make_references(trainer, report), done)
+
+    def show(self, trainer: Trainer) -> None:
+        """Make a trainer the present one, and set the session's choices to its settings.
+
+        References that a trained model lacks are calculated in the background.
+        """
+        session, method, sampling = self.session, trainer.method, trainer.train_config.sampling
+        with session.hold_trait_notifications():
+            session.molecule = trainer.molecules[0]
+            session.xc = method.functional.name
+            session.basis, session.grid_level = method.basis, method.grid_level
+            session.preset, session.iterations = trainer.model_config.preset, trainer.model_config.iterations
+            if sampling.sampler != "file":
+                session.sampler, session.temperature = sampling.sampler, sampling.temperature
+            session.seed = trainer.train_config.seed
+        session.comparison.evaluation, session.trainer = None, trainer
+        if trainer.step > 0 and trainer.validation is None and not trainer.is_alive:
+            self.begin(lambda report: _make_references(trainer, report), lambda _: None)
+
+    def _continue(self) -> None:
+        """Continue the training of an opened run."""
+        opened = self._opened
+        if opened is None:
+            return
+        spent = opened.rows[-1]["seconds"] / 60 if opened.rows else 0.0
+        config = dataclasses.replace(opened.train_config, minutes=spent + self.session.minutes, steps=None)
+        self.session.trainer = Trainer.open(opened.out, config).start()
+
+    def energy_zero(self) -> tuple[float, str]:
+        """Return the energy that is subtracted from the loss in plots, hartree, and its name.
+
+        It is the mean converged energy of the validation geometries once PySCF has calculated them, and the energy
+        of the first step before.
+        """
+        trainer = self.session.trainer
+        if trainer is None or not trainer.rows:
+            return 0.0, "E(first step)"
+        if trainer.validation is None:
+            return trainer.rows[0]["energy_ha"], "E(first step)"
+        energies = [answer.energy for answer in trainer.validation.converged]
+        return float(np.mean(energies)), "⟨E converged⟩"
+
+    def deliver(self) -> None:
+        """Hand over an opened run, and show why a training failed."""
+        super().deliver()
+        trainer = self.session.trainer
+        if trainer is not None and trainer.error is not None and trainer is not self._reported:
+            self._reported = trainer
+            self.refuse(f"Training failed: {trainer.error}")
+
+
+def _make_references(trainer: Trainer, report: Report) -> None:
+    """Calculate the references of the validation geometries."""
+    report(0, 1, "references of PySCF")
+    trainer.make_validation(lambda done, total: report(done, total, f"PySCF: {done} of {total}"))
+
+
+class ComparisonPart(Part):
+    """Comparison of the present model with PySCF.
+
+    Attributes:
+      evaluation: last comparison; None before the first.
+    """
+
+    evaluation: traitlets.Instance[Evaluation | None] = traitlets.Instance(  # pyright: ignore[reportAssignmentType]
+        Evaluation, allow_none=True
+    )
+
+    def run(self) -> None:
+        """Compare the model as trained so far with PySCF on the validation geometries."""
+        with self.reporting():
+            trainer, validation = self.session.training.validated()
+            self.evaluation = evaluate(trainer.predictor, validation)
+
+    def start(self, geometries: str = "") -> None:
+        """Compare in the background.
+
+        Args:
+          geometries: path of an XYZ file; empty for the validation geometries.
+        """
+        with self.reporting():
+            if geometries.strip():
+                trainer, data = self.session.training.trained(), read_xyz(geometries.strip())
+            else:
+                trainer, data = self.session.training.validated()
+            predictor = trainer.predictor
+
+            def work(report: Report) -> Evaluation:
+                report(0, 1, "predicting")
+                return evaluate(predictor, data, lambda done, total: report(done, total, "references of PySCF"))
+
+            def done(result: Evaluation) -> None:
+                self.evaluation = result
+
+            self.begin(work, done)
+
+    def save(self) -> None:
+        """Write the last comparison into the run's folder: each geometry as CSV, the summary as LaTeX."""
+        with self.reporting():
+            trainer, evaluation = self.session.trainer, self.evaluation
+            if trainer is None or evaluation is None:
+                raise InputError("There is no comparison to save yet; compare with PySCF first.")
+            stem = trainer.out / f"comparison-step-{trainer.step}"
+            stem.with_suffix(".csv").write_text(evaluation.to_csv())
+            stem.with_suffix(".tex").write_text(evaluation.to_latex())
+            self.tell(f"Saved {stem}.csv and {stem}.tex.")
+
+
+class OrbitalsPart(Part):
+    """Orbitals, densities and potentials of the validation geometries, predicted and from PySCF."""
+
+    def __init__(self, session: "qptlab.gui.session.Session", name: str):
+        super().__init__(session, name)
+        self._subject: tuple[tuple, Subject] | None = None
+
+    def subject(self, geometry: int = 0, *, renew: bool = False) -> Subject:
+        """Return the predictions and the reference for a validation geometry.
+
+        Args:
+          geometry: number of the validation geometry, from 0.
+          renew: if true, predict with the present parameters; if false, return the last prediction for this
+            geometry if there is one.
+
+        Raises:
+          InputError: if there is no trained model, or no such geometry.
+        """
+        trainer, validation = self.session.training.validated()
+        check_geometry(geometry, validation)
+        key = id(trainer), geometry
+        if self._subject is None or self._subject[0] != key or renew:
+            system, positions = validation.systems[geometry], validation.positions[geometry]
+            step, model = trainer.step, trainer.predictor.in_frame(system, positions)
+            mol = system.molecule.with_positions(positions)
+            self._subject = key, Subject(
+                mol, trainer.method, step, model, validation.no_network[geometry], validation.converged[geometry],
+                geometry,
+            )
+        return self._subject[1]
+
+    def scene(
+        self, kind: str = "orbital", index: int | None = None, geometry: int = 0, *, points: int = 60,
+        isovalue: float | None = None, renew: bool = False,
+    ) -> Scene:
+        """Return what is drawn of a validation geometry; see `scenes.draw` and `subject` for the arguments.
+
+        Raises:
+          InputError: if there is no trained model, or nothing to draw for these arguments.
+        """
+        return scenes.draw(kind, self.subject(geometry, renew=renew), index, points=points, isovalue=isovalue)
+
+    def save(self, scene: Scene) -> pathlib.Path:
+        """Write the first volume of a scene as a cube file into the run's folder, and return its path."""
+        trainer = self.session.training.trained()
+        path = trainer.out / f"{scene.name}-step-{trainer.step}.cube"
+        path.write_text(cube_text(scene.molecule, scene.values[0], scene.box, scene.captions[0]))
+        return path
+
+
+class AttentionPart(Part):
+    """Attention of the network's heads at the validation geometries."""
+
+    def __init__(self, session: "qptlab.gui.session.Session", name: str):
+        super().__init__(session, name)
+        self._heads: tuple[tuple, AttentionHeads] | None = None
+
+    def heads(self, geometry: int = 0, *, renew: bool = False) -> AttentionHeads:
+        """Return the attention of all heads at a validation geometry; see `OrbitalsPart.subject` for the arguments.
+
+        Raises:
+          InputError: if there is no trained model, or no such geometry.
+        """
+        trainer, validation = self.session.training.validated()
+        check_geometry(geometry, validation)
+        key = id(trainer), geometry
+        if self._heads is None or self._heads[0] != key or renew:
+            system, positions = validation.systems[geometry], validation.positions[geometry]
+            self._heads = key, attention.attention_heads(trainer.predictor, system, positions)
+        return self._heads[1]
+
+
+class KernelsPart(Part):
+    """Profile of training steps.
+
+    Attributes:
+      profile: last profile; None before the first.
+    """
+
+    profile: traitlets.Instance[Profile | None] = traitlets.Instance(  # pyright: ignore[reportAssignmentType]
+        Profile, allow_none=True
+    )
+
+    def inspect(self, steps: int = 5) -> None:
+        """Profile some steps of the running training, in the background.
+
+        Args:
+          steps: number of training steps.
+        """
+        with self.reporting():
+            trainer = self.session.trainer
+            if trainer is None or trainer.status not in profiling.PROFILED:
+                raise InputError(profiling.NOTHING)
+
+            def done(result: Profile) -> None:
+                self.profile = result
+
+            self.begin(lambda report: profiling.profile(trainer, steps, report), done)
+
+
+def check_geometry(geometry: int, validation: TestSet) -> None:
+    """Raise an `InputError` if there is no validation geometry of this number."""
+    last = len(validation.positions) - 1
+    if not 0 <= geometry <= last:
+        raise InputError(f"Expected a geometry from 0 to {last}, got {geometry}.")
