@@ -83,8 +83,8 @@ def test_a_users_own_network_is_saved_loaded_and_evaluated(own, tmp_path):
 
 def test_a_users_own_network_is_watched_in_the_workbench(own):
     session = Session("water")
-    session.open_run(str(own.out))
-    session.wait("training")
+    session.training.open_run(str(own.out))
+    session.training.wait()
     assert session.trainer.step == 40
     assert session.trainer.model_config == OWN
     assert len(session.trainer.rows) == 40
