@@ -4,7 +4,8 @@ A model is known by its kind, a name that `config.json` of a run folder carries.
 of settings (a frozen dataclass) that configures its network.
 """
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import haiku as hk
@@ -138,15 +139,17 @@ def require(model: object, *properties: str) -> Any:
 
 _CONFIGS: dict[str, type] = {}
 _TITLES: dict[str, str] = {}
+_PRESETS: dict[str, Mapping[str, Any]] = {}
 
 
-def register_kind(kind: str, config: type, title: str = "") -> None:
+def register_kind(kind: str, config: type, title: str = "", presets: Mapping[str, Any] | None = None) -> None:
     """Register a kind of model under a name.
 
     Args:
       kind: name, as it stands in `config.json`.
       config: frozen dataclass of the network's settings; its fields hold JSON types only.
       title: name in tables and plots; by default the same as `kind`.
+      presets: settings by name, from which a user can choose; by default the dataclass's default settings.
 
     Raises:
       InputError: if the name or the dataclass is taken.
@@ -155,7 +158,7 @@ def register_kind(kind: str, config: type, title: str = "") -> None:
     if taken is not None and (taken.__module__, taken.__qualname__) != (config.__module__, config.__qualname__):
         raise InputError(f"Expected a new kind of model, got {kind!r}, which is taken by {taken.__name__}; "
                          "use a different name.")
-    _CONFIGS[kind], _TITLES[kind] = config, title or kind
+    _CONFIGS[kind], _TITLES[kind], _PRESETS[kind] = config, title or kind, presets or {}
 
 
 def kinds() -> tuple[str, ...]:
@@ -166,6 +169,20 @@ def kinds() -> tuple[str, ...]:
 def title_of(kind: str) -> str:
     """Return the name of a kind in tables and plots."""
     return _TITLES.get(kind, kind)
+
+
+def choices() -> dict[str, Any]:
+    """Return the settings of all registered kinds that a user can choose from, by title: "QPT, micro", for example.
+
+    A kind without presets has its default settings; it is left out if a setting has no default.
+    """
+    settings = {}
+    for kind, title in _TITLES.items():
+        settings |= {f"{title}, {name}": config for name, config in _PRESETS[kind].items()}
+        if not _PRESETS[kind]:
+            with contextlib.suppress(TypeError):
+                settings[title] = _CONFIGS[kind]()
+    return settings
 
 
 def config_class(kind: str) -> type:

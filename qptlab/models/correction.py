@@ -6,7 +6,7 @@ with `register_network`; the DFT iterations around it, the loss and the training
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -83,6 +83,7 @@ def register_network(
     correction: Correction,
     attention: Callable[[Features, Any, tuple[str, ...]], Attention] | None = None,
     title: str = "",
+    presets: Mapping[str, CorrectionConfig] | None = None,
 ) -> None:
     """Register a network, so that it can be trained, saved, loaded, evaluated and watched.
 
@@ -94,6 +95,7 @@ def register_network(
       attention: Haiku function of the same arguments and parameters that returns an `Attention`; None for a network
         without attention.
       title: name of the network in tables and plots; by default the same as `kind`.
+      presets: settings by name, from which a user of the workbench can choose; by default the default settings.
 
     Raises:
       InputError: if the name is taken by a different class of settings.
@@ -112,7 +114,7 @@ def register_network(
             f"Expected a dataclass that inherits from ql.CorrectionConfig for network {kind!r}, got "
             f"{config.__name__}; decorate it with @dataclasses.dataclass(frozen=True)."
         )
-    register_kind(kind, config, title)
+    register_kind(kind, config, title, presets)
     _NETWORKS[kind] = _Network(correction, attention)
 
 

@@ -151,4 +151,6 @@ def _symmetric_head(
     return pairs[..., 0] + jnp.sum(pairs[..., 1:] * biases, axis=-1)
 
 
-register_network("qpt", QPTConfig, correction, attention, title="QPT")
+register_network(
+    "qpt", QPTConfig, correction, attention, title="QPT", presets={name: QPTConfig(name) for name in PRESETS}
+)
