@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import cases
 import h5py
@@ -104,9 +105,12 @@ def test_a_users_own_network_has_forces(own):
 
 def test_a_training_of_a_users_own_network_continues(tmp_path):
     whole = ql.Trainer(WATER, cases.QUICK_METHOD, OWN, cases.quick(6), out=tmp_path / "whole").run()
-    ql.Trainer(WATER, cases.QUICK_METHOD, OWN, cases.quick(3), out=tmp_path / "half").run()
-    half = ql.Trainer.open(tmp_path / "half", cases.quick(6)).run()
-    assert [row["loss"] for row in half.rows][-1] == [row["loss"] for row in whole.rows][-1]
+    half = ql.Trainer(WATER, cases.QUICK_METHOD, OWN, cases.quick(6), out=tmp_path / "half").start()
+    while half.step < 2 and half.is_alive:
+        time.sleep(0.01)
+    half.stop()
+    rest = ql.Trainer.open(tmp_path / "half").run()
+    assert [row["loss"] for row in rest.rows] == [row["loss"] for row in whole.rows]
 
 
 def test_an_unregistered_network_is_refused_and_nothing_is_imported(own, tmp_path, monkeypatch):
@@ -115,7 +119,7 @@ def test_an_unregistered_network_is_refused_and_nothing_is_imported(own, tmp_pat
     record = json.loads((copy / "config.json").read_text())
     record["kind"] = "antigravity"
     (copy / "config.json").write_text(json.dumps(record))
-    with pytest.raises(ql.InputError, match=r"Expected a registered kind of model \(qpt, .*\), got 'antigravity'"):
+    with pytest.raises(ql.InputError, match=r"Expected a registered kind of model \(.*qpt.*\), got 'antigravity'"):
         ql.load(copy)
     assert "antigravity" not in sys.modules
     path = tmp_path / "own.h5"
@@ -189,10 +193,10 @@ def test_an_orbital_gnn_has_a_run_folder_like_every_model(gnn, labelled):
 def test_a_training_on_labels_pauses_and_continues_bit_for_bit(gnn, labelled, tmp_path):
     half = ql.Trainer(labelled, model=GNN, train=supervised(30), out=tmp_path / "half").start()
     while half.step < 5 and half.is_alive:
-        pass
+        time.sleep(0.001)
     half.pause()
     while half.status == "running":
-        pass
+        time.sleep(0.001)
     paused = half.step
     half.stop()
     assert ql.Run.open(half.out).restore().step == paused

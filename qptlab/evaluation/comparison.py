@@ -98,7 +98,7 @@ class Evaluation:
         """Geometries with PySCF's references.
 
         Raises:
-          InputError: for a model that is compared with labels.
+          InputError: if the model is compared with labels.
         """
         if self.test_set is None:
             raise InputError(
@@ -253,8 +253,8 @@ def evaluate(
 
     Args:
       model: a model, from `ql.load` or a trainer's `predictor`.
-      geometries: for a model that predicts densities, molecules, an XYZ file, or geometries with PySCF's references;
-        for a model that learned from labels, a labelled set or the file of one.
+      geometries: molecules, an XYZ file, or geometries with PySCF's references, if the model predicts densities; a
+        labelled set or the file of one, if the model learned from labels.
       progress: callback `progress(done, total)`, called after each geometry.
 
     Raises:

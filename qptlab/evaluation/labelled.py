@@ -53,7 +53,7 @@ def prepare(
       progress: callback `progress(done, total)`, called after each geometry; an exception ends the work.
 
     Raises:
-      InputError: as `OrbitalGNN.graph`, or if there is not one label for each geometry.
+      InputError: if there is not one label for each geometry, or `OrbitalGNN.graph` refuses a molecule.
     """
     if len(mols) != len(labels) or not mols:
         raise InputError(

@@ -67,8 +67,8 @@ class LabelledSet(NamedTuple):
 
     def take(self, indices: Iterable[int]) -> "LabelledSet":
         """Return the geometries and labels with some indices."""
-        chosen = list(indices)
-        return LabelledSet([self.molecules[i] for i in chosen], [self.labels[i] for i in chosen], self.theory)
+        selected = list(indices)
+        return LabelledSet([self.molecules[i] for i in selected], [self.labels[i] for i in selected], self.theory)
 
     def split(self, held_out: int, seed: int = 0) -> "tuple[LabelledSet, LabelledSet]":
         """Return a training set and a test set, drawn at random.
@@ -96,20 +96,21 @@ class LabelledSet(NamedTuple):
 
 
 def from_pyscf(mol: Molecule, method: Method) -> Label:
-    """A converged calculation of PySCF's, and its gradient, that of the grid's weights included.
+    """Return the label of a converged PySCF calculation, with forces that include the response of the grid.
 
     Raises:
-      InputError: for an open shell, an element beyond argon, or where the SCF does not converge.
+      InputError: if the molecule has unpaired electrons or an element beyond argon, or the SCF does not converge.
     """
     _check(mol)
     mf = reference.calculation(mol, method, fitted=libcint.moles(mol, method).aux is not None)
     mf.kernel()
     if not mf.converged:
         raise InputError(
-            f"PySCF does not converge for a geometry of {mol.formula}; one nearer to the minimum would do."
+            f"Expected a geometry for which PySCF converges, got one of {mol.formula}; use one nearer to the minimum."
         )
     gradient = mf.nuc_grad_method()
-    # The grid moves with the atoms: without it forces are not the energy's derivative, and do not add up to nothing.
+    # The grid moves with the atoms. Without its response, forces are not the derivative of the energy, and their sum
+    # is not zero.
     gradient.grid_response = True
     slope = np.asarray(gradient.kernel())
     return _label(mol, method, float(mf.e_tot), -slope, mf.make_rdm1(), mf.mo_energy, mf.mo_coeff)
@@ -133,64 +134,65 @@ def label(
     progress: Callable[[int], None] = lambda done: None, executor: concurrent.futures.Executor | None = None,
     *, theory: str = "", refused: Callable[[str], None] = lambda why: None,
 ) -> LabelledSet:
-    """Label molecules, each appended to a file at once; those that are there are not made again.
+    """Label geometries, and append each label to a file at once; labels that the file holds are not computed again.
 
-    Geometries that cannot be labelled are left out; labels of others that the file holds stay in it.
+    Geometries that cannot be labelled are left out. Labels of different geometries in the file are kept.
 
     Args:
       mols: geometries.
-      maker: makes a label of one, such as `functools.partial(from_pyscf, method=method)`.
-      path: an extended XYZ file, begun or gone on with.
-      progress: told how many are done.
-      executor: makes several at once, such as `cluster.executor` gives; by default one after another.
-      theory: what the labels are, in words, kept with each; a file of others is not gone on with. Empty for no word.
-      refused: told why a geometry could not be labelled.
+      maker: function that labels a geometry, such as `functools.partial(from_pyscf, method=method)`.
+      path: extended XYZ file, new or from an earlier call.
+      progress: callback `progress(done)`, called after each geometry.
+      executor: executor for several geometries at a time, such as that of `cluster.executor`; None for one by one.
+      theory: level of theory in words, written with each label; a file with a different one is refused.
+      refused: callback `refused(message)`, called for each geometry that cannot be labelled.
 
     Returns:
-      The molecules that have labels, in their order, with their labels.
+      The geometries that have labels, in the order of `mols`, with their labels.
 
     Raises:
-      InputError: if the file is something else or of another theory, or no geometry could be labelled.
+      InputError: if the file holds something else or labels of a different theory, or no geometry can be labelled.
     """
     path = pathlib.Path(path)
-    known = {}
+    finished = {}
     if path.exists():
         frames = _frames(path, path)
         _check_theory(path, frames, theory)
-        known = {_key(mol): found for mol, found in zip(*_taken(path, frames), strict=True)}
+        finished = {_key(mol): label for mol, label in zip(*_parse(path, frames), strict=True)}
     keyed = [(_key(mol), mol) for mol in mols]
-    missing = [mol for key, mol in keyed if key not in known]
+    missing = [mol for key, mol in keyed if key not in finished]
     tried = functools.partial(_tried, maker)
     done = len(keyed) - len(missing)
     progress(done)
     one_by_one = ((mol, tried(mol)) for mol in missing)
-    why = ""
-    for mol, found in cluster.as_done(executor, tried, missing) if executor else one_by_one:
+    reason = ""
+    for mol, result in cluster.as_done(executor, tried, missing) if executor else one_by_one:
         done += 1
-        if isinstance(found, Label):
-            write(path, LabelledSet([mol], [found], theory), append=True)
-            known[_key(mol)] = found
+        if isinstance(result, Label):
+            write(path, LabelledSet([mol], [result], theory), append=True)
+            finished[_key(mol)] = result
         else:
-            refused(why := found)
+            refused(reason := result)
         progress(done)
-    labelled = [(mol, known[key]) for key, mol in keyed if key in known]
-    if why and not labelled:
-        raise InputError(f"none of the {len(keyed)} geometries could be labelled: {why}")
-    return LabelledSet([mol for mol, _ in labelled], [found for _, found in labelled], theory)
+    labelled = [(mol, finished[key]) for key, mol in keyed if key in finished]
+    if reason and not labelled:
+        raise InputError(f"None of the {len(keyed)} geometries can be labelled: {reason}")
+    return LabelledSet([mol for mol, _ in labelled], [label for _, label in labelled], theory)
 
 
-def _tried(maker, mol) -> Label | str:
+def _tried(maker: Callable[[Molecule], Label], mol: Molecule) -> Label | str:
+    """Return the label of a geometry, or the reason why there is none."""
     try:
         return maker(mol)
     except InputError as error:
         return str(error)
 
 
-def _check_theory(path, frames, theory):
-    others = sorted({str(atoms.info.get("theory", "")) for atoms in frames} - {theory})
-    if theory and others:
-        said = " and ".join(f"labels of {other}" if other else "labels that do not say of what" for other in others)
-        raise InputError(f"{path} holds {said}, and {theory} was asked for; another file would do.")
+def _check_theory(path: pathlib.Path, frames: Sequence[ase.Atoms], theory: str) -> None:
+    different = sorted({str(atoms.info.get("theory", "")) for atoms in frames} - {theory})
+    if theory and different:
+        names = " and ".join(name or "an unnamed theory" for name in different)
+        raise InputError(f"Expected labels of {theory} in {path}, got labels of {names}; use a different file.")
 
 
 def to_xyz(data: LabelledSet) -> str:
@@ -231,41 +233,41 @@ def from_xyz(text: str, title: str) -> LabelledSet:
     """Return the labelled set of extended XYZ text; `title` names the text in messages.
 
     Raises:
-      InputError: as `read`.
+      InputError: if `read` would refuse a file with this text.
     """
     return _labelled_set(title, _frames(io.StringIO(text), title))
 
 
-def _labelled_set(path, frames) -> LabelledSet:
+def _labelled_set(title: str | pathlib.Path, frames: Sequence[ase.Atoms]) -> LabelledSet:
     theories = {str(atoms.info.get("theory", "")) for atoms in frames}
-    return LabelledSet(*_taken(path, frames), theories.pop() if len(theories) == 1 else "")
+    return LabelledSet(*_parse(title, frames), theories.pop() if len(theories) == 1 else "")
 
 
 def read(path: str | pathlib.Path) -> LabelledSet:
-    """Read what `write` has written, or another program's extended XYZ with energies in eV, and the like.
+    """Read a labelled set from extended XYZ, of `write` or of a different program, with ASE's units (eV, ångström).
 
-    What a frame does not say is not learned from: it is not a number in its label.
+    A property that a frame does not state is NaN in its label, and is not learned from.
 
     Raises:
-      InputError: if the file cannot be read, is empty, a frame has no energy or is periodic, or a property has
-        another shape than it should.
+      InputError: if the file cannot be read, is empty, a frame has no energy or is periodic, or a property has an
+        unexpected shape.
     """
     return _labelled_set(path, _frames(path, path))
 
 
-def _taken(path, frames) -> tuple[list[Molecule], list[Label]]:
+def _parse(title: str | pathlib.Path, frames: Sequence[ase.Atoms]) -> tuple[list[Molecule], list[Label]]:
     mols, labels = [], []
     for index, atoms in enumerate(frames):
-        said = (atoms.calc.results if atoms.calc else {}) | {
+        values = (atoms.calc.results if atoms.calc else {}) | {
             key: value for key, value in (atoms.info | atoms.arrays).items() if key in ("gap_ev", "valence")
         }
-        where = f"frame {index} of {path}"
-        if "energy" not in said:
-            raise InputError(f"{where} has no energy; energy=… in its comment, in eV, would do.")
+        frame = f"frame {index} of {title}"
+        if "energy" not in values:
+            raise InputError(f"Expected an energy in {frame}, got none; use energy=… in its comment line, in eV.")
         if atoms.pbc.any():
-            raise InputError(f"{where} is periodic; a molecule, pbc=\"F F F\", would do.")
+            raise InputError(f"Expected a molecule in {frame}, got a periodic system; use pbc=\"F F F\".")
         natm = len(atoms)
-        take = functools.partial(_number, said, where)
+        take = functools.partial(_number, values, frame)
         mols.append(Molecule.from_ase(atoms))
         labels.append(Label(
             float(take("energy", ())) / HARTREE_EV, take("forces", (natm, 3)) / HARTREE_EV * BOHR_ANGSTROM,
@@ -273,43 +275,50 @@ def _taken(path, frames) -> tuple[list[Molecule], list[Label]]:
             take("valence", (natm, 2 * VALENCE)),
         ))
     if not mols:
-        raise InputError(f"{path} holds no frames; a file of frames with energies would do.")
+        raise InputError(f"Expected frames with energies in {title}, got none; use a file from qptlab label.")
     return mols, labels
 
 
-def _frames(source, title) -> list[ase.Atoms]:
+def _frames(source: str | pathlib.Path | io.StringIO, title: str | pathlib.Path) -> list[ase.Atoms]:
     try:
         return cast(list[ase.Atoms], ase.io.read(source, index=":", format="extxyz"))
-    except Exception as error:  # noqa: BLE001  ASE's parser raises whatever comes
-        hint = "a file of frames with energies would do."
-        raise InputError(f"{title} cannot be read as extended XYZ ({error}); {hint}") from None
+    except Exception as error:  # noqa: BLE001  ASE's parser raises exceptions of many kinds
+        message = f"Expected extended XYZ in {title}, got something else ({error}); use a file from qptlab label."
+        raise InputError(message) from None
 
 
-def _number(said, where, name, shape):
-    """A property of a frame; what is not said is not a number."""
+def _number(values: dict, frame: str, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+    """Return a property of a frame; NaN if the frame does not state it."""
     try:
-        found = np.asarray(said.get(name, np.full(shape, np.nan)), float)
+        array = np.asarray(values.get(name, np.full(shape, np.nan)), float)
     except (TypeError, ValueError):
-        found = None
-    if found is None or found.shape != shape:
+        array = None
+    if array is None or array.shape != shape:
         size = " × ".join(str(n) for n in shape) or "one"
-        raise InputError(f"{name} of {where} cannot be used; {size} number{'s' if shape else ''} would do.")
-    return found
+        shown = "something else" if array is None else f"an array of shape {array.shape}"
+        raise InputError(
+            f"Expected {size} number{'s' if shape else ''} as {name} of {frame}, got {shown}; correct the file."
+        )
+    return array
 
 
-def _key(mol):
-    # As the file has it: rounded otherwise, what was written and what is read again might differ.
+def _key(mol: Molecule) -> tuple:
+    # Rounded as in the file, so that a geometry has the same key after it is written and read.
     return mol.symbols, mol.charge, tuple(f"{x:.8f}" for x in mol.positions_angstrom.ravel())
 
 
-def _check(mol):
+def _check(mol: Molecule) -> None:
     if mol.spin or max(mol.atomic_numbers) > 18:
         raise InputError(
-            f"{mol.formula} with {mol.spin} unpaired electrons has no label; a closed shell of H to Ar would do."
+            f"Expected a closed shell of H to Ar for a label, got {mol.formula} with {mol.spin} unpaired electrons; "
+            "use a different molecule."
         )
 
 
-def _label(mol, method, energy, force, dm, levels, coeff):
+def _label(
+    mol: Molecule, method: Method, energy: float, force: Float[np.ndarray, "natm 3"],
+    dm: Float[np.ndarray, "nao nao"], levels: Float[np.ndarray, " nmo"], coeff: Float[np.ndarray, "nao nmo"],
+) -> Label:
     nocc = mol.occupied[0]
     return Label(
         energy, force, dipole_debye(mol, method, dm) / AU_DEBYE, charges(mol, method, dm, "lowdin"),
@@ -317,11 +326,13 @@ def _label(mol, method, energy, force, dm, levels, coeff):
     )
 
 
-def _valence(mol, method, coeff, nocc):
-    """Eigenvalues of the density's occupied and valence-virtual parts on each atom's minimal basis.
+def _valence(
+    mol: Molecule, method: Method, coeff: Float[np.ndarray, "nao nmo"], nocc: int
+) -> Float[np.ndarray, "natm nvalence"]:
+    """Return eigenvalues of the occupied and valence-virtual densities in each atom's minimal basis.
 
-    Valence-virtual orbitals are those combinations of virtual ones that overlap most with the minimal basis, as many
-    as fill it up.
+    Valence-virtual orbitals are the combinations of virtual orbitals that overlap most with the minimal basis; their
+    number is the size of that basis minus the number of occupied orbitals.
     """
     moles = libcint.moles(mol, method).at(mol.positions)
     cross = gto.intor_cross("int1e_ovlp", moles.minao, moles.basis) @ coeff  # [nminao, nmo]
@@ -331,12 +342,12 @@ def _valence(mol, method, coeff, nocc):
     virtual, nval = cross[:, nocc:], len(overlap) - nocc
     turn = np.linalg.svd(root @ virtual, full_matrices=False)[2][: max(nval, 0)]
     owner = np.array([label[0] for label in moles.minao.ao_labels(fmt=False)])
-    found = np.zeros((len(mol.symbols), 2 * VALENCE))
+    eigenvalues = np.zeros((len(mol.symbols), 2 * VALENCE))
     for atom in range(len(mol.symbols)):
-        mine = owner == atom
-        values, vectors = np.linalg.eigh(overlap[np.ix_(mine, mine)])
+        members = owner == atom
+        values, vectors = np.linalg.eigh(overlap[np.ix_(members, members)])
         inner = vectors / np.sqrt(values) @ vectors.T
         for start, part in ((0, cross[:, :nocc]), (VALENCE, virtual @ turn.T)):
-            own = inner @ part[mine]
-            found[atom, start : start + sum(mine)] = 2 * np.linalg.eigvalsh(own @ own.T)[::-1]
-    return found
+            block = inner @ part[members]
+            eigenvalues[atom, start : start + sum(members)] = 2 * np.linalg.eigvalsh(block @ block.T)[::-1]
+    return eigenvalues

@@ -1,8 +1,8 @@
-"""PySCF's answers, and how far a prediction is from them.
+"""References by PySCF, and errors of predictions compared with them.
 
-Energies in meV per molecule, Fock matrices and orbital energies in µHa, in the conventions of
-SchNOrb, PhiSNet and QHNet (mean absolute error over AO pairs; over occupied orbitals; mean
-|cosine| between occupied coefficient vectors).
+Energies are in meV per molecule, Fock matrices and orbital energies in µHa, in the conventions of SchNOrb, PhiSNet
+and QHNet: mean absolute error over pairs of atomic orbitals and over occupied orbitals, and mean absolute cosine
+between occupied coefficient vectors.
 """
 
 import functools
@@ -28,27 +28,27 @@ from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.units import HARTREE_MEV
 
-KEPT = 512
-"""Answers that are kept: the same geometries are asked for again and again."""
+CACHE_SIZE = 512
+"""Number of references that are cached: the same geometries are evaluated again and again."""
 
 MAX_CYCLES = 100
-"""After which PySCF counts as not converged (its own default is 50)."""
+"""Number of SCF cycles after which PySCF counts as not converged (its own default is 50)."""
 
 
 class Reference(NamedTuple):
-    """A PySCF calculation of one geometry, converged or stopped early.
+    """PySCF calculation of one geometry, converged or stopped early.
 
     Attributes:
       energy: total energy, hartree.
       fock: Fock matrix of the last density, hartree.
-      dm: the last density matrix, electrons per AO pair.
+      dm: last density matrix, electrons per pair of atomic orbitals.
       mo_energy: orbital energies of `fock`, hartree.
       mo_coeff: orbital coefficients of `fock`, in columns.
-      converged: whether PySCF says so.
-      cycles: diagonalisations done before the last density.
-      seconds: wall time of the SCF, integrals included.
-      threads: that PySCF was allowed.
-      nocc: number of occupied orbitals; of one spin for an open shell.
+      converged: true if PySCF's SCF converged.
+      cycles: number of diagonalisations before the last density.
+      seconds: wall time of the SCF, integrals included, s.
+      threads: number of threads that PySCF used.
+      nocc: number of occupied orbitals; for an open shell, of the spin with more of them.
     """
 
     energy: float
@@ -64,16 +64,16 @@ class Reference(NamedTuple):
 
 
 class TestSet(NamedTuple):
-    """Geometries with PySCF's answers and both baselines; made by `make_test_set`.
+    """Geometries with converged references and both baselines; `make_test_set` creates it.
 
     Attributes:
-      systems: the molecule of each geometry.
-      positions: in its frame, bohr.
-      converged: PySCF's answers.
+      systems: molecule of each geometry.
+      positions: positions in the molecule's frame, bohr.
+      converged: converged PySCF calculations.
       stopped: PySCF's DIIS stopped after as many Fock builds as the model does.
-      no_network: plain DFT iteration, as many iterations as the model does.
-      same_fit: PySCF's answers with fitted integrals where the model's are; empty where they are exact.
-      left_out: how many geometries were given for which PySCF did not converge.
+      no_network: plain DFT iteration, with as many iterations as the model does.
+      same_fit: converged PySCF calculations with density-fitted integrals; empty if those of the model are exact.
+      left_out: number of geometries that were left out because PySCF did not converge.
     """
 
     systems: list[System]
@@ -86,115 +86,120 @@ class TestSet(NamedTuple):
 
 
 class Labelled(System):
-    """A molecule whose samples bring PySCF's converged Fock matrix: for the rival that learns from labels."""
+    """Molecule whose samples carry PySCF's converged Fock matrix, for the comparison with learning from labels."""
 
     @classmethod
     def of(cls, system: System) -> "Labelled":
-        """The same molecule with labels."""
+        """Return a molecule with labels."""
         return cls(system.frame, system.template, system.kinds, system.guess)
 
     def sample(self, host: HostIntegrals) -> Sample:
-        """As of any molecule, with an SCF of PySCF's for the label.
+        """Return a sample with a label, for which an SCF of PySCF is run.
 
         Raises:
-          InputError: if it does not converge.
+          InputError: if the SCF does not converge.
         """
         template = self.template
         positions = np.asarray(host.positions)[: len(template.symbols)]
-        # Made anew, not looked up: what labels cost is the point.
+        # Computed each time, not cached: the comparison includes the cost of labels.
         mol = self.molecule.with_positions(positions)
         answer = _run(mol, template.method, MAX_CYCLES, threads=1)  # there is one worker per core
         if not answer.converged:
             raise InputError(
-                f"PySCF does not converge for a geometry of {mol.formula} that was to be a label; "
-                "geometries nearer to the minimum would do."
+                f"Expected geometries for which PySCF converges, got one of {mol.formula} that needs a label; use "
+                "geometries nearer to the minimum."
             )
         label = padding.pad_levels(answer.fock, template.shape, 0.0)
         return super().sample(host)._replace(label=jnp.asarray(label))
 
     @property
     def shapes(self) -> Sample:
-        """Shapes and types of a sample."""
+        """Return shapes and types of a sample."""
         plain = super().shapes
         return plain._replace(label=plain.ints.hcore)
 
 
 def converged(mol: Molecule, method: Method, *, fitted: bool = False, threads: int | None = None) -> Reference:
-    """PySCF's converged answer with the same functional, basis and grid.
+    """Return a converged PySCF calculation with the same functional, basis and grid.
 
     Args:
-      mol: the molecule; with unpaired electrons the calculation is unrestricted.
-      method: the level of theory.
-      fitted: whether two-electron integrals are density-fitted, as ours are where they are, or exact.
-      threads: for PySCF; None for as many as it is set to use.
+      mol: molecule; with unpaired electrons the calculation is unrestricted.
+      method: level of theory.
+      fitted: if true, two-electron integrals are density-fitted in the way that the engine fits them; else exact.
+      threads: number of threads for PySCF; None for its own setting.
     """
-    return _kept(mol.symbols, mol.positions.tobytes(), mol.charge, mol.spin, method, MAX_CYCLES, fitted, threads)
+    key = mol.symbols, mol.positions.tobytes(), mol.charge, mol.spin, method
+    return _cached_run(*key, MAX_CYCLES, fitted, threads)
 
 
 def stopped(mol: Molecule, method: Method, cycles: int, *, threads: int | None = None) -> Reference:
-    """PySCF's DIIS stopped after so many diagonalisations.
+    """Return a PySCF calculation (DIIS) that is stopped after a number of diagonalisations.
 
-    A QPT with n iterations diagonalises n + 1 times and builds n + 2 Fock matrices, the last for
-    the energy; so does PySCF stopped after n + 1 cycles.
+    A model with n iterations diagonalises n + 1 times and builds n + 2 Fock matrices, the last for the energy. PySCF
+    does the same if it is stopped after n + 1 cycles.
     """
-    return _kept(mol.symbols, mol.positions.tobytes(), mol.charge, mol.spin, method, cycles, False, threads)
+    key = mol.symbols, mol.positions.tobytes(), mol.charge, mol.spin, method
+    return _cached_run(*key, cycles, False, threads)
 
 
-@functools.lru_cache(maxsize=KEPT)
-def _kept(symbols, positions, charge, spin, method, max_cycles, fitted, threads):
+@functools.lru_cache(maxsize=CACHE_SIZE)
+def _cached_run(
+    symbols: tuple[str, ...], positions: bytes, charge: int, spin: int, method: Method, max_cycles: int, fitted: bool,
+    threads: int | None,
+) -> Reference:
     mol = Molecule(symbols, np.frombuffer(positions).reshape(-1, 3), charge, spin=spin)
     return _run(mol, method, max_cycles=max_cycles, fitted=fitted, threads=threads)
 
 
 def make_test_set(
     predictor: CorrectionPredictor,
-    places: Sequence[tuple[System, Float[np.ndarray, "_natm 3"]]],
+    geometries: Sequence[tuple[System, Float[np.ndarray, "_natm 3"]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     threads: Callable[[], int | None] = lambda: None,
 ) -> TestSet:
     """Run PySCF and both baselines on geometries that lie in their molecules' frames (bohr).
 
-    There is nothing to compare with where PySCF does not converge: such geometries are counted.
+    Geometries for which PySCF does not converge are left out and counted.
 
     Args:
       predictor: a model; only its settings are read.
-      places: molecules and geometries.
-      progress: told how many geometries are done, of how many; what it raises ends the work.
-      threads: asked before each geometry how many PySCF may have; None for as many as it is set to use.
+      geometries: molecules, and positions in their frames, bohr.
+      progress: callback `progress(done, total)`, called after each geometry; an exception ends the work.
+      threads: function that returns the number of threads for PySCF's next calculation; None for its own setting.
 
     Raises:
-      InputError: if there are none, or PySCF converges for none of them.
+      InputError: if there are no geometries, or PySCF converges for none of them.
     """
     method, plain = predictor.method, predictor.without_network()
-    found = TestSet([], [], [], [], [], [], 0)
-    for done, (system, positions) in enumerate(places, start=1):
+    test_set = TestSet([], [], [], [], [], [], 0)
+    for done, (system, positions) in enumerate(geometries, start=1):
         mol = system.molecule.with_positions(positions)
         allowed = threads()
-        answer = converged(mol, method, threads=allowed)
+        exact = converged(mol, method, threads=allowed)
         fitted = [converged(mol, method, fitted=True, threads=allowed)] if system.template.eri == "fitted" else []
-        if answer.converged and all(other.converged for other in fitted):
-            found.systems.append(system)
-            found.positions.append(positions)
-            found.converged.append(answer)
-            found.same_fit.extend(fitted)
+        if exact.converged and all(reference.converged for reference in fitted):
+            test_set.systems.append(system)
+            test_set.positions.append(positions)
+            test_set.converged.append(exact)
+            test_set.same_fit.extend(fitted)
             cycles = predictor.model.config.iterations + 1
-            found.stopped.append(stopped(mol, method, cycles, threads=allowed))
-            found.no_network.append(plain.in_frame(system, positions))
-        progress(done, len(places))
-    if not found.positions:
-        formulas = ", ".join(sorted({system.molecule.formula for system, _ in places}))
+            test_set.stopped.append(stopped(mol, method, cycles, threads=allowed))
+            test_set.no_network.append(plain.in_frame(system, positions))
+        progress(done, len(geometries))
+    if not test_set.positions:
+        formulas = ", ".join(sorted({system.molecule.formula for system, _ in geometries}))
         raise InputError(
-            f"PySCF converged for none of the {len(places)} geometries of {formulas}; geometries nearer to the "
-            "minimum would do."
+            f"Expected geometries for which PySCF converges, got {len(geometries)} of {formulas} for which it does "
+            "not; use geometries nearer to the minimum."
         )
-    return found._replace(left_out=len(places) - len(found.positions))
+    return test_set._replace(left_out=len(geometries) - len(test_set.positions))
 
 
 def calculation(mol: Molecule, method: Method, *, fitted: bool) -> hf.SCF:
-    """PySCF's own calculation with our settings, not yet run."""
+    """Return a PySCF mean-field object with the settings of a method, not yet run."""
     built = libcint.pyscf_molecule(mol, method)
-    # PySCF counts what the process holds already, a training's replay buffer too, and would think itself short.
+    # PySCF subtracts the memory that the process holds already, such as a training's replay buffer, from its limit.
     built.max_memory = lib.current_memory()[0] + min(lib.param.MAX_MEMORY, memory_bytes() / 1e6)
     mf = dft.RKS(built) if mol.spin == 0 else dft.UKS(built)
     mf.xc = _pyscf_name(method)
@@ -218,7 +223,9 @@ def _pyscf_name(method: Method) -> str:
     return name
 
 
-def _run(mol, method, max_cycles, *, fitted=False, threads=None):
+def _run(
+    mol: Molecule, method: Method, max_cycles: int, *, fitted: bool = False, threads: int | None = None
+) -> Reference:
     began = time.perf_counter()
     with lib.with_omp_threads(threads):
         mf = calculation(mol, method, fitted=fitted)
@@ -244,22 +251,22 @@ def with_labels(systems: Sequence[System]) -> list[System]:
 def energy_errors_mev(
     predictions: Sequence[Prediction | Reference], references: Sequence[Reference]
 ) -> Float[np.ndarray, " n"]:
-    """Signed errors of total energies, meV."""
+    """Return signed errors of total energies, meV."""
     return np.array([float(p.energy) - r.energy for p, r in zip(predictions, references, strict=True)]) * HARTREE_MEV
 
 
 def errors(
     predictions: Sequence[Prediction | Reference], references: Sequence[Reference]
 ) -> ErrorSummary:
-    """Errors of predictions against converged references of the same geometries and AO order.
+    """Return errors of predictions compared with converged references of the same geometries and orbital order.
 
     Raises:
-      ValueError: if there are none, or not one reference per prediction.
+      ValueError: if there are no predictions, or not one reference for each prediction.
     """
     if not references or len(predictions) != len(references):
         raise ValueError(
-            f"{len(predictions)} predictions and {len(references)} references were given; "
-            "one reference for each prediction, and at least one, would do."
+            f"Expected one reference for each prediction, and at least one, got {len(predictions)} predictions and "
+            f"{len(references)} references."
         )
     pairs = list(zip(predictions, references, strict=True))
     energy = energy_errors_mev(predictions, references)
@@ -273,8 +280,8 @@ def errors(
     )
 
 
-def _cosine(prediction, reference):
-    """Mean |cosine| of the angle between corresponding occupied coefficient vectors."""
-    ours, theirs = prediction.mo_coeff[:, : reference.nocc], reference.mo_coeff[:, : reference.nocc]
-    dot = np.abs(np.sum(ours * theirs, axis=0))
-    return np.mean(dot / np.linalg.norm(ours, axis=0) / np.linalg.norm(theirs, axis=0))
+def _cosine(prediction: Prediction | Reference, reference: Reference) -> float:
+    """Return the mean absolute cosine between corresponding occupied coefficient vectors."""
+    first, second = (orbitals.mo_coeff[:, : reference.nocc] for orbitals in (prediction, reference))
+    dot = np.abs(np.sum(first * second, axis=0))
+    return float(np.mean(dot / np.linalg.norm(first, axis=0) / np.linalg.norm(second, axis=0)))

@@ -214,8 +214,7 @@ class OrbitalGNN:
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Return initial parameters (float32); with them the model is the low-cost method and the linear fits."""
-        graph = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if np.asarray(x).dtype.kind == "f" else x,
-                             self._blank_graph())
+        graph = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype.kind == "f" else x, self._blank_graph())
         scales = Scales.identity(len(self.kinds), len(self.elements), graph.features.shell.shape[-1])
         return jax.jit(self._network.init)(key, graph, jax.tree.map(jnp.float32, scales))
 

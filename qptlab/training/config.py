@@ -47,7 +47,7 @@ class TaskWeights:
         """Return the default weights of some properties, and zero for all others.
 
         Raises:
-          InputError: for an unknown property.
+          InputError: if a property is unknown.
         """
         unknown = sorted(set(names) - set(TASKS))
         if unknown:

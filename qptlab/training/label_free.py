@@ -48,9 +48,9 @@ def loss(
     if kind == "labels":
         if sample.label is None:
             raise ValueError("Expected a sample with a label, got one without; use `reference.Labelled` systems.")
-        both = sample.features.mask[:, None] & sample.features.mask
-        difference = jnp.where(both, sample.features.fock_guess + delta - sample.label, 0.0)
-        return jnp.sum(jnp.abs(difference) + difference**2) / jnp.sum(both), jnp.array(jnp.nan)
+        mask = sample.features.mask[:, None] & sample.features.mask
+        difference = jnp.where(mask, sample.features.fock_guess + delta - sample.label, 0.0)
+        return jnp.sum(jnp.abs(difference) + difference**2) / jnp.sum(mask), jnp.array(jnp.nan)
     fock, dm = model.refine(delta, sample)
     if kind == "energy":
         energy = total_energy(dm, sample.ints, model.xc)
@@ -118,11 +118,11 @@ class LabelFree(Objective):
     ) -> TestSet:
         """Draw validation geometries of an independent trajectory, and compute PySCF's references."""
         count = config.validation
-        chosen = self.systems[:: max(1, len(self.systems) // count)][:count]  # of many molecules some
+        systems = self.systems[:: max(1, len(self.systems) // count)][:count]  # a selection, if there are many
         placed = []
-        for index, system in enumerate(chosen):
+        for index, system in enumerate(systems):
             stream = geometries.sample(system.molecule, config.sampling, [config.seed, index], validation=True)
-            share = len(range(index, count, len(chosen)))
+            share = len(range(index, count, len(systems)))
             frames = itertools.islice(stream, 0, share * VALIDATION_STRIDE, VALIDATION_STRIDE)
             placed += [(system, system.frame.pose(frame).positions) for frame in frames]
         return reference.make_test_set(self.predictor(None), placed, progress, threads=threads)
@@ -262,20 +262,20 @@ class StreamFeed(Feed):
         if key in self._compiled:
             return self._compiled[key], False
         self._setting.watch.compiling("training step")
-        split, whole = (self._devices.split, self._devices.whole) if self._devices.count > 1 else (None, None)
+        split, replicated = (self._devices.split, self._devices.whole) if self._devices.count > 1 else (None, None)
         size = self._config.microbatch or self._config.batch
         part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=split), sample)
-        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), params)
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), params)
         deltas = jax.eval_shape(self._correct, params, part.features)
         deltas = jax.ShapeDtypeStruct(deltas.shape, deltas.dtype, sharding=split)
         delta = jax.ShapeDtypeStruct(deltas.shape[1:], deltas.dtype)
-        judged = _Judged(loss=whole, energy=whole, finite=whole, slope=split)
+        judged = _Judged(loss=replicated, energy=replicated, finite=replicated, slope=split)
         lowered = _Functions(
             jax.jit(self._correct, out_shardings=split).lower(params, part.features),
-            jax.jit(self._judge, out_shardings=judged if whole else None).lower(
+            jax.jit(self._judge, out_shardings=judged if replicated else None).lower(
                 *((deltas, part) if self._is_batched else (delta, sample))
             ),
-            jax.jit(self._pull, out_shardings=whole).lower(params, part.features, deltas),
+            jax.jit(self._pull, out_shardings=replicated).lower(params, part.features, deltas),
         )
         # Tracing holds Python's lock; compiling does not, and runs side by side.
         self._compiled[key] = _Functions(

@@ -81,13 +81,13 @@ class Watch:
     All but `compiled` are called between updates on the thread that trains, which waits meanwhile.
     """
 
-    def compiling(self, what: str) -> None:
+    def compiling(self, name: str) -> None:
         """Called before a function is compiled, which takes seconds."""
 
     def compiled(self, name: str, executable: jax.stages.Compiled, seconds: float) -> None:
         """Called after a function of the training step is compiled; from any thread."""
 
-    def preparing(self, what: str, done: int, total: int) -> None:
+    def preparing(self, name: str, done: int, total: int) -> None:
         """Called while data are prepared before the first update; an exception ends the training."""
 
     def drew(self, geometries: Callable[[], Molecule]) -> None:
@@ -160,7 +160,7 @@ class Setting(NamedTuple):
 
 
 class Objective(abc.ABC):
-    """What is trained: a network, its data and its loss. One subclass for each family of models.
+    """Network, data and loss of a training. There is one subclass for each family of models.
 
     Attributes:
       kind: kind of the model.
@@ -331,8 +331,8 @@ def train(
                 yield _placed(devices.here, state), metrics
 
 
-def _placed(place: Callable, state: TrainState) -> TrainState:
-    params, average, opt_state = place((state.params, state.average, state.opt_state))
+def _placed(transfer: Callable, state: TrainState) -> TrainState:
+    params, average, opt_state = transfer((state.params, state.average, state.opt_state))
     return TrainState(params, average, opt_state, state.step, state.seconds)
 
 

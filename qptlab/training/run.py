@@ -73,7 +73,7 @@ class Run:
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """What was trained: the network with its data.
+        """Network and data of the training.
 
         Raises:
           InputError: if `config.json` holds a setting that cannot be used.

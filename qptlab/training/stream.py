@@ -1,8 +1,8 @@
-"""From geometries to samples on the device: made ahead in threads, and kept in a replay buffer.
+"""Samples for training: prepared ahead in threads, and kept on the device in a replay buffer.
 
-What comes when is fixed by the seed, the number of the step and, where there is little, the memory allowed, not by
-the timing of threads; so a stream that is entered at a later step goes on as it would have done. (Where the model
-draws the geometries, it does not: walks then begin anew.)
+The order of the samples depends on the seed, the number of the step and, below 16 GiB, the memory allowed. It does
+not depend on the timing of threads. So a stream that is entered at a later step continues as it would have done. The
+exception is the sampler `model`, whose walks start again.
 """
 
 import collections
@@ -25,47 +25,47 @@ from qptlab.sampling import geometries
 from qptlab.sampling.geometries import Sampling
 
 LOOK_AHEAD = 16
-"""Samples that are made ahead of the one being trained on; fewer where they are large."""
+"""Number of samples that are prepared ahead of the one that is trained on; fewer if they are large."""
 
 REPLAY_BYTES, REPLAY_SHARE = 2 * 2**30, 1 / 4
-"""Memory that the replay buffers may take, and the share of what integrals may that is their limit, too: the second
-counts where less than 16 GiB are allowed."""
+"""Limits of the replay buffers: bytes, and share of the memory that integrals may take. The second is the smaller one
+if less than 16 GiB are allowed."""
 
 REPLAY_MAX = 1024
 
 
 class Drawn(NamedTuple):
-    """A sample, and the molecule that it is of."""
+    """Sample with the system of its molecule."""
 
     system: System
     sample: Sample
 
 
 class Stream:
-    """Batches of samples for training, endless; a context manager that owns its threads.
+    """Endless batches of samples for training; a context manager that owns its threads.
 
-    A batch has as many lanes as geometries. New ones, `batch / reuse` a batch, go to the lanes in turn; a lane
-    without a new one brings one of its earlier ones, drawn at random from the newest that fit the memory, so that
-    each is used `reuse` times on average. All samples of a batch have one shape; molecules of another shape have
-    their turn as often as there are of them.
+    A batch has one lane for each of its geometries. In each batch, `batch / reuse` lanes on average take a new
+    geometry, in turn. Every other lane takes one of its earlier geometries, drawn at random from the newest ones that
+    fit the memory. So each geometry is used `reuse` times on average. All samples of a batch have one shape;
+    molecules of different shapes take turns, in proportion to their number.
 
-    Several processes share the lanes, and together have the batches that one process would have: each draws all
-    geometries, which costs little, and makes the samples of its own lanes only.
+    Several processes share the lanes, and together have the batches that one process would have. Each process draws
+    all geometries, which costs little, and prepares the samples of its lanes only.
 
     Args:
-      systems: the molecules.
-      sampling: where geometries come from.
-      model: draws geometries itself, if they come from the model.
-      batch: geometries a batch.
-      reuse: how often a geometry is used, on average.
-      seed: of everything that is random.
-      step: batches that have been taken before, by a stream that ended.
-      share: number of this process, and how many there are, to divide `batch`.
+      systems: molecules.
+      sampling: source of the geometries.
+      model: model that draws geometries itself, for the sampler `model`.
+      batch: number of geometries in a batch.
+      reuse: number of times that a geometry is used, on average.
+      seed: seed of all random numbers.
+      step: number of batches that an earlier, interrupted stream has yielded.
+      share: index of this process and number of processes, which share `batch`.
 
     Attributes:
-      waited: seconds spent in `next` so far, waiting for samples.
-      drawn: new geometries taken so far.
-      params: the model's, to be set before each batch where it draws geometries itself.
+      waited: time spent in `next` so far, waiting for samples, s.
+      drawn: number of new geometries taken so far.
+      params: parameters of the model, to be set before each batch if the model draws geometries itself.
     """
 
     def __init__(
@@ -94,40 +94,40 @@ class Stream:
             _Bucket(systems, members, sampling, model, seed, memory, batch, before, share)
             for members, before in zip(grouped.values(), drawn, strict=True)
         ]
-        self._turns, ahead = itertools.tee(turns)  # samples are asked for some turns before they are used
+        self._turns, ahead = itertools.tee(turns)  # samples are requested some turns before they are used
         self._turn = next(self._turns)
         self._wanted = self._order(ahead)
         cores = os.cpu_count() or 2
-        # Dynamics are chains, and their frames' integrals go in parallel with them.
+        # Frames of dynamics come one after another; their integrals are computed in parallel with them.
         self._samplers = concurrent.futures.ThreadPoolExecutor(cores, "qptlab-geometries")
         self._workers = concurrent.futures.ThreadPoolExecutor(max(1, cores - 1), "qptlab-integrals")
         self._ahead: collections.deque[tuple[int, concurrent.futures.Future | None]] = collections.deque()
 
     def __enter__(self):
-        """Start making samples."""
+        """Start to prepare samples."""
         for _ in range(min(bucket.look_ahead for bucket in self._buckets)):
             self._submit()
         return self
 
     def __exit__(self, *_):
-        """Stop the threads, leaving no work behind."""
+        """Stop the threads and cancel their work."""
         for pool in (self._samplers, self._workers):
             pool.shutdown(wait=True, cancel_futures=True)
 
     @property
     def shapes(self) -> Sample:
-        """Shapes and types of the samples of the next batch, known before it is."""
+        """Return shapes and types of the samples of the next batch, which need not be ready."""
         return self._buckets[self._turn[0]].shapes
 
     def __iter__(self):
-        """The stream is its own iterator."""
+        """Return the stream itself."""
         return self
 
     def __next__(self) -> tuple[Drawn, ...]:
-        """The next batch, or this process's share of it; new geometries first.
+        """Return the next batch, or this process's share of it; new geometries first.
 
         Raises:
-          InputError: what the source of geometries raised.
+          InputError: if the source of geometries fails.
         """
         self.refill()
         index, fresh, rng = self._turn
@@ -138,13 +138,13 @@ class Stream:
         return bucket.batch(fresh, rng)
 
     def refill(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Find the samples again that a stream entered later would hold; `next` does so, too.
+        """Prepare again the samples that an interrupted stream held; `next` does so, too.
 
         Args:
-          progress: told how many are back, of how many; what it raises ends the work.
+          progress: callback `progress(done, total)`, called after each sample; an exception ends the work.
 
         Raises:
-          InputError: what the source of geometries raised.
+          InputError: if the source of geometries fails.
         """
         total = sum(bucket.missing for bucket in self._buckets)
         done = 0
@@ -154,45 +154,50 @@ class Stream:
                 done += 1
                 progress(done, total)
 
-    def _order(self, turns) -> "Iterator[_Bucket]":
-        """Whose geometry is needed next, and next."""
+    def _order(self, turns: Iterator[tuple[int, int, np.random.Generator]]) -> "Iterator[_Bucket]":
+        """Yield the bucket that needs the next geometry, and so on."""
         for bucket in self._buckets:
             yield from itertools.repeat(bucket, bucket.missing)
         for index, fresh, _ in turns:
             yield from itertools.repeat(self._buckets[index], fresh)
 
     def _take(self) -> tuple[int, Drawn | None]:
-        """The next geometry's number and, where it is this process's, its sample."""
+        """Return the number of the next geometry and its sample; None for a sample of a different process."""
         began = time.perf_counter()
         self._submit()
-        number, made = self._ahead.popleft()
-        found = made.result() if made else None
+        number, future = self._ahead.popleft()
+        sample = future.result() if future else None
         self.waited += time.perf_counter() - began
-        return number, found
+        return number, sample
 
     def _submit(self) -> None:
         bucket = next(self._wanted)
         number, system, geometry = bucket.draw(self._samplers, self.params)
-        made = self._workers.submit(bucket.make, system, geometry) if bucket.is_own(number) else None
-        self._ahead.append((number, made))
+        future = self._workers.submit(bucket.make, system, geometry) if bucket.is_local(number) else None
+        self._ahead.append((number, future))
 
 
-def _turns(numbers, batch, reuse, seed) -> Iterator[tuple[int, int, np.random.Generator]]:
-    """For each step: the bucket whose turn it is, how many new geometries it needs, and the step's random numbers."""
+def _turns(
+    numbers: Sequence[int], batch: int, reuse: int, seed: int
+) -> Iterator[tuple[int, int, np.random.Generator]]:
+    """Yield for each step the bucket, the number of new geometries that it needs, and a random number generator."""
     turns = [0] * len(numbers)
     for step in itertools.count():
         rng = np.random.default_rng([2, seed, step])  # 0 and 1 begin the seeds of geometries
         bucket = int(rng.choice(len(numbers), p=np.array(numbers) / sum(numbers)))
         done = turns[bucket]
-        # A whole batch first, then batch / reuse on average: none in some steps where that is below one.
+        # First a whole batch, then batch / reuse on average: none in some steps if that is below one.
         yield bucket, batch * (done + 1) // reuse - batch * done // reuse if done else batch, rng
         turns[bucket] += 1
 
 
 class _Bucket:
-    """Molecules of one shape: where their geometries come from, and the newest samples."""
+    """Molecules of one shape: the sources of their geometries, and the newest samples."""
 
-    def __init__(self, systems, members, sampling, model, seed, memory, batch, drawn, share):
+    def __init__(
+        self, systems: Sequence[System], members: Sequence[int], sampling: Sampling, model: CorrectionModel | None,
+        seed: int, memory: int, batch: int, drawn: int, share: tuple[int, int],
+    ):
         self._systems = [systems[index] for index in members]
         self._compiles = threading.Lock()
         self._is_compiled = False
@@ -204,33 +209,35 @@ class _Bucket:
         self._share = share
         self._lanes: list[collections.deque[Drawn]] = [collections.deque(maxlen=depth) for _ in range(batch)]
         self.missing = min(drawn, depth * batch)
-        # Geometries are numbered: molecule by molecule, then chain by chain.
+        # Geometries are numbered: first by molecule, then by chain.
         self._number = drawn - self.missing
         self._kept = self._number - 1
-        ways = [(member, chain) for chain in range(sampling.chains) for member in range(len(members))]
+        chains = [(member, chain) for chain in range(sampling.chains) for member in range(len(members))]
         self._sources = [
             _source(
                 self._systems[member], sampling, model, [seed, members[member], chain],
-                max(0, -((way - self._number) // len(ways))),
+                max(0, -((index - self._number) // len(chains))),
             )
-            for way, (member, chain) in enumerate(ways)
+            for index, (member, chain) in enumerate(chains)
         ]
-        self._latest: list[concurrent.futures.Future | None] = [None] * len(ways)
+        self._latest: list[concurrent.futures.Future | None] = [None] * len(chains)
 
-    def draw(self, pool, params) -> tuple[int, System, concurrent.futures.Future]:
-        """The next geometry's number, molecule and future positions; those of one chain come one after another."""
+    def draw(
+        self, pool: concurrent.futures.Executor, params: Params | None
+    ) -> tuple[int, System, concurrent.futures.Future]:
+        """Return number, system and future positions of the next geometry; a chain computes one after another."""
         number = self._number
-        way = number % len(self._sources)
+        source = number % len(self._sources)
         self._number += 1
-        self._latest[way] = pool.submit(_after, self._latest[way], self._sources[way], params)
-        return number, self._systems[number % len(self._systems)], self._latest[way]
+        self._latest[source] = pool.submit(_after, self._latest[source], self._sources[source], params)
+        return number, self._systems[number % len(self._systems)], self._latest[source]
 
-    def is_own(self, number: int) -> bool:
-        """Whether a geometry is of a lane of this process."""
+    def is_local(self, number: int) -> bool:
+        """Return true if the lane of a geometry belongs to this process."""
         return number % len(self._lanes) % self._share[1] == self._share[0]
 
     def make(self, system: System, geometry: concurrent.futures.Future) -> Drawn:
-        """A sample of a geometry, on the device."""
+        """Return the sample of a geometry, on the device."""
         host = system.host_integrals(system.frame.pose(geometry.result()).positions)
         if self._is_compiled:
             return Drawn(system, jax.block_until_ready(system.sample(host)))
@@ -240,32 +247,38 @@ class _Bucket:
             return Drawn(system, sample)
 
     def keep(self, number: int, drawn: Drawn | None) -> None:
-        """Add a sample to the newest of its lane, in place of the oldest; None if it is another process's."""
+        """Add a sample to its lane, in place of the oldest; None if a different process has it."""
         if drawn is not None:
             self._lanes[number % len(self._lanes)].append(drawn)
         self.missing = max(0, self.missing - 1)
         self._kept = number
 
     def batch(self, fresh: int, rng: np.random.Generator) -> tuple[Drawn, ...]:
-        """A sample of each lane of this process; of those that had the last `fresh` geometries, these, and first."""
+        """Return a sample of each lane of this process; first the last `fresh` geometries, from their lanes."""
         size = len(self._lanes)
-        places = rng.random(size)  # the same in all processes
+        draws = rng.random(size)  # the same in all processes
         newest = [number % size for number in range(self._kept, self._kept - fresh, -1)]
         older = [lane for lane in range(size) if lane not in newest]
         return (
-            *(self._lanes[lane][-1] for lane in newest if self.is_own(lane)),
-            *(self._lanes[lane][int(places[lane] * len(self._lanes[lane]))] for lane in older if self.is_own(lane)),
+            *(self._lanes[lane][-1] for lane in newest if self.is_local(lane)),
+            *(self._lanes[lane][int(draws[lane] * len(self._lanes[lane]))] for lane in older if self.is_local(lane)),
         )
 
 
-def _source(system, sampling, model, seed, start) -> Callable[[Params], np.ndarray]:
+def _source(
+    system: System, sampling: Sampling, model: CorrectionModel | None, seed: Sequence[int], start: int
+) -> Callable[[Params | None], np.ndarray]:
+    """Return a function from the model's parameters to the next geometry of a chain."""
     if sampling.sampler == "model" and model is not None:
         return geometries.Walk(model, system, sampling, seed).move
     stream = geometries.sample(system.molecule, sampling, seed, start=start)
     return lambda params: next(stream)
 
 
-def _after(before, source, params) -> np.ndarray:
-    if before is not None:
-        before.result()
+def _after(
+    previous: concurrent.futures.Future | None, source: Callable[[Params | None], np.ndarray], params: Params | None
+) -> np.ndarray:
+    """Return the next geometry of a chain, after the previous one is computed."""
+    if previous is not None:
+        previous.result()
     return source(params)

@@ -55,7 +55,7 @@ class Supervised(Objective):
       text: the labelled geometries as text, of an earlier training's folder; None to write them.
 
     Raises:
-      InputError: for a molecule that the low-cost method cannot treat.
+      InputError: if the low-cost method cannot treat a molecule.
     """
 
     method = None
@@ -233,8 +233,8 @@ class LabelledFeed(Feed):
         if objective.scales is None:
             raise ValueError("Expected an objective with fitted statistics, got one without; call its feed method.")
         self._objective, self._molecules, self._setting = objective, molecules, setting
-        place = setting.devices.everywhere
-        self._data, self._scales = place(jax.tree.map(jnp.asarray, _single_precision(data, objective.scales)))
+        arrays = jax.tree.map(jnp.asarray, _single_precision(data, objective.scales))
+        self._data, self._scales = setting.devices.everywhere(arrays)
         self._order = _batches(np.random.default_rng([5, setting.config.seed]), len(molecules), setting.config.batch)
         for _ in range(step):
             next(self._order)
@@ -246,9 +246,9 @@ class LabelledFeed(Feed):
 
     def gradient(self, params: Params) -> Gradient:
         """Draw the next batch and return its gradient."""
-        chosen = next(self._order)
-        self._setting.watch.drew(lambda: self._molecules[chosen[0]])
-        arguments = (params, self._data, self._scales, self._setting.devices.everywhere(jnp.asarray(chosen)))
+        indices = next(self._order)
+        self._setting.watch.drew(lambda: self._molecules[indices[0]])
+        arguments = (params, self._data, self._scales, self._setting.devices.everywhere(jnp.asarray(indices)))
         compile_s = 0.0
         if self._executable is None:
             self._setting.watch.compiling("training step")
@@ -256,14 +256,14 @@ class LabelledFeed(Feed):
             self._executable = self._setting.compile("step", jax.jit(self._compute).lower(*arguments))
             compile_s = time.perf_counter() - began
         (loss, losses), tree = self._executable(*arguments)
-        self._drawn = min(self._drawn + len(chosen), len(self._molecules))
+        self._drawn = min(self._drawn + len(indices), len(self._molecules))
         return Gradient(
-            float(loss), float("nan"), tree, functools.partial(self._not_finite, chosen, losses),
+            float(loss), float("nan"), tree, functools.partial(self._not_finite, indices, losses),
             compile_s=compile_s, geometries=self._drawn,
         )
 
-    def _compute(self, params, data, scales, chosen):
-        part = jax.tree.map(lambda x: x[chosen], data)
+    def _compute(self, params, data, scales, indices):
+        part = jax.tree.map(lambda x: x[indices], data)
         weights, model = self._setting.config.tasks, self._objective.model
 
         def mean(params):
@@ -274,11 +274,11 @@ class LabelledFeed(Feed):
 
         return jax.value_and_grad(mean, has_aux=True)(params)
 
-    def _not_finite(self, chosen: Int[np.ndarray, " batch"], losses: Float[Array, " batch"]) -> list[Molecule]:
+    def _not_finite(self, indices: Int[np.ndarray, " batch"], losses: Float[Array, " batch"]) -> list[Molecule]:
         is_finite = np.isfinite(np.asarray(losses))
         # If every loss is finite, the derivative is not: any geometry may be the cause.
         return [
-            self._molecules[index] for index, is_good in zip(chosen, is_finite, strict=True)
+            self._molecules[index] for index, is_good in zip(indices, is_finite, strict=True)
             if not is_good or is_finite.all()
         ]
 
@@ -295,7 +295,7 @@ def multitask_loss(
       scales: statistics of the training set.
       graph: input of the network.
       slopes: derivatives of the input with respect to positions.
-      label: label; NaN for a property that is not known.
+      label: label; NaN for a property that is not targets.
     """
     prediction, forces = labelled.predict_prepared(model, params, scales, graph, slopes if weights.forces else None)
     natm = jnp.sum(graph.atom_mask)
@@ -314,25 +314,25 @@ def multitask_loss(
 
 def fit(model: OrbitalGNN, data: Prepared) -> Scales:
     """Return the statistics of a training set: linear fits of what the low-cost method misses, and spreads."""
-    graphs, known = data.graphs, data.labels
+    graphs, targets = data.graphs, data.labels
     is_real = np.asarray(graphs.atom_mask)
     elements = range(len(model.elements))
     counts = np.stack([np.sum((graphs.elements == e) & is_real, axis=1) for e in elements], axis=1)
-    difference = known.energy - graphs.energy
+    difference = targets.energy - graphs.energy
     has_energy = np.isfinite(difference)
     element_energy = np.linalg.lstsq(counts[has_energy], difference[has_energy], rcond=None)[0]
     remainder = (difference - counts @ element_energy) / np.sqrt(counts.sum(axis=1))
-    charge, charge_spread = _by_element(known.charges - graphs.charges, graphs, len(model.elements))
-    valence, valence_spread = _by_element(known.valence, graphs, len(model.elements))
+    charge, charge_spread = _by_element(targets.charges - graphs.charges, graphs, len(model.elements))
+    valence, valence_spread = _by_element(targets.valence, graphs, len(model.elements))
     shell_mean, shell_scale = _by_kind(graphs, len(model.kinds))
-    gap = known.gap - graphs.gap
+    gap = targets.gap - graphs.gap
     has_gap = np.isfinite(gap)
     gap_mean = np.array(float(np.mean(gap[has_gap])) if has_gap.any() else 0.0)
     low_cost_forces = 0.0 if data.slopes is None else -np.asarray(data.slopes.energy)
     return Scales(
         shell_mean, shell_scale, element_energy, _spread(remainder), charge, charge_spread,
-        _spread(known.dipole - graphs.dipole), gap_mean, _spread(gap - gap_mean), valence, valence_spread,
-        _spread(known.forces - low_cost_forces),
+        _spread(targets.dipole - graphs.dipole), gap_mean, _spread(gap - gap_mean), valence, valence_spread,
+        _spread(targets.forces - low_cost_forces),
     )
 
 
@@ -398,5 +398,5 @@ def _by_kind(
 
 def _spread(values: Float[Array | np.ndarray, "..."]) -> Float[np.ndarray, ""]:
     is_known = np.isfinite(values)
-    root = np.sqrt(np.mean(np.square(values[is_known]))) if is_known.any() else 1.0
+    root = np.sqrt(np.mean(np.square(values[is_known]))) if is_targets.any() else 1.0
     return np.array(max(root, SMALLEST_SCALE))

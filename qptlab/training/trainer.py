@@ -1,7 +1,7 @@
-"""Training in a background thread: start, pause, resume, stop; everything it does is an event.
+"""Training in a background thread: start, pause, resume, stop.
 
-The trainer never touches a widget. Whoever watches asks for `events(since)` or reads `rows` when it
-likes; whoever steers calls a method from any thread.
+The trainer knows no widgets. Everything it does is an event: observers call `events(since)` or read `rows` at any
+time, and any thread may call its methods.
 """
 
 import atexit
@@ -98,8 +98,8 @@ class Trainer:
       executables: compiled functions of a training step, by name, and the time that compiling took, s.
 
     Raises:
-      InputError: for an output folder that holds something else, a molecule that the method cannot treat, a file of
-        geometries that cannot be used, or a batch that the devices cannot share.
+      InputError: if the output folder holds something else, the method cannot treat a molecule, a file of geometries
+        cannot be used, or the devices cannot share a batch.
 
     >>> import qptlab as ql
     >>> trainer = ql.Trainer(ql.Molecule.from_name("water"), ql.Method("pbe", "sto-3g"))  # doctest: +SKIP
@@ -125,7 +125,7 @@ class Trainer:
         """Return the trainer of an objective; arguments as for the class.
 
         Raises:
-          InputError: as the class.
+          InputError: if something cannot be used, as for the class.
         """
         trainer = cls.__new__(cls)
         trainer._begin(objective, train, out, resume)
@@ -241,7 +241,7 @@ class Trainer:
         """Add a note at the present step; it is kept with the run.
 
         Raises:
-          InputError: for an empty note.
+          InputError: if the note is empty.
         """
         if not text.strip():
             raise InputError("Expected a note of some words, got an empty one; use a short sentence.")
@@ -267,7 +267,7 @@ class Trainer:
 
     @property
     def objective(self) -> Objective:
-        """What is trained: the network with its data."""
+        """Network and data of the training."""
         return self._objective
 
     @property
@@ -450,16 +450,16 @@ class _Watch(Watch):
     def __init__(self, trainer: Trainer):
         self._trainer = trainer
 
-    def compiling(self, what: str) -> None:
-        self._trainer._emit("compiling", f"compiling the {what}")
+    def compiling(self, name: str) -> None:
+        self._trainer._emit("compiling", f"compiling the {name}")
 
     def compiled(self, name: str, executable: jax.stages.Compiled, seconds: float) -> None:
         self._trainer.executables[name] = executable, seconds  # of molecules of several shapes, the last
 
-    def preparing(self, what: str, done: int, total: int) -> None:
+    def preparing(self, name: str, done: int, total: int) -> None:
         if self._trainer._stopping.is_set():
             raise concurrent.futures.CancelledError
-        self._trainer._emit("news", f"preparing {what}: {done} of {total}")
+        self._trainer._emit("news", f"preparing {name}: {done} of {total}")
 
     def drew(self, geometry: Callable[[], Molecule]) -> None:
         self._trainer._newest = geometry
@@ -471,8 +471,8 @@ class _Watch(Watch):
 def _stand_back() -> None:
     """Give the training precedence on the cores.
 
-    XLA's threads wait for each other: with one of PySCF's beside them that had the same right to two cores, a step
-    of uracil took three times as long.
+    XLA's threads wait for each other. With a thread of PySCF that had the same priority on two cores, a step of
+    uracil took three times as long.
     """
     if sys.platform == "linux":  # where a priority is a thread's own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), PYSCF_NICE)
