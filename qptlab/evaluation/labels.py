@@ -9,7 +9,7 @@ import concurrent.futures
 import functools
 import io
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, cast
 
 import ase
