@@ -398,5 +398,5 @@ def _by_kind(
 
 def _spread(values: Float[Array | np.ndarray, "..."]) -> Float[np.ndarray, ""]:
     is_known = np.isfinite(values)
-    root = np.sqrt(np.mean(np.square(values[is_known]))) if is_targets.any() else 1.0
+    root = np.sqrt(np.mean(np.square(values[is_known]))) if is_known.any() else 1.0
     return np.array(max(root, SMALLEST_SCALE))
