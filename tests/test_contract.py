@@ -214,7 +214,7 @@ def test_other_labels_are_not_continued(gnn, labelled):
 def test_damaged_labels_are_noticed(gnn, tmp_path):
     shutil.copytree(gnn.out, tmp_path / "run")
     path = tmp_path / "run" / "labels.xyz"
-    path.write_text(path.read_text().replace("energy=-7", "energy=-8"))
+    path.write_text(path.read_text().replace("energy=-2", "energy=-1"))
     with pytest.raises(ql.InputError, match=r"Expected the labels that the run was trained on in labels\.xyz"):
         ql.load(tmp_path / "run")
 

@@ -98,11 +98,11 @@ def test_a_density_that_is_handed_over_comes_before_the_model(model):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (lambda: mole(WATER, basis="6-31g"), "sto-3g with spherical functions, 7 orbitals, would do"),
-        (lambda: mole(WATER, atom="ghost-O 0 0 0; H 0 0 1; H 1 0 0"), "GHOST-O were given; a molecule without ghost"),
+        (lambda: mole(WATER, basis="6-31g"), "sto-3g with 7 spherical functions, got '6-31g' with 13 functions"),
+        (lambda: mole(WATER, atom="ghost-O 0 0 0; H 0 0 1; H 1 0 0"), "without ghost atoms, got atoms GHOST-O"),
         (lambda: mole(WATER, charge=2), "charge"),
         (lambda: mole(ql.Molecule.from_name("ammonia")), "NH3|H3N"),
-        (lambda: periodic.M(atom="He 0 0 0", a=np.eye(3) * 5, basis="sto-3g", verbose=0), "a molecule would do"),
+        (lambda: periodic.M(atom="He 0 0 0", a=np.eye(3) * 5, basis="sto-3g", verbose=0), "Expected a molecule, got a periodic cell"),
     ],
 )
 def test_what_the_model_cannot_guess_is_refused_in_a_sentence(model, given, said):
@@ -111,7 +111,7 @@ def test_what_the_model_cannot_guess_is_refused_in_a_sentence(model, given, said
 
 
 def test_a_mean_field_of_two_components_is_refused(model):
-    with pytest.raises(ql.InputError, match=r"GHF.* was given; RKS, UKS, RHF or UHF would do"):
+    with pytest.raises(ql.InputError, match=r"got .*GHF; use RKS, UKS, RHF or UHF"):
         ql.with_guess(scf.GHF(mole(WATER)), model)
 
 
@@ -159,7 +159,7 @@ def test_energy_is_conserved_in_dynamics(atoms):
 
 def test_a_periodic_system_and_another_molecule_are_refused(model, atoms):
     atoms.pbc = True
-    with pytest.raises(ql.InputError, match="pbc=False would do"):
+    with pytest.raises(ql.InputError, match="use pbc=False"):
         atoms.get_potential_energy()
     other = ql.Molecule.from_name("ammonia").to_ase()
     other.calc = ql.ModelCalculator(model)

@@ -1,4 +1,4 @@
-"""A model as a calculator of ASE: dynamics, geometry optimisation, vibrations."""
+"""Models as calculators of ASE, for dynamics, geometry optimisation and vibrations."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,13 +15,13 @@ from qptlab.units import BOHR_ANGSTROM, HARTREE_EV
 
 
 class ModelCalculator(Calculator):
-    """Energies, forces and dipole moments of a model, in ASE's units (eV, Å, e·Å).
+    """ASE calculator with a model's energies, forces and dipole moments, in ASE's units (eV, Å, e·Å).
 
-    Forces are the derivative of the predicted energy, through the network and all: energy is conserved in dynamics,
-    however well or badly the model was trained.
+    Forces are the exact derivative of the predicted energy, through the network and the DFT iterations. So dynamics
+    conserve the energy, however large the errors of the model are.
 
     Args:
-      model: a QPT or an OrbitalGNN, from `ql.load`.
+      model: a model of any kind, from `ql.load`.
       **parameters: parameters of ASE's `Calculator`.
 
     >>> import qptlab as ql
@@ -41,10 +41,10 @@ class ModelCalculator(Calculator):
         self, atoms: ase.Atoms | None = None, properties: list[str] | tuple[str, ...] = ("energy",),
         system_changes: list[str] = all_changes,
     ) -> None:
-        """Fill in `results`, as ASE asks for.
+        """Compute the properties that ASE requests, and store them in `results`.
 
         Raises:
-          InputError: for a periodic system, or as calling the model.
+          InputError: if the system is periodic, or the model cannot treat the molecule.
         """
         super().calculate(atoms, list(properties), system_changes)
         mol = self._molecule()
@@ -58,30 +58,30 @@ class ModelCalculator(Calculator):
         self.results["energy"] = self.results["free_energy"] = energy * HARTREE_EV
 
     def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
-        """What has changed since the last calculation: what ASE looks at, and charge and spin in `info`."""
+        """Return the names of changes since the last calculation; includes charge and spin in `info`."""
         changes = super().check_state(atoms, tol)
-        before = {} if self.atoms is None else self.atoms.info
-        return changes + [key for key in ("charge", "spin") if before.get(key) != atoms.info.get(key)]
+        previous = {} if self.atoms is None else self.atoms.info
+        return changes + [key for key in ("charge", "spin") if previous.get(key) != atoms.info.get(key)]
 
     def _molecule(self) -> Molecule:
         if self.atoms is None:
-            raise InputError("no atoms were given; an ase.Atoms would do.")
+            raise InputError("Expected atoms to calculate, got none; use calculate(atoms).")
         if np.any(self.atoms.pbc):
-            raise InputError("a periodic system was given to a model of molecules; pbc=False would do.")
+            raise InputError("Expected a molecule, got a periodic system; use pbc=False.")
         atoms = self.atoms.copy()
         atoms.info.setdefault("charge", self.model.charge)
         return Molecule.from_ase(atoms)
 
 
 class Relaxed(NamedTuple):
-    """The end of a geometry optimisation.
+    """Result of a geometry optimisation.
 
     Attributes:
-      molecule: at its last geometry.
-      energy: hartree.
+      molecule: molecule at its last geometry.
+      energy: energy at that geometry, hartree.
       fmax: largest force on an atom, eV/Å.
-      steps: of the optimiser.
-      converged: whether the force is as small as was asked for.
+      steps: number of steps of the optimiser.
+      converged: true if the largest force is below the requested one.
     """
 
     molecule: Molecule
@@ -95,20 +95,22 @@ def relax(
     mol: Molecule, model: Model | Calculator, *, fmax: float = 0.01, steps: int = 200,
     progress: Callable[[int, float], None] = lambda step, force: None,
 ) -> Relaxed:
-    """Move a molecule's atoms to a minimum of the energy, with ASE's BFGS.
+    """Optimise a geometry with ASE's BFGS.
 
     Args:
-      mol: where to begin.
-      model: a QPT, an OrbitalGNN, or any calculator of ASE's.
-      fmax: largest force on an atom to end with, eV/Å.
-      steps: at most.
-      progress: told the step and the largest force; what it raises ends the search.
+      mol: molecule at its initial geometry.
+      model: a model of any kind, or any calculator of ASE.
+      fmax: largest force on an atom at the end, eV/Å.
+      steps: largest number of steps.
+      progress: callback `progress(step, force)` with the largest force, eV/Å; an exception ends the optimisation.
 
     Raises:
-      InputError: for a force or number of steps that is not positive, or as calling the model.
+      InputError: if the force or the number of steps is not positive, or the model cannot treat the molecule.
     """
     if not 0 < fmax < np.inf or steps < 1:
-        raise InputError(f"a force of {fmax:g} eV/Å and {steps} steps cannot be used; 0.01 and 200 would do.")
+        raise InputError(
+            f"Expected a positive force and at least one step, got {fmax:g} eV/Å and {steps} steps; use 0.01 and 200."
+        )
     atoms = mol.to_ase()
     atoms.calc = model if isinstance(model, Calculator) else ModelCalculator(model)
     search, force = BFGS(atoms, logfile=None), np.inf

@@ -1,4 +1,4 @@
-"""A model's density where PySCF's SCF begins: the answer is PySCF's as ever, the way to it shorter."""
+"""Predicted densities as the initial guess of PySCF's SCF: the result is PySCF's, with fewer cycles."""
 
 import dataclasses
 from typing import cast
@@ -16,42 +16,46 @@ from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
 SAME_BASIS = 1e-6
-"""Two bases are one if no overlap differs by more."""
+"""Largest difference of overlap integrals between two bases that count as the same."""
 
 
 def guess(mol: Molecule | gto.mole.MoleBase, model: Model) -> Float[np.ndarray, "nao nao"]:
-    """The predicted density matrix of a molecule, ours or PySCF's: `mf.kernel(dm0=ql.guess(mol, model))`.
+    """Return the predicted density matrix of a molecule, as in `mf.kernel(dm0=ql.guess(mol, model))`.
 
-    Whatever its error, the SCF that begins with it ends where it would have ended; the functional may be another
-    than the model's.
+    The SCF converges to the same state as from a different guess, whatever the error of the prediction. The
+    functional of the SCF may differ from that of the model.
 
     Args:
-      mol: the molecule, in any pose and order of atoms.
-      model: what predicts, from `ql.load`.
+      mol: molecule of qptlab or of PySCF, in any pose and order of atoms.
+      model: a model that predicts densities, from `ql.load`.
 
     Returns:
-      Electrons per AO pair, over the AOs of `mol`.
+      Density matrix, electrons per pair of atomic orbitals of `mol`.
 
     Raises:
-      InputError: for an OrbitalGNN, a molecule of PySCF's in another basis than the model's, or as calling the model.
+      InputError: if the model predicts no density or cannot treat the molecule, or if a molecule of PySCF is in a
+        basis that is not the model's.
     """
     model = require(model, "dm")
-    given = _taken_over(mol, cast(Method, model.method)) if isinstance(mol, gto.mole.MoleBase) else mol
-    # A model knows closed shells; to begin with, their density will do for unpaired electrons.
-    return np.asarray(model(dataclasses.replace(given, spin=given.nelectron % 2)).dm)
+    molecule = _from_pyscf(mol, cast(Method, model.method)) if isinstance(mol, gto.mole.MoleBase) else mol
+    # A model knows closed shells only; as a guess, their density is good enough for unpaired electrons.
+    return np.asarray(model(dataclasses.replace(molecule, spin=molecule.nelectron % 2)).dm)
 
 
 def with_guess(mf: hf.SCF, model: Model) -> hf.SCF:
-    """The same mean-field object, which from now on begins every SCF with the model's density.
+    """Return a mean-field object that starts every SCF from the model's density.
 
-    Also after `reset` to another geometry, where PySCF would go on from the orbitals of the last. A density matrix
-    that is handed to `kernel` still comes first; so PySCF's scanners, which hand over that of the last geometry, and
-    the optimisers on them take the model's for the first geometry only.
+    It does so also after `reset` to a different geometry, where PySCF would start from the orbitals of the last one.
+    A density matrix that is passed to `kernel` has precedence. PySCF's scanners pass the density of the last
+    geometry, so they and the optimisers that use them take the model's density for the first geometry only. If the
+    mean field has a model already, the new model replaces it.
 
-    Given a mean field that has a model already, the new one takes its place.
+    Args:
+      mf: restricted or unrestricted mean-field object of PySCF.
+      model: a model that predicts densities, from `ql.load`.
 
     Raises:
-      InputError: for an OrbitalGNN, or a mean field that is neither restricted nor unrestricted.
+      InputError: if the model predicts no density, or the mean field is neither restricted nor unrestricted.
 
     >>> import qptlab as ql
     >>> from pyscf import dft, gto
@@ -61,8 +65,7 @@ def with_guess(mf: hf.SCF, model: Model) -> hf.SCF:
     model = require(model, "dm")
     if not isinstance(mf, hf.RHF | uhf.UHF):
         raise InputError(
-            f"a model gives one density for both spins, and {type(mf).__name__} was given; RKS, UKS, RHF or UHF "
-            "would do."
+            f"Expected a restricted or unrestricted mean field, got {type(mf).__name__}; use RKS, UKS, RHF or UHF."
         )
     if isinstance(mf, _FromModel):
         mf = mf.copy()
@@ -72,40 +75,41 @@ def with_guess(mf: hf.SCF, model: Model) -> hf.SCF:
 
 
 class _FromModel(hf.SCF):
-    """Mixed into the class of a mean field, as PySCF extends its own."""
+    """Mixin for the class of a mean field, in the way that PySCF extends its own classes."""
 
     __name_mixin__ = "FromModel"
-    _keys = {"guess_model"}  # noqa: RUF012  PySCF's list of attributes that are no misspelling
+    _keys = {"guess_model"}  # noqa: RUF012  PySCF's list of attributes that are not misspelt
 
     def __init__(self, mf, model):
         self.__dict__.update(mf.__dict__)
         self.guess_model = model
 
-    def scf(self, dm0=None, **others):
-        """PySCF's, but that no density handed over means the model's, and not that of an earlier SCF."""
-        return super().scf(self.get_init_guess() if dm0 is None else dm0, **others)
+    def scf(self, dm0=None, **options):
+        """Run the SCF; without a density, start from the model's and not from that of an earlier SCF."""
+        return super().scf(self.get_init_guess() if dm0 is None else dm0, **options)
 
     def get_init_guess(self, mol=None, key=None, **_):
-        """The model's density, whatever the key."""
+        """Return the model's density, whatever the key."""
         del key
         dm = guess(self.mol if mol is None else mol, self.guess_model)
         return np.stack([dm / 2, dm / 2]) if isinstance(self, uhf.UHF | rohf.ROHF) else dm
 
 
-def _taken_over(mole: gto.mole.MoleBase, method: Method) -> Molecule:
-    """PySCF's molecule as ours."""
+def _from_pyscf(mole: gto.mole.MoleBase, method: Method) -> Molecule:
+    """Return a molecule of PySCF as a `Molecule`, if it is in the basis of a method."""
     if hasattr(mole, "lattice_vectors"):
-        raise InputError("a periodic cell was given; a molecule would do.")
+        raise InputError("Expected a molecule, got a periodic cell; use pyscf.gto.Mole.")
     symbols = tuple(mole.atom_pure_symbol(i) for i in range(mole.natm))
-    strange = sorted({symbol for symbol in symbols if symbol not in ase.data.atomic_numbers})
-    if strange:
-        raise InputError(f"atoms {', '.join(strange)} were given; a molecule without ghost atoms would do.")
+    unknown = sorted({symbol for symbol in symbols if symbol not in ase.data.atomic_numbers})
+    if unknown:
+        raise InputError(f"Expected a molecule without ghost atoms, got atoms {', '.join(unknown)}; remove them.")
     mol = Molecule(symbols, mole.atom_coords(), int(mole.charge), spin=int(mole.spin or 0))
-    own = libcint.pyscf_molecule(mol, method)
-    theirs, ours = (each.intor_symmetric("int1e_ovlp") for each in (mole, own))
-    if theirs.shape != ours.shape or np.abs(theirs - ours).max() > SAME_BASIS:
+    expected = libcint.pyscf_molecule(mol, method).intor_symmetric("int1e_ovlp")
+    overlap = mole.intor_symmetric("int1e_ovlp")
+    if overlap.shape != expected.shape or np.abs(overlap - expected).max() > SAME_BASIS:
         raise InputError(
-            f"{mol.formula} was given in another basis ({mole.basis!r}, {len(theirs)} orbitals) than that of the "
-            f"model; {method.basis} with spherical functions, {len(ours)} orbitals, would do."
+            f"Expected {mol.formula} in the basis of the model, {method.basis} with {len(expected)} spherical "
+            f"functions, got {str(mole.basis)[:60]!r} with {len(overlap)} functions; use gto.M(..., "
+            f"basis={method.basis!r})."
         )
     return mol
