@@ -50,7 +50,7 @@ def ours(molecule: str, eri: str) -> dict:
     method = ql.Method("b3lyp", "def2-svp", eri=eri)
     (system,), kinds = ql.make_systems([ql.Molecule.from_name(molecule)], method)
     template = system.template
-    sample = system.sample(system.host_integrals(system.frame.home))
+    sample = system.sample(system.host_integrals(system.frame.reference_positions))
     filled = filled_orbitals(sample.features.fock_guess, sample.ints)
     build = jax.jit(lambda filled, ints: kohn_sham(filled @ filled.T, ints, method.xc, filled))
     model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), method.xc, kinds)

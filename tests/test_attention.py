@@ -13,7 +13,7 @@ from qptlab.models.features import BIASES
 def heads():
     predictor = cases.predictor("water", cases.QUICK_METHOD, 0)
     (system,) = predictor.systems
-    return attention_heads(predictor, system, system.frame.home)
+    return attention_heads(predictor, system, system.frame.reference_positions)
 
 
 def test_attention_of_every_row_sums_to_one(heads):
@@ -48,4 +48,4 @@ def test_what_cannot_be_looked_at_is_refused(heads):
         heads.between_atoms(0, 4)
     plain = cases.predictor("water", cases.QUICK_METHOD, 0).without_network()
     with pytest.raises(ql.InputError, match="switched off"):
-        attention_heads(plain, plain.systems[0], plain.systems[0].frame.home)
+        attention_heads(plain, plain.systems[0], plain.systems[0].frame.reference_positions)

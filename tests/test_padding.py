@@ -30,7 +30,8 @@ def test_padding_changes_neither_prediction_nor_gradient(method):
     assert padded.shape.nao > plain.template.nao
     qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=1), method.xc, kinds)
     params = cases.awake(qpt.init(jax.random.key(0)))
-    place = plain.frame.home + 0.05 * np.random.default_rng(1).normal(size=plain.frame.home.shape)
+    reference_positions = plain.frame.reference_positions
+    place = reference_positions + 0.05 * np.random.default_rng(1).normal(size=reference_positions.shape)
 
     one, two = (ql.CorrectionPredictor(qpt, params, [system]).in_frame(system, place) for system in (plain, large))
     for ours, theirs in zip(one, two, strict=True):

@@ -22,7 +22,7 @@ def sample(name, iterations, seed=0):
     rng = np.random.default_rng(seed)
     # Exactly symmetric for methane, so that its degenerate levels are there.
     shake = 0.0 if name == "methane" else 0.05
-    place = system.frame.home + shake * rng.normal(size=system.frame.home.shape)
+    place = system.frame.reference_positions + shake * rng.normal(size=system.frame.reference_positions.shape)
     return system.sample(system.host_integrals(place))
 
 
@@ -97,12 +97,12 @@ def test_iterations_may_start_from_other_guesses_padded_or_not(guess):
     mols = [ql.Molecule.from_name("water"), ql.Molecule.from_name("ammonia")]
     (_, padded), kinds = ql.make_systems(mols[::-1], METHOD, guess)
     (alone,), _ = ql.make_systems(mols[:1], METHOD, guess)
-    ints = alone.template.build(alone.frame.home)
+    ints = alone.template.build(alone.frame.reference_positions)
     dm = guess_density(guess, alone.template, ints)
     expected = energy(ql.density_from_fock(ql.fock(dm, ints, "pbe"), ints), ints, "pbe")
     qpt = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0, guess=guess), METHOD.xc, kinds)
     for system in (alone, padded):
-        found = ql.CorrectionPredictor(qpt, None, [system]).in_frame(system, alone.frame.home)
+        found = ql.CorrectionPredictor(qpt, None, [system]).in_frame(system, alone.frame.reference_positions)
         assert float(found.energy) == pytest.approx(float(expected), abs=1e-9)
 
 

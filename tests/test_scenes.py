@@ -14,7 +14,7 @@ from qptlab.gui.scenes import KINDS, Subject
 @pytest.fixture(scope="module")
 def subject():
     model, system = cases.model("water", cases.QUICK_METHOD, 1)
-    positions = system.frame.home
+    positions = system.frame.reference_positions
     mol = system.molecule.with_positions(positions)
     predictor = cases.predictor("water", cases.QUICK_METHOD, 1)
     return Subject(

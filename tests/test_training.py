@@ -125,7 +125,7 @@ def test_training_lowers_the_energy_towards_the_solution():
     config = TrainConfig(
         minutes=None, steps=40, batch=4, reuse=4, warmup_steps=5, sampling=geometries.Sampling("perturb")
     )
-    home = system.frame.home
+    home = system.frame.reference_positions
     test = system.sample(system.host_integrals(home))
     floor = float(ql.scf(system.molecule.with_positions(home), METHOD).energy)
     before = float(qpt.compiled_predict(None, test).energy) - floor

@@ -1,10 +1,10 @@
-"""The molecule's own frame: which way a geometry is turned, and which like atom is which.
+"""The molecule's frame: a standard position, orientation and order of atoms for every geometry of one molecule.
 
-A network is neither rotation- nor permutation-equivariant by itself. Here a geometry is brought to
-one standard pose before anything is computed: the order of like atoms and the rotation that lie
-nearest to a reference geometry (mass-weighted; Kabsch 1976, doi:10.1107/S0567739476001873). All of
-QPT, the integration grid included, works in that pose, and results are turned back, so that a
-prediction is equivariant under rotation, translation and permutation to rounding.
+A network is neither rotation- nor permutation-equivariant by itself. Therefore each geometry is transformed to a
+standard pose before anything is computed. The pose has the rotation, and the order of like atoms, that bring the
+geometry nearest to a reference geometry (mass-weighted; Kabsch 1976, doi:10.1107/S0567739476001873). Everything
+that QPT computes, the integration grid included, is computed in this pose, and the results are rotated back. So
+predictions are equivariant under rotation, translation and permutation of like atoms, up to rounding.
 """
 
 import dataclasses
@@ -18,20 +18,21 @@ from qptlab.errors import InputError
 from qptlab.system.molecule import Molecule
 
 SYMMETRY_BREAKING_BOHR = 0.1
-"""The reference is displaced by this much. In a symmetric reference two orders of like atoms fit
-any geometry equally well, and rounding would choose between them."""
+"""Standard deviation of the random displacements that are added to the reference, bohr. In a symmetric reference
+two orders of like atoms fit any geometry equally well, and rounding would choose between them."""
 
 MAX_AUTOMORPHISMS = 50_000
+"""Largest number of permutations of like atoms that keep the bonds. All of them are tried for each geometry."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pose:
-    """How a geometry lies in the molecule's frame: frame = (given[order] − centre)·rotationᵀ.
+    """Pose of a geometry in the molecule's frame: positions = (input[order] − centre of mass)·rotationᵀ.
 
     Attributes:
-      positions: in the frame, bohr.
-      rotation: a proper rotation.
-      order: atom `i` of the frame is atom `order[i]` of the given geometry.
+      positions: nuclear positions in the frame, bohr.
+      rotation: proper rotation from the input to the frame.
+      order: index in the input of each atom of the frame.
     """
 
     positions: Float[np.ndarray, "natm 3"]
@@ -40,11 +41,11 @@ class Pose:
 
 
 def standard_orientation(mol: Molecule) -> Molecule:
-    """A molecule turned so that its principal axes of inertia are x, y and z, the longest first.
+    """Return the molecule with its principal axes of inertia along x, y and z, the longest axis first.
 
-    So that different molecules lie alike. The sense of each axis is that in which the cubes of the coordinates,
-    weighted with the masses, sum to a positive number; where axes or senses are equivalent, any may be taken. So a
-    geometry that is oriented stays as it is, to the last digit.
+    This gives different molecules similar orientations. An axis points to the side where the sum of the cubed
+    coordinates, weighted with the masses, is positive. If two axes or directions are equivalent, any of them is
+    used. A molecule that is already oriented is returned without any change, to the last digit.
     """
     masses = ase.data.atomic_masses[mol.atomic_numbers]
     centred = mol.positions - masses @ mol.positions / masses.sum()
@@ -54,21 +55,21 @@ def standard_orientation(mol: Molecule) -> Molecule:
     if is_diagonal and (masses @ centred[:, :2] ** 3 > -noise).all() and np.abs(centred - mol.positions).max() < 1e-9:
         return mol
     _, axes = np.linalg.eigh(moments)
-    along = centred @ axes[:, ::-1]
-    along = along * np.where(masses @ along**3 < 0, -1.0, 1.0)
-    if np.linalg.det(np.linalg.lstsq(centred, along, rcond=None)[0]) < 0:  # no mirror image
-        along[:, 2] *= -1
-    return mol.with_positions(along)
+    oriented = centred @ axes[:, ::-1]
+    oriented = oriented * np.where(masses @ oriented**3 < 0, -1.0, 1.0)
+    if np.linalg.det(np.linalg.lstsq(centred, oriented, rcond=None)[0]) < 0:  # a mirror image: reflect it back
+        oriented[:, 2] *= -1
+    return mol.with_positions(oriented)
 
 
 class ReferenceFrame:
-    """The frame defined by a reference geometry.
+    """Frame that is defined by a reference geometry of a molecule.
 
     Args:
-      reference: the molecule; its bonds say which like atoms may be exchanged.
+      reference: reference geometry. Like atoms may be exchanged if this keeps its bonds.
 
     Raises:
-      InputError: if its bonds have too many symmetries to try.
+      InputError: if more than `MAX_AUTOMORPHISMS` permutations of like atoms keep the bonds.
     """
 
     def __init__(self, reference: Molecule):
@@ -77,21 +78,25 @@ class ReferenceFrame:
         self._automorphisms = reference.orders(reference, MAX_AUTOMORPHISMS + 1)
         if len(self._automorphisms) > MAX_AUTOMORPHISMS:
             raise InputError(
-                f"{reference.formula} has more than {MAX_AUTOMORPHISMS} ways to exchange like atoms; "
-                "a molecule with fewer equivalent groups would do."
+                f"Expected a molecule with at most {MAX_AUTOMORPHISMS} permutations of like atoms that keep its "
+                f"bonds, got {reference.formula} with more; use a molecule with fewer equivalent groups."
             )
         noise = np.random.default_rng(0).normal(size=reference.positions.shape)
         self._target = self._centred(reference.positions + SYMMETRY_BREAKING_BOHR * noise)
 
     @functools.cached_property
-    def home(self) -> Float[np.ndarray, "natm 3"]:
-        """The reference geometry itself in the frame, bohr."""
+    def reference_positions(self) -> Float[np.ndarray, "natm 3"]:
+        """Positions of the reference geometry in the frame, bohr."""
         return self.pose(self.molecule.positions).positions
 
     def pose(self, positions: Float[np.ndarray, "natm 3"]) -> Pose:
-        """Bring a geometry whose atoms are in the reference's order into the frame."""
+        """Return the pose of a geometry whose atoms are in the reference's order.
+
+        Args:
+          positions: nuclear positions, bohr.
+        """
         centred = self._centred(positions)
-        # Every exchange of like atoms at once: covariances [nperm, 3, 3], their best rotations.
+        # All permutations of like atoms at once: covariances [nperm, 3, 3] and the best rotation for each.
         weighted = self._masses[:, None] * self._target
         covariance = np.einsum("pax,ay->pxy", centred[self._automorphisms], weighted)
         u, singular, vt = np.linalg.svd(covariance)
@@ -103,54 +108,60 @@ class ReferenceFrame:
         order = self._automorphisms[best]
         return Pose(centred[order] @ rotation.T, rotation, order)
 
-    def pull_back(self, pose: Pose, slope: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "natm 3"]:
-        """Derivative with respect to the geometry as given, from that with respect to positions in the frame.
+    def pull_back(self, pose: Pose, gradient: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "natm 3"]:
+        """Return the gradient with respect to the input positions, for a gradient with respect to those in the frame.
 
-        The rotation follows the atoms: with A the rotated covariance, which is symmetric, a displacement turns it
-        by ω, where (tr A − A)·ω is the sum of w·(displacement × target); singular only where the frame is.
+        The rotation depends on the positions and contributes to the derivative. Let A be the covariance of the
+        positions in the frame with the mass-weighted target; for the optimal rotation A is symmetric. When the atoms
+        are displaced by d, the frame rotates by the small vector ω with (tr A − A)·ω = Σ m·(d × target). This
+        equation is singular only where the optimal rotation is not unique.
 
         Args:
-          pose: where the geometry lies.
-          slope: derivative with respect to `pose.positions`.
+          pose: pose of the geometry.
+          gradient: derivative of a function with respect to `pose.positions`.
         """
         weighted = self._masses[:, None] * self._target
         alignment = pose.positions.T @ weighted
-        torque = np.cross(pose.positions, slope).sum(axis=0)
+        torque = np.cross(pose.positions, gradient).sum(axis=0)
         turn = np.linalg.pinv(np.trace(alignment) * np.eye(3) - 0.5 * (alignment + alignment.T)) @ torque
-        turned = (slope + np.cross(weighted, turn)) @ pose.rotation
-        given = np.empty_like(turned)
-        given[pose.order] = turned
+        rotated = (gradient + np.cross(weighted, turn)) @ pose.rotation
+        input_gradient = np.empty_like(rotated)
+        input_gradient[pose.order] = rotated
         masses = np.empty_like(self._masses)
         masses[pose.order] = self._masses
-        return given - masses[:, None] / masses.sum() * given.sum(axis=0)
+        return input_gradient - masses[:, None] / masses.sum() * input_gradient.sum(axis=0)
 
     def pose_molecule(self, mol: Molecule) -> Pose:
-        """Bring a molecule whose atoms are in any order into the frame.
+        """Return the pose of a molecule whose atoms are in any order.
 
         Raises:
-          InputError: if it is not the molecule of this frame.
+          InputError: if its elements, charge, unpaired electrons or bonds differ from the reference's. Different
+            bonds are accepted if the atoms are in the reference's order, because a bond may break or form.
         """
-        base = self._matching_order(mol)
-        pose = self.pose(mol.positions[base])
-        return dataclasses.replace(pose, order=base[pose.order])
+        input_order = self._matching_order(mol)
+        pose = self.pose(mol.positions[input_order])
+        return dataclasses.replace(pose, order=input_order[pose.order])
 
-    def _matching_order(self, mol: Molecule) -> np.ndarray:
-        ours, theirs = self.molecule, mol
-        if sorted(ours.symbols) != sorted(theirs.symbols) or (ours.charge, ours.spin) != (theirs.charge, theirs.spin):
-            given, own = (
-                f"{each.formula} (charge {each.charge}, {each.spin} unpaired electrons)" for each in (theirs, ours)
+    def _matching_order(self, mol: Molecule) -> Int[np.ndarray, " natm"]:
+        """Return the index in `mol` of each atom of the reference."""
+        reference = self.molecule
+        (elements, label), (input_elements, input_label) = (
+            (sorted(m.symbols), f"{m.formula} (charge {m.charge}, {m.spin} unpaired electrons)")
+            for m in (reference, mol)
+        )
+        if elements != input_elements or (reference.charge, reference.spin) != (mol.charge, mol.spin):
+            raise InputError(
+                f"Expected a geometry of {label}, got {input_label}; use a model that was trained on {mol.formula}."
             )
-            raise InputError(f"{given} was given to a model of {own}; a geometry of {ours.formula} would do.")
-        found = ours.orders(theirs)
-        if len(found):
-            return found[0]
-        if ours.symbols == theirs.symbols:
-            return np.arange(len(ours.symbols))  # a bond is broken or made: trust the order given
+        orders = reference.orders(mol)
+        if len(orders):
+            return orders[0]
+        if reference.symbols == mol.symbols:
+            return np.arange(len(reference.symbols))  # a bond is broken or formed: trust the input's order
         raise InputError(
-            f"the bonds of the {mol.formula} given are not those of the model's molecule; "
-            "its atoms in the model's order would do."
+            f"Expected a geometry of {mol.formula} with the bonds of the model's molecule, got one with different "
+            "bonds; use the same isomer, or put the atoms in the model's order if a bond breaks or forms."
         )
 
-    def _centred(self, positions):
+    def _centred(self, positions: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "natm 3"]:
         return positions - self._masses @ positions / self._masses.sum()
-

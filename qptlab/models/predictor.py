@@ -130,7 +130,7 @@ class CorrectionPredictor:
         """
         placed = [(mol, *self.place(mol)) for mol in mols]
         for system in {id(system): system for _, system, _ in placed}.values():
-            self.in_frame(system, system.frame.home)  # compiles once, not in each thread
+            self.in_frame(system, system.frame.reference_positions)  # compiles once, not in each thread
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             yield from pool.map(lambda arguments: self._predict(*arguments), placed)
 

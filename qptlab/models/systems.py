@@ -69,7 +69,7 @@ class System:
     def shapes(self) -> Sample:
         """Shapes and types of a sample."""
         plain = System(self.frame, self.template, self.kinds)  # other guesses are made on the host
-        return jax.eval_shape(plain.sample, self.host_integrals(self.frame.home))
+        return jax.eval_shape(plain.sample, self.host_integrals(self.frame.reference_positions))
 
     def with_guess(self, guess: str) -> "System":
         """The same molecule, iterated from another guess."""
