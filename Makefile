@@ -45,6 +45,7 @@ demo:  ## train water for a minute without a browser, print the table of errors
 docs:  ## build the documentation site, docs/_build/html; the notebooks that have changed are executed
 	@tools/setup.sh test
 	@echo "Building the site. Notebooks that have changed are executed; all of them take some 20 minutes."
+	@rm -rf docs/_build/html  # without pages that no longer exist
 	@$(BIN)/python -m sphinx -b html -D nb_execution_mode=cache $(SPHINX) docs docs/_build/html
 	@$(BIN)/python docs/check.py docs/_build/html
 	@echo "The site begins at docs/_build/html/index.html."
@@ -52,6 +53,7 @@ docs:  ## build the documentation site, docs/_build/html; the notebooks that hav
 docs-check:  ## build the site without executing notebooks; warnings and broken links are errors
 	@tools/setup.sh test
 	@echo "Building the site without outputs of notebooks, and checking its links."
+	@rm -rf docs/_build/check
 	@$(BIN)/python -m sphinx -b html $(SPHINX) docs docs/_build/check
 	@$(BIN)/python docs/check.py docs/_build/check
 

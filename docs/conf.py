@@ -1,4 +1,4 @@
-"""Settings of the documentation site: `make docs` builds it, docs/generate.py writes the pages that come from the code."""
+"""Settings of the documentation site, which `make docs` builds; docs/generate.py writes the generated pages."""
 
 import importlib.metadata
 import importlib.util
@@ -31,7 +31,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", ".jupyter_cache", "**.ipynb_checkpoints", "tutorials/runs"]
 nitpicky = True
-# Every reference to qptlab has to be found. The other libraries' pages are on the internet, which the build never asks.
+# Every reference to qptlab has to be found. Pages of other libraries are on the internet, which the build never asks.
 nitpick_ignore_regex = [(r"py:.*", r"(?!qptlab\.|ql\.).*"), (r"py:.*", r"qptlab\.(.*\.)?_.*")]
 default_role = "py:obj"  # docstrings write names in single backticks
 
@@ -72,9 +72,9 @@ html_theme_options = {
     "use_download_button": True,
     "use_fullscreen_button": False,
     # The course and the results have none: their code and their tables need the width.
-    "secondary_sidebar_items": dict.fromkeys(
-        ("how-to/*", "reference/*", "reference/api/*", "explanation/*", "contributing"), ["page-toc"]
-    ),
+    "secondary_sidebar_items": {
+        page: ["page-toc"] for page in ("how-to/*", "reference/*", "reference/api/*", "explanation/*", "contributing")
+    },
 }
 html_favicon = "_static/favicon.svg"
 html_show_sourcelink = False
@@ -120,12 +120,12 @@ def _finish(app, what, name, obj, options, lines) -> None:
 
 def _shorten_types(app, what, name, obj, options, signature, returns):
     """Write the types of arrays as the code does: Float[Array, "nao nao"]."""
-    replaced = (re.sub(r"\b(jaxlib\._jax|jaxtyping|numpy)\.(?=[A-Z]|ndarray)", "", text or "") for text in (signature, returns))
-    return tuple(text or None for text in replaced)
+    modules = r"\b(jaxlib\._jax|jaxtyping|numpy)\.(?=[A-Z]|ndarray)"
+    return tuple(re.sub(modules, "", text) if text else text for text in (signature, returns))
 
 
 def _resolve(app, env, node, contnode):
-    """Link the public names (`ql.scf`) to where they are defined; show type variables, which have no page, as they are."""
+    """Link public names (`ql.scf`) to where they are defined; leave type variables, which have no page."""
     module, _, name = node.get("reftarget", "").rpartition(".")
     value = getattr(sys.modules.get({"ql": "qptlab"}.get(module, module)), name, None)
     if isinstance(value, typing.TypeVar):

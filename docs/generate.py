@@ -12,6 +12,7 @@ from sphinx.pycode import ModuleAnalyzer
 
 HERE = pathlib.Path(__file__).parent
 NOTEBOOKS = HERE.parent / "notebooks"
+TITLE = "Command line"
 RESULTS = HERE.parent / "benchmarks/results"
 
 
@@ -54,24 +55,25 @@ def _modules() -> dict[str, str]:
 def _public(modules: list[str], name: str, value: object) -> str:
     """Return the row of the table for a name of the package's public face."""
     if callable(value):
-        module, summary = value.__module__, (value.__doc__ or "").strip().split("\n\n")[0]
+        target = f"{value.__module__}.{value.__qualname__}"
+        summary = (value.__doc__ or "").strip().split("\n\n")[0]
     else:  # a constant does not know its module, and its documentation is a string below it
         documented = {m: ModuleAnalyzer.for_module(m).find_attr_docs().get(("", name)) for m in modules}
-        module, summary = next((m, " ".join(text)) for m, text in documented.items() if text)
-    return f"| {{py:obj}}`{name} <{module}.{name}>` | {' '.join(summary.split())} |"
+        target, summary = next((f"{m}.{name}", " ".join(text)) for m, text in documented.items() if text)
+    return f"| {{py:obj}}`{name} <{target}>` | {' '.join(summary.split())} |"
 
 
 def _command_line() -> str:
     """Return the page of the commands, as typer describes them."""
-    command = [sys.executable, "-m", "typer", "qptlab.cli", "utils", "docs", "--name", "qptlab", "--title", "Command line"]
+    command = [sys.executable, "-m", "typer", "qptlab.cli", "utils", "docs", "--name", "qptlab", "--title", TITLE]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     text = re.sub(r"^\*\*(.*)\*\*:$", r"**\1**", text, flags=re.MULTILINE)
     head = (
-        "# Command line\n\n`qptlab COMMAND --help` prints the same. The exit status is 0 if the command succeeded, 2 if an "
-        "argument or a file was wrong, and 1 for every other failure. [JSON output](json.md) lists the keys that "
+        f"# {TITLE}\n\n`qptlab COMMAND --help` prints the same. The exit status is 0 if the command succeeded, 2 if "
+        "an argument or a file\nwas wrong, and 1 for every other failure. [JSON output](json.md) lists the keys that "
         "`--json` prints.\n"
     )
-    return text.replace("# Command line\n", head, 1)
+    return text.replace(f"# {TITLE}\n", head, 1)
 
 
 def _results() -> dict[str, str]:
