@@ -56,7 +56,7 @@ def measure(predictor: ql.CorrectionPredictor, mol: ql.Molecule) -> dict:
 def fresh(molecule: str, xc: str, iterations: int, eri: str) -> ql.CorrectionPredictor:
     """A model that has learned nothing, but whose network is run."""
     systems, kinds = ql.make_systems([ql.Molecule.parse(molecule)], ql.Method(xc, "def2-svp", eri=eri))
-    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=iterations), xc, kinds)
+    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=iterations), kinds)
     return ql.CorrectionPredictor(model, model.init(jax.random.key(0)), systems)
 
 
@@ -79,7 +79,7 @@ def main(
         for system in predictor.systems:
             found = measure(predictor, system.molecule)
             rows.append({
-                "molecule": system.molecule.name or system.molecule.formula, "xc": predictor.method.xc,
+                "molecule": system.molecule.name or system.molecule.formula, "xc": predictor.method.functional.name,
                 "eri": system.template.eri, "iterations": config.iterations, "trained": True, **found,
             })
     command = "python benchmarks/inference.py" + (f" --run {run}" if run else f" --molecules {molecules}")

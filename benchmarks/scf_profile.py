@@ -51,16 +51,16 @@ def parts(name: str, xc: str, eri: str) -> list[str]:
         layout_s = shortest(jax.jit(repulsion.fitted), *host.eri)
     device_s = shortest(prepared.complete, host)
     ints = prepared.complete(host)
-    result = solve(ints, xc)
-    solve_s = shortest(solve, ints, xc)
+    result = solve(ints)
+    solve_s = shortest(solve, ints)
     filled = filled_orbitals(result.fock, ints)
     given = result.dm, ints, filled
 
     def seconds(part):
         return shortest(jax.jit(part), *given)
 
-    build_s = seconds(lambda dm, ints, c: kohn_sham(dm, ints, xc, c).fock)
-    semilocal_s = seconds(lambda dm, ints, c: semilocal.exchange_correlation(dm[None], ints, xc))
+    build_s = seconds(lambda dm, ints, c: kohn_sham(dm, ints, filled=c).fock)
+    semilocal_s = seconds(lambda dm, ints, c: semilocal.exchange_correlation(dm[None], ints))
     coulomb_s = seconds(lambda dm, ints, c: ints.repulsion.coulomb(dm))
     exchange_s = seconds(lambda dm, ints, c: ints.repulsion.exchange(dm, c)) if has_exchange else 0.0
     orbitals_s = shortest(jax.jit(filled_orbitals), result.fock, ints)

@@ -52,8 +52,8 @@ def ours(molecule: str, eri: str) -> dict:
     template = system.template
     sample = system.sample(system.host_integrals(system.frame.reference_positions))
     filled = filled_orbitals(sample.features.fock_guess, sample.ints)
-    build = jax.jit(lambda filled, ints: kohn_sham(filled @ filled.T, ints, method.xc, filled))
-    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), method.xc, kinds)
+    build = jax.jit(lambda filled, ints: kohn_sham(filled @ filled.T, ints, filled=filled))
+    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), kinds)
     params = model.init(jax.random.key(0))
     record = {
         "form": eri, "nao": template.nao, "naux": template.naux, "ngrids": template.ngrids,

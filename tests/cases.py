@@ -105,7 +105,7 @@ def relabelled(template: Template, order: list[int]) -> np.ndarray:
 def model(name: str, method: ql.Method, iterations: int) -> tuple[ql.CorrectionModel, System]:
     """A model and its molecule, made once so that what it compiles is compiled once."""
     (system,), kinds = ql.make_systems([ql.Molecule.from_name(name)], method)
-    return ql.CorrectionModel(ql.QPTConfig("micro", iterations=iterations), method.xc, kinds), system
+    return ql.CorrectionModel(ql.QPTConfig("micro", iterations=iterations), kinds), system
 
 
 @functools.cache

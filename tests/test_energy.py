@@ -9,6 +9,7 @@ import tolerances as tol
 
 import qptlab as ql
 from qptlab.dft.energy import density_from_fock, energy, fock, inverse_root, kohn_sham, orbitals
+from qptlab.dft.scf import solve
 
 
 def hartree(ints):
@@ -26,7 +27,7 @@ def test_energy_and_fock_matrix_of_any_density_are_those_of_pyscf(name, xc, basi
     mol, ints = cases.molecule(name), cases.ints(name, method)
     dm = cases.random_density(mol, method)
     mf = cases.rks(mol, method)
-    found = kohn_sham(jnp.asarray(dm), ints, xc)
+    found = kohn_sham(jnp.asarray(dm), ints)
     assert float(found.terms.e_tot) == pytest.approx(mf.energy_tot(dm=dm), abs=tol.ENERGY_OF_DENSITY)
     np.testing.assert_allclose(found.fock, mf.get_fock(dm=dm), atol=tol.FOCK_OF_DENSITY, rtol=0)
 
@@ -36,7 +37,7 @@ def test_shells_up_to_f_give_pyscfs_fock_matrix():
     mol, ints = cases.molecule("water"), cases.ints("water", method)
     dm = cases.random_density(mol, method)
     mf = cases.rks(mol, method)
-    found = kohn_sham(jnp.asarray(dm), ints, "pbe")
+    found = kohn_sham(jnp.asarray(dm), ints)
     assert float(found.terms.e_tot) == pytest.approx(mf.energy_tot(dm=dm), abs=tol.ENERGY_OF_DENSITY)
     np.testing.assert_allclose(found.fock, mf.get_fock(dm=dm), atol=tol.FOCK_OF_DENSITY, rtol=0)
 
@@ -45,13 +46,13 @@ def test_shells_up_to_f_give_pyscfs_fock_matrix():
 def test_fock_matrix_is_the_derivative_of_the_energy(xc):
     ints = cases.ints("water", ql.Method(xc, "sto-3g"))
     dm = jnp.asarray(cases.random_density(cases.molecule("water"), ql.Method(xc, "sto-3g")))
-    derivative = jax.grad(lambda d: energy(0.5 * (d + d.T), ints, xc))(dm)
-    np.testing.assert_allclose(derivative, fock(dm, ints, xc), atol=tol.DERIVATIVE_IDENTITY, rtol=0)
+    derivative = jax.grad(lambda d: energy(0.5 * (d + d.T), ints))(dm)
+    np.testing.assert_allclose(derivative, fock(dm, ints), atol=tol.DERIVATIVE_IDENTITY, rtol=0)
 
 
 def test_parts_of_the_energy_sum_to_the_total_and_electrons_are_counted():
     ints = cases.ints("water", ql.Method("pbe", "sto-3g"))
-    found = kohn_sham(ints.dm_guess, ints, "pbe")
+    found = kohn_sham(ints.dm_guess, ints)
     terms = found.terms
     assert float(terms.e_core + terms.e_coul + terms.e_xc + terms.e_nuc) == float(terms.e_tot)
     dm = density_from_fock(found.fock, ints)
@@ -107,7 +108,7 @@ def test_a_closed_gap_is_not_differentiated():
 def test_a_matrix_of_another_molecule_is_refused():
     ints = cases.ints("water", ql.Method("pbe", "sto-3g"))
     with pytest.raises(ValueError, match=r"\(6, 6\)"):
-        energy(jnp.eye(6), ints, "pbe")
+        energy(jnp.eye(6), ints)
     with pytest.raises(ValueError, match=r"\(6, 6\)"):
         density_from_fock(jnp.eye(6), ints)
 
@@ -123,3 +124,47 @@ def test_the_inverse_root_of_a_matrix_with_equal_levels_has_its_derivative():
         np.testing.assert_allclose(root @ matrix @ root, np.eye(5), atol=tol.ROUNDING)
         difference = cases.slope_by_differences(along, 2e-3)
         assert float(jax.grad(along)(0.0)) == pytest.approx(difference, rel=tol.FINITE_DIFFERENCE)
+
+
+def test_energy_and_fock_matrix_are_those_of_the_integrals_functional():
+    """One fact, stated once: no call can name a functional that the integrals were not made for."""
+    water = ql.Molecule.from_name("water")
+    lda, pbe = (ql.build_integrals(water, ql.Method(xc, "sto-3g", grid_level=0)) for xc in ("lda", "pbe"))
+    expected = cases.rks(water, ql.Method("pbe", "sto-3g", grid_level=0)).energy_tot(dm=np.asarray(pbe.dm_guess))
+    assert expected == pytest.approx(-75.297, abs=1e-3)
+    assert float(energy(lda.dm_guess, pbe)) == pytest.approx(expected, abs=tol.ENERGY_OF_DENSITY)
+    for function in (energy, fock, kohn_sham, solve):
+        with pytest.raises(TypeError):
+            function(lda.dm_guess, lda, "pbe")
+    with pytest.raises(TypeError):
+        solve(lda, "pbe")
+    with pytest.raises(ValueError, match="structure"):
+        jax.tree.map(lambda *leaves: jnp.stack(leaves), lda, pbe)
+
+
+def test_a_different_functional_on_the_same_integrals_is_that_of_its_own_method():
+    water = cases.molecule("water")
+    every = ql.build_integrals(water, ql.Method("b3lyp", "sto-3g", grid_level=0))
+    for xc in ("lda", "pbe", "hf", "pbe0", "r2scan"):
+        method = ql.Method(xc, "sto-3g", grid_level=0)
+        expected = float(solve(ql.build_integrals(water, method)).energy)
+        assert float(solve(every.with_functional(xc)).energy) == pytest.approx(expected, abs=tol.ROUNDING)
+    batch = jax.tree.map(lambda *leaves: jnp.stack(leaves), every, every)
+    energies = jax.vmap(lambda ints: energy(ints.dm_guess, ints.with_functional("pbe")))(batch)
+    single = float(energy(every.dm_guess, every.with_functional("pbe")))
+    np.testing.assert_allclose(energies, single, atol=tol.ENERGY_OF_DENSITY, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("made_for", "wanted", "missing"),
+    [
+        ("lda", "pbe", "gradients of the atomic orbitals"),
+        ("hf", "lda", "grid points"),
+        ("pbe", "hf", "integrals for exact exchange"),
+        ("lda", "b3lyp", "gradients of the atomic orbitals and integrals for exact exchange"),
+    ],
+)
+def test_a_functional_that_the_integrals_cannot_serve_is_refused(made_for, wanted, missing):
+    ints = cases.ints("water", ql.Method(made_for, "sto-3g", grid_level=0))
+    with pytest.raises(ql.InputError, match=f"made for functional '{made_for}' lack {missing} for '{wanted}'"):
+        ints.with_functional(wanted)

@@ -25,7 +25,7 @@ def test_every_cycle_is_remembered(explored):
     """Its density matrix has its energy, and no admissible one lies below the ground state."""
     for path in explored.paths.values():
         for cycle in (1, 2, int(path.cycles)):
-            energy = ql.energy(path.history.dm[cycle], explored.ints, explored.method.xc)
+            energy = ql.energy(path.history.dm[cycle], explored.ints)
             assert float(energy) == pytest.approx(float(path.history.energy[cycle]), abs=1e-9)
             assert float(energy) > explored.lowest - 1e-8
 
@@ -34,7 +34,7 @@ def test_plain_iteration_is_diagonalising_again_and_again(explored):
     dm = explored.ints.dm_guess
     path = explored.paths["plain iteration"]
     for cycle in range(1, 4):
-        dm = ql.density_from_fock(ql.fock(dm, explored.ints, "pbe"), explored.ints)
+        dm = ql.density_from_fock(ql.fock(dm, explored.ints), explored.ints)
         np.testing.assert_allclose(dm, path.history.dm[cycle], atol=1e-9)
 
 

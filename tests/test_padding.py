@@ -28,7 +28,7 @@ def test_padding_changes_neither_prediction_nor_gradient(method):
     padded = plain.template.padded(shape, nocc=16)
     large = System(plain.frame, padded, numbered(padded, kinds))
     assert padded.shape.nao > plain.template.nao
-    qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=1), method.xc, kinds)
+    qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=1), kinds)
     params = cases.awake(qpt.init(jax.random.key(0)))
     reference_positions = plain.frame.reference_positions
     place = reference_positions + 0.05 * np.random.default_rng(1).normal(size=reference_positions.shape)

@@ -94,7 +94,7 @@ def test_parity_plot_shows_every_geometry_and_orbital(trained):
 def test_parity_plot_of_several_molecules_takes_each_ones_own_levels_and_zero():
     mols = [ql.Molecule.from_name(name) for name in ("ethanol", "water")]
     systems, kinds = ql.make_systems(mols, cases.QUICK_METHOD)
-    model = ql.CorrectionModel(cases.QUICK_MODEL, "lda", kinds)
+    model = ql.CorrectionModel(cases.QUICK_MODEL, kinds)
     found = ql.evaluate(ql.CorrectionPredictor(model, None, systems), mols)
     zeros = plots.lowest_energies(found)
     assert zeros == [answer.energy for answer in found.test_set.converged]

@@ -32,11 +32,11 @@ def test_an_untrained_model_is_plain_dft_iteration(iterations):
     given = sample("water", iterations)
     qpt, _ = cases.model("water", METHOD, iterations)
     ints = given.ints
-    dm = ql.density_from_fock(ql.fock(ints.dm_guess, ints, "pbe"), ints)
+    dm = ql.density_from_fock(ql.fock(ints.dm_guess, ints), ints)
     for left in reversed(range(iterations)):
-        new = ql.density_from_fock(ql.fock(dm, ints, "pbe"), ints)
+        new = ql.density_from_fock(ql.fock(dm, ints), ints)
         dm = new if left == 0 else (dm + new) / 2
-    expected = float(energy(dm, ints, "pbe"))
+    expected = float(energy(dm, ints))
     fresh = qpt.init(jax.random.key(5))
     for params in (None, fresh):
         found = qpt.compiled_predict(params, given)
@@ -54,7 +54,7 @@ def test_an_untrained_model_is_plain_dft_iteration(iterations):
 def test_gradient_of_the_loss_equals_finite_differences(name, iterations, kind):
     """Along a random direction of all parameters, in float64; methane has triply degenerate levels."""
     kinds = cases.model(name, METHOD, iterations)[0].kinds
-    qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=iterations), METHOD.xc, kinds)
+    qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=iterations), kinds)
     batch = (sample(name, iterations), sample(name, iterations, seed=1))
     params = jax.tree.map(lambda p: p.astype(jnp.float64), cases.parameters(name, METHOD, iterations))
     rng = np.random.default_rng(2)
@@ -99,8 +99,8 @@ def test_iterations_may_start_from_other_guesses_padded_or_not(guess):
     (alone,), _ = ql.make_systems(mols[:1], METHOD, guess)
     ints = alone.template.build(alone.frame.reference_positions)
     dm = guess_density(guess, alone.template, ints)
-    expected = energy(ql.density_from_fock(ql.fock(dm, ints, "pbe"), ints), ints, "pbe")
-    qpt = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0, guess=guess), METHOD.xc, kinds)
+    expected = energy(ql.density_from_fock(ql.fock(dm, ints), ints), ints)
+    qpt = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0, guess=guess), kinds)
     for system in (alone, padded):
         found = ql.CorrectionPredictor(qpt, None, [system]).in_frame(system, alone.frame.reference_positions)
         assert float(found.energy) == pytest.approx(float(expected), abs=1e-9)
@@ -112,7 +112,7 @@ def test_forces_of_a_prediction_are_finite_where_levels_of_the_overlap_are_degen
     method = ql.Method("lda", "6-31g*", grid_level=0)
     mol = ql.Molecule(("H", "F"), np.array([[0, 0, 0], [0, 0, 1.8]]))
     systems, kinds = ql.make_systems([mol], method, guess)
-    qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=0, guess=guess), method.xc, kinds)
+    qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=0, guess=guess), kinds)
     predict = ql.CorrectionPredictor(qpt, cases.awake(qpt.init(jax.random.key(0))), systems)
     direction = np.array([[0, 0, -0.5], [0, 0, 0.5]])
 
@@ -127,7 +127,7 @@ def test_isomers_are_told_apart_and_strangers_are_warned_of():
     """Also where the order of elements is the same; stretched bonds are no other molecule where there is no doubt."""
     mols = [ql.Molecule.from_smiles(smiles) for smiles in ("CCCO", "CC(C)O", "O")]
     systems, kinds = ql.make_systems(mols, ql.Method("lda", "sto-3g", grid_level=0))
-    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), "lda", kinds)
+    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), kinds)
     predict = ql.CorrectionPredictor(model, None, systems)
     for mol, system in zip(mols, systems, strict=True):
         assert predict.place(mol)[0] is system
@@ -144,7 +144,7 @@ def test_a_strangers_integrals_are_held_as_those_trained_on():
     """`auto` fits benzene's, but a model of exact integrals predicts and is judged with exact ones."""
     mols = [ql.Molecule.from_name(name) for name in ("water", "methane")]
     systems, kinds = ql.make_systems(mols, ql.Method("pbe", "def2-svp"))
-    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), "pbe", kinds)
+    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), kinds)
     predict = ql.CorrectionPredictor(model, None, systems)
     with pytest.warns(UserWarning, match="C6H6 is not among"):
         found = predict.place(ql.Molecule.from_name("benzene"))[0]
@@ -258,7 +258,7 @@ def test_settings_that_cannot_be_used_are_refused(preset, iterations, said):
     ("preset", "low", "high"), [("micro", 0.8e6, 1.3e6), ("tiny", 4.5e6, 6e6), ("medium", 300e6, 310e6)]
 )
 def test_presets_have_the_size_that_they_claim(preset, low, high):
-    qpt = ql.CorrectionModel(ql.QPTConfig(preset), "pbe", cases.model("water", METHOD, 0)[0].kinds)
+    qpt = ql.CorrectionModel(ql.QPTConfig(preset), cases.model("water", METHOD, 0)[0].kinds)
     shapes = jax.eval_shape(qpt.init, jax.random.key(0))
     assert low < sum(leaf.size for leaf in jax.tree.leaves(shapes)) < high
 

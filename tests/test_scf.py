@@ -100,8 +100,8 @@ def test_forces_are_the_slope_of_converged_energies(name, xc):
 def test_solution_does_not_move_under_another_iteration():
     method = ql.Method("pbe", "sto-3g")
     ints = cases.ints("methane", method)
-    found = solve(ints, "pbe")
-    again = ql.density_from_fock(ql.fock(found.dm, ints, "pbe"), ints)
+    found = solve(ints)
+    again = ql.density_from_fock(ql.fock(found.dm, ints), ints)
     np.testing.assert_allclose(again, found.dm, atol=tol.SELF_CONSISTENCY)
 
 
@@ -110,9 +110,9 @@ def test_geometries_in_a_batch_converge_as_they_do_alone(xc, eri):
     method = ql.Method(xc, "sto-3g", eri=eri)
     alone = [cases.ints("water", method, displaced=d) for d in (0.0, 0.1, 0.2)]
     batch = jax.tree.map(lambda *leaves: np.stack(leaves), *alone)
-    together = jax.vmap(lambda ints: solve(ints, xc))(batch)
+    together = jax.vmap(lambda ints: solve(ints))(batch)
     for index, ints in enumerate(alone):
-        single = solve(ints, xc)
+        single = solve(ints)
         assert together.converged[index]
         assert int(together.cycles[index]) == int(single.cycles)
         assert float(together.energy[index]) == pytest.approx(float(single.energy), abs=tol.SCF_ENERGY)
@@ -157,7 +157,7 @@ def test_other_ways_of_searching_find_the_same_minimum(name, options):
 def test_gradient_descent_falls_at_every_step_and_its_history_is_kept():
     ints = cases.ints("hydrogen", ql.Method("lda", "sto-3g", grid_level=0))
     start = ql.density_from_fock(jnp.asarray([[0.0, 0.5], [0.5, 0.3]]), ints)
-    found = minimise(ints, "lda", start, optimiser=optax.sgd(0.2), max_cycles=30)
+    found = minimise(ints, start, optimiser=optax.sgd(0.2), max_cycles=30)
     energies = np.asarray(found.history.energy)[: int(found.cycles) + 1]
     assert np.all(np.diff(energies) <= tol.ROUNDING)
     assert energies[-1] == float(found.energy) < energies[0]
@@ -203,7 +203,7 @@ def test_several_geometries_of_a_molecule_at_once_are_each_as_alone():
 
 
 def test_what_has_not_converged_says_so():
-    found = solve(cases.ints("water", ql.Method("lda", "sto-3g")), "lda", max_cycles=3)
+    found = solve(cases.ints("water", ql.Method("lda", "sto-3g")), max_cycles=3)
     assert not found.converged
     assert int(found.cycles) == 3
     assert float(found.residual) > 1e-6
@@ -213,7 +213,7 @@ def test_a_stationary_state_that_is_not_the_lowest_is_not_called_converged():
     """Two electrons in the antibonding orbital of H2, held there by a level shift."""
     ints = cases.ints("hydrogen", ql.Method("hf", "sto-3g"))
     upper = ql.density_from_fock(-ints.hcore, ints)
-    found = solve(ints, "hf", upper, 50.0)
+    found = solve(ints, upper, 50.0)
     assert float(found.residual) < 1e-6
     assert not found.converged
 

@@ -167,7 +167,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole():
 def test_a_training_that_goes_on_does_what_it_would_have_done(names):
     """Every step gives the same digits as without the interruption. So does a second training with the same seed."""
     systems, kinds = ql.make_systems([ql.Molecule.from_name(name) for name in names], METHOD)
-    qpt = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), METHOD.xc, kinds)
+    qpt = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), kinds)
     whole = list(train(LabelFree(qpt, systems), QUICK))
     late = list(train(LabelFree(qpt, systems), QUICK, whole[2][0]))
     again = list(train(LabelFree(qpt, systems), QUICK))

@@ -99,7 +99,7 @@ def _our_scf(case: Case) -> Iterator[Row]:
         prepared = template(mol, method)
         host_s, host = _seconds(prepared.host_integrals, mol.positions, None)
         device_s, ints = _seconds(prepared.complete, host)
-        solve_s, result = _seconds(solve, ints, method.xc)
+        solve_s, result = _seconds(solve, ints)
         return {"host_s": host_s, "device_s": device_s, "solve_s": solve_s}, result
 
     cold, (_, result) = _seconds(one, given[0])
@@ -132,8 +132,8 @@ def _pyscf_scf(case: Case) -> Iterator[Row]:
 def _our_fock(case: Case) -> Iterator[Row]:
     mol = case.geometries()[0]
     ints = template(mol, case.method).build(mol.positions)
-    build = jax.jit(lambda dm, ints: kohn_sham(dm, ints, case.xc))
-    energy = jax.jit(jax.value_and_grad(lambda dm, ints: kohn_sham(dm, ints, case.xc).terms.e_tot))
+    build = jax.jit(lambda dm, ints: kohn_sham(dm, ints))
+    energy = jax.jit(jax.value_and_grad(lambda dm, ints: kohn_sham(dm, ints).terms.e_tot))
     first, *others = _densities(ints.dm_guess, case.repeats)
     cold, found = _seconds(build, first, ints)
     _seconds(energy, first, ints)

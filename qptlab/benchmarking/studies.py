@@ -194,7 +194,7 @@ def _rows(chosen, setting, method, minutes, seeds, progress) -> Iterator[Row]:
     everything, kinds = make_systems([*mols, *unseen], method, setting.model.guess)
     systems, _ = make_systems(mols[: setting.count], method, setting.model.guess)
     systems = [system.with_vocabulary(kinds) for system in systems]
-    plain = CorrectionPredictor(CorrectionModel(setting.model, method.xc, kinds), None, systems)
+    plain = CorrectionPredictor(CorrectionModel(setting.model, kinds), None, systems)
     test = _test_set(plain, systems[:TEST_MOLECULES])
     other = _test_set(plain, everything[len(mols) :]) if unseen else None
     for seed in seeds:

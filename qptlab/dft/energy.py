@@ -1,20 +1,18 @@
 """From density matrix to Fock matrix and back: the maths of one Kohn–Sham iteration.
 
-Pure functions of `Integrals`; the functional is named by the static argument `xc`. The density matrix of a closed
+Pure functions of `Integrals`, which hold the functional. The density matrix of a closed
 shell is 2·C_occ·C_occᵀ. An open shell has one of each spin, C_occ·C_occᵀ, along a leading axis, and so have its
 Fock matrices and orbitals (Pople & Nesbet 1954). Helgaker, Jørgensen & Olsen 2000, ch. 10.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from qptlab.dft import functionals, semilocal
+from qptlab.dft import semilocal
 from qptlab.dft.integrals import Integrals
-from qptlab.system.functional import Functional
 
 MIN_GAP_HARTREE = 1e-6
 """Between occupied and virtual levels. Below it rounding alone decides which orbital is filled, and
@@ -54,15 +52,14 @@ class KohnSham(NamedTuple):
 def kohn_sham(
     dm: Float[Array, "*spin nao nao"],
     ints: Integrals,
-    xc: str | Functional,
+    *,
     filled: Float[Array, "*spin nao nocc"] | None = None,
 ) -> KohnSham:
-    """Energy and Fock matrix of a density matrix, sharing the work of both.
+    """Return the energy and the Fock matrix of a density matrix, with the functional of the integrals.
 
     Args:
       dm: symmetric, electrons per AO pair; for an open shell one of each spin.
-      ints: the geometry.
-      xc: functional.
+      ints: integrals of the geometry; they hold the functional.
       filled: orbitals C with dm = C·Cᵀ, where they are known: fitted exchange is cheaper with them.
 
     Raises:
@@ -72,8 +69,8 @@ def kohn_sham(
     spins = dm[None] if dm.ndim == 2 else dm
     total = jnp.sum(spins, axis=0)
     coul = ints.repulsion.coulomb(total)
-    e_xc, vxc = semilocal.exchange_correlation(spins, ints, xc)
-    share = functionals.functional(xc).exact_exchange
+    e_xc, vxc = semilocal.exchange_correlation(spins, ints)
+    share = ints.functional.exact_exchange
     if share:
         # A closed shell's exchange is that of two halves of its density.
         weight = share * (0.5 if dm.ndim == 2 else 1.0)
@@ -91,37 +88,37 @@ def kohn_sham(
     return KohnSham(terms, coul, vxc, ints.hcore + coul + vxc)
 
 
-def energy(dm: Float[Array, "*spin nao nao"], ints: Integrals, xc: str | Functional) -> Float[Array, ""]:
+def energy(dm: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, ""]:
     """Total Kohn–Sham energy of a density matrix, hartree; arguments as `kohn_sham`.
 
     Its derivative with respect to the density matrix is the Fock matrix, which was made on the way: it costs nothing.
     """
-    return _energy(dm, ints, xc)
+    return _energy(dm, ints)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _energy(dm, ints, xc):
-    return kohn_sham(dm, ints, xc).terms.e_tot
+@jax.custom_vjp
+def _energy(dm, ints):
+    return kohn_sham(dm, ints).terms.e_tot
 
 
-def _energy_forward(dm, ints, xc):
-    found = kohn_sham(dm, ints, xc)
+def _energy_forward(dm, ints):
+    found = kohn_sham(dm, ints)
     return found.terms.e_tot, (dm, ints, found.fock)
 
 
-def _energy_backward(xc, residuals, bar):
+def _energy_backward(residuals, bar):
     dm, ints, fock = residuals
     # Compiled away where nobody asks for derivatives with respect to the geometry.
-    _, pull_back = jax.vjp(lambda ints: kohn_sham(dm, ints, xc).terms.e_tot, ints)
+    _, pull_back = jax.vjp(lambda ints: kohn_sham(dm, ints).terms.e_tot, ints)
     return bar * fock, pull_back(bar)[0]
 
 
 _energy.defvjp(_energy_forward, _energy_backward)
 
 
-def fock(dm: Float[Array, "*spin nao nao"], ints: Integrals, xc: str | Functional) -> Float[Array, "*spin nao nao"]:
+def fock(dm: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, "*spin nao nao"]:
     """Kohn–Sham (Fock) matrix of a density matrix, hartree; arguments as `kohn_sham`."""
-    return kohn_sham(dm, ints, xc).fock
+    return kohn_sham(dm, ints).fock
 
 
 def orbitals(

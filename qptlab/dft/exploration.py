@@ -72,7 +72,7 @@ class Exploration(NamedTuple):
         if kept is None:
             raise InputError("the density matrices of this search were not kept; `explore` keeps them.")
         dm = kept[min(cycle, int(path.cycles))]
-        matrix = np.asarray(_fock(dm, self.ints, self.method.xc))
+        matrix = np.asarray(_fock(dm, self.ints))
         return {
             "Overlap S": np.asarray(self.ints.overlap),
             "Core Hamiltonian h, hartree": np.asarray(self.ints.hcore),
@@ -81,7 +81,7 @@ class Exploration(NamedTuple):
         }
 
 
-_fock = jax.jit(fock, static_argnames="xc")
+_fock = jax.jit(fock)
 
 
 def explore(
@@ -114,8 +114,8 @@ def explore(
     for way in WAYS:
         progress(1 + len(paths), total, way)
         if way == WAYS[-1]:
-            paths[way] = minimise(ints, method.xc, dm, max_cycles=cycles, trace=True)
+            paths[way] = minimise(ints, dm, max_cycles=cycles, trace=True)
         else:
             space, damping = (DIIS_SPACE if way == WAYS[2] else 1), (0.5 if way == WAYS[1] else 0.0)
-            paths[way] = solve(ints, method.xc, dm, 0.0, damping, max_cycles=cycles, space=space, trace=True)
+            paths[way] = solve(ints, dm, 0.0, damping, max_cycles=cycles, space=space, trace=True)
     return Exploration(mol, method, guess, template, ints, paths)

@@ -22,6 +22,7 @@ from qptlab.dft.libcint import HostIntegrals
 from qptlab.dft.repulsion import Repulsion
 from qptlab.errors import InputError
 from qptlab.runtime import memory
+from qptlab.system.functional import Functional, functional
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
@@ -39,6 +40,7 @@ class Layout:
     """What is fixed before anything is compiled; molecules whose layouts and shapes are equal share what is compiled.
 
     Attributes:
+      functional: functional that the integrals are made for.
       nocc: most orbitals that are ever filled, of each spin for an open shell.
       chunk: grid points that are dealt with at a time.
       nderiv: rows of AO values that the functional reads: 0, 1 or 4.
@@ -47,6 +49,7 @@ class Layout:
       exchange: whether exact exchange is asked for.
     """
 
+    functional: Functional
     nocc: tuple[int, ...]
     chunk: int
     nderiv: int
@@ -115,6 +118,35 @@ class Integrals(NamedTuple):
     def nao(self) -> int:
         """Number of atomic orbitals."""
         return self.overlap.shape[-1]
+
+    @property
+    def functional(self) -> Functional:
+        """Functional of the energy and the Fock matrix."""
+        return self.layout.functional
+
+    def with_functional(self, xc: str | Functional) -> "Integrals":
+        """Return the same integrals with a different functional, for instance to compare functionals at one density.
+
+        Args:
+          xc: functional, by name or as a record.
+
+        Raises:
+          InputError: if the integrals lack what the functional needs.
+        """
+        record, layout = functional(xc), self.layout
+        missing = []
+        if record.nvar and not self.coords.shape[-2]:
+            missing.append("grid points")
+        elif self.aos is not None and record.nderiv > layout.nderiv:
+            missing.append("gradients of the atomic orbitals")
+        if record.exact_exchange and not layout.exchange:
+            missing.append("integrals for exact exchange")
+        if missing:
+            raise InputError(
+                f"Integrals made for functional {layout.functional.name!r} lack {' and '.join(missing)} for "
+                f"{record.name!r}; use build_integrals with a method of that functional."
+            )
+        return self._replace(layout=dataclasses.replace(layout, functional=record))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -418,14 +450,14 @@ def _cached_template(symbols, charge, spin, method):
 
 
 def _layout(occupied, nao, ngrids, method, *, fitted):
-    functional = method.functional
-    nderiv = {0: 0, 1: 1}.get(functional.nvar, 4)
+    nderiv = method.functional.nderiv
     chunk = max(128, CHUNK_ELEMENTS // nao // 128 * 128)
     return Layout(
+        functional=method.functional,
         nocc=tuple(occupied),
         chunk=min(chunk, max(1, ngrids)),
         nderiv=nderiv,
         keeps_aos=nderiv > 0 and _ao_bytes(nderiv, nao, ngrids) <= memory.memory_bytes() // AO_SHARE,
         fitted=fitted,
-        exchange=functional.exact_exchange > 0,
+        exchange=method.functional.exact_exchange > 0,
     )

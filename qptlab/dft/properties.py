@@ -65,7 +65,7 @@ def forces(
 @functools.lru_cache(maxsize=8)
 def _energy_and_slope(template: Template):
     return template.value_and_slope(
-        lambda ints, fock: energy(density_from_fock(fock, ints), ints, template.method.xc)
+        lambda ints, fock: energy(density_from_fock(fock, ints), ints)
     )
 
 

@@ -21,7 +21,6 @@ from qptlab.dft import integrals, padding
 from qptlab.dft.energy import commutator, density_from_fock, energy, filled_orbitals, kohn_sham, orbitals
 from qptlab.dft.integrals import Integrals, Template
 from qptlab.errors import InputError
-from qptlab.system.functional import Functional
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
@@ -133,10 +132,10 @@ def scf(
     ints = template.build(mol.positions)
     dm = guess_density(guess, template, ints, seed)
     if solver == "minimise":
-        return minimise(ints, method.xc, dm, tolerance=tolerance, max_cycles=max_cycles, trace=trace)
+        return minimise(ints, dm, tolerance=tolerance, max_cycles=max_cycles, trace=trace)
     space = DIIS_SPACE if solver == "diis" else 1
     return solve(
-        ints, method.xc, dm, level_shift, damping, tolerance, max_cycles=max_cycles, space=space, trace=trace
+        ints, dm, level_shift, damping, tolerance, max_cycles=max_cycles, space=space, trace=trace
     )
 
 
@@ -170,13 +169,13 @@ def scf_batch(
         return template.host_integrals(mol.positions)
 
     def one(mol):
-        return jax.block_until_ready(solve(template.complete(host(mol)), method.xc, tolerance=tolerance))
+        return jax.block_until_ready(solve(template.complete(host(mol)), tolerance=tolerance))
 
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, template.most_at_once)) as pool:
         if jax.default_backend() == "cpu":
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *pool.map(one, mols))
         hosts = jax.tree.map(lambda *leaves: np.stack(leaves), *pool.map(host, mols))
-        lanes = jax.vmap(lambda ints: solve(ints, method.xc, tolerance=tolerance))
+        lanes = jax.vmap(lambda ints: solve(ints, tolerance=tolerance))
         return lanes(jax.vmap(template.complete)(hosts))
 
 
@@ -242,10 +241,9 @@ class _Search(NamedTuple):
     history: History
 
 
-@functools.partial(jax.jit, static_argnames=("xc", "max_cycles", "space", "trace"))
+@functools.partial(jax.jit, static_argnames=("max_cycles", "space", "trace"))
 def solve(
     ints: Integrals,
-    xc: str | Functional,
     dm: Float[Array, "*spin nao nao"] | None = None,
     level_shift: float | Array = 0.0,
     damping: float | Array = 0.0,
@@ -262,7 +260,7 @@ def solve(
     dm = start_density(ints.dm_guess, ints) if dm is None else dm
 
     def evaluate(dm, filled):
-        found = kohn_sham(dm, ints, xc, filled)
+        found = kohn_sham(dm, ints, filled=filled)
         return found.fock, found.terms.e_tot, commutator(found.fock, dm, ints)
 
     def cycle(search):
@@ -353,10 +351,9 @@ def _extrapolate(search):
     return jnp.tensordot(weights, search.focks, axes=1)
 
 
-@functools.partial(jax.jit, static_argnames=("xc", "optimiser", "max_cycles", "trace"))
+@functools.partial(jax.jit, static_argnames=("optimiser", "max_cycles", "trace"))
 def minimise(
     ints: Integrals,
-    xc: str | Functional,
     dm: Float[Array, "*spin nao nao"] | None = None,
     *,
     optimiser: optax.GradientTransformationExtraArgs | optax.GradientTransformation | None = None,
@@ -370,7 +367,6 @@ def minimise(
 
     Args:
       ints: the geometry.
-      xc: functional.
       dm: where to start, by default the guess that the integrals hold; its Fock matrix's orbitals are taken.
       optimiser: of optax, by default L-BFGS with its line search; adam or sgd teach more and take longer.
       tolerance: as `scf`.
@@ -389,11 +385,11 @@ def minimise(
         return electrons * filled @ jnp.swapaxes(filled, -1, -2)
 
     def loss(free):
-        return energy(density(free), ints, xc)
+        return energy(density(free), ints)
 
     def evaluate(free):
         dm = density(free)
-        found = kohn_sham(dm, ints, xc)
+        found = kohn_sham(dm, ints)
         return dm, found.fock, found.terms.e_tot, jnp.max(jnp.abs(commutator(found.fock, dm, ints)))
 
     def cycle(carry):
@@ -411,7 +407,7 @@ def minimise(
 
     # The guess's own orbitals, in the orthonormal basis of X.
     x = ints.orthogonaliser
-    _, vectors = jnp.linalg.eigh(x.T @ kohn_sham(dm, ints, xc).fock @ x)
+    _, vectors = jnp.linalg.eigh(x.T @ kohn_sham(dm, ints).fock @ x)
     free = vectors[..., :most]
     dm, fock, e_tot, residual = evaluate(free)
     unused = jnp.zeros(0)

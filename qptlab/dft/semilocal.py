@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 from qptlab.dft import functionals, grid
 from qptlab.dft.grid import Basis
 from qptlab.dft.integrals import Integrals
-from qptlab.system.functional import Functional
 
 
 class _Points(NamedTuple):
@@ -30,7 +29,7 @@ class _Points(NamedTuple):
 
 
 def exchange_correlation(
-    dm: Float[Array, "nspin nao nao"], ints: Integrals, functional: str | Functional
+    dm: Float[Array, "nspin nao nao"], ints: Integrals
 ) -> tuple[Float[Array, ""], Float[Array, "nspin nao nao"]]:
     """Semilocal exchange–correlation energy (hartree), and its derivative with respect to the density matrix.
 
@@ -38,16 +37,15 @@ def exchange_correlation(
 
     Args:
       dm: symmetric; the total density of a closed shell, or one of each spin.
-      ints: the geometry.
-      functional: its name.
+      ints: integrals of the geometry; they hold the functional.
     """
-    if functionals.functional(functional).nvar == 0:
+    if ints.functional.nvar == 0:
         return jnp.zeros(()), jnp.zeros_like(dm)
     chunk = ints.layout.chunk
     points = _Points(
         ints.basis, ints.positions, ints.coords.reshape(-1, chunk, 3), ints.weights.reshape(-1, chunk), ints.aos
     )
-    return _energy_and_matrix(0.5 * (dm + jnp.swapaxes(dm, 1, 2)), points, functional)
+    return _energy_and_matrix(0.5 * (dm + jnp.swapaxes(dm, 1, 2)), points, ints.functional)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -57,7 +55,7 @@ def _energy_and_matrix(dm, points, functional):
 
 
 def _forward(dm, points, functional):
-    nvar = functionals.functional(functional).nvar
+    nvar = functional.nvar
 
     def add(total, chunk):
         aos, weights = _aos(points, chunk, nvar), chunk.weights
@@ -97,7 +95,7 @@ _energy_and_matrix.defvjp(_remember, _backward)
 
 def _kernel(direction, points, densities, functional):
     """Derivative of the matrix when the density matrix moves in a direction."""
-    nvar = functionals.functional(functional).nvar
+    nvar = functional.nvar
 
     def add(total, given):
         chunk, density = given
@@ -110,7 +108,7 @@ def _kernel(direction, points, densities, functional):
 
 
 def _energy(dm, points, functional):
-    nvar = functionals.functional(functional).nvar
+    nvar = functional.nvar
 
     @jax.checkpoint
     def add(total, chunk):

@@ -22,7 +22,6 @@ from qptlab.errors import InputError
 from qptlab.models.contract import Params, Prediction, kind_of, register_kind
 from qptlab.models.features import BIASES, Features
 from qptlab.models.systems import Sample
-from qptlab.system.functional import Functional
 
 MAX_ITERATIONS = 16
 
@@ -126,17 +125,15 @@ class CorrectionModel:
 
     Args:
       config: settings of a registered network.
-      xc: functional.
       kinds: vocabulary of atomic orbitals, from `features.vocabulary`.
 
     Raises:
       InputError: if the network is not registered.
     """
 
-    def __init__(self, config: CorrectionConfig, xc: str | Functional, kinds: tuple[str, ...]):
+    def __init__(self, config: CorrectionConfig, kinds: tuple[str, ...]):
         self.kind = kind_of(config)
         self.config = config
-        self.xc = xc
         self.kinds = kinds
         network = _NETWORKS[self.kind]
         self.has_attention = network.attention is not None
@@ -147,7 +144,7 @@ class CorrectionModel:
 
     def with_iterations(self, iterations: int) -> "CorrectionModel":
         """Return the same network with a different number of DFT iterations; parameters fit both."""
-        return CorrectionModel(dataclasses.replace(self.config, iterations=iterations), self.xc, self.kinds)
+        return CorrectionModel(dataclasses.replace(self.config, iterations=iterations), self.kinds)
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Return initial parameters."""
@@ -188,7 +185,7 @@ class CorrectionModel:
         fock = feats.fock_guess + delta
         dm = density_from_fock(fock, ints)
         for remaining in reversed(range(self.config.iterations)):
-            fock = fock_matrix(dm, ints, self.xc)
+            fock = fock_matrix(dm, ints)
             update = density_from_fock(fock, ints)
             # The paper mixes densities by one half, except in the last iteration.
             dm = update if remaining == 0 else 0.5 * (dm + update)
@@ -200,12 +197,12 @@ class CorrectionModel:
 
     def energy(self, params: Params | None, sample: Sample) -> Float[Array, ""]:
         """Return the energy of the predicted density, hartree."""
-        return total_energy(self.density(params, sample), sample.ints, self.xc)
+        return total_energy(self.density(params, sample), sample.ints)
 
     def predict(self, params: Params | None, sample: Sample) -> Prediction:
         """Return the predicted density with its energy, Fock matrix and orbitals; not for differentiation."""
         dm = self.density(params, sample)
-        state = kohn_sham(dm, sample.ints, self.xc)
+        state = kohn_sham(dm, sample.ints)
         mo_energy, mo_coeff = orbitals(state.fock, sample.ints)
         residual = jnp.max(jnp.abs(commutator(state.fock, dm, sample.ints)))
         return Prediction(

@@ -14,7 +14,6 @@ from qptlab.dft.energy import inverse_root, kohn_sham
 from qptlab.dft.grid import Numbers
 from qptlab.dft.integrals import Integrals, Template
 from qptlab.errors import InputError
-from qptlab.system.functional import Functional
 
 BIASES = ("hcore", "hcore_orthogonal", "fock", "coul", "vxc", "dm", "overlap", "gram", "distance")
 """The matrices that bias attention, in order: core Hamiltonian, also in Löwdin's orthogonal basis; Fock, Coulomb,
@@ -41,8 +40,7 @@ class Features(NamedTuple):
 
 
 def features(
-    ints: Integrals, ao_atom: Int[Numbers, " nao"], kinds: Int[Numbers, " nao"], mask: Bool[Numbers, " nao"],
-    xc: str | Functional,
+    ints: Integrals, ao_atom: Int[Numbers, " nao"], kinds: Int[Numbers, " nao"], mask: Bool[Numbers, " nao"]
 ) -> Features:
     """Evaluate the guess density once and collect what the network reads.
 
@@ -51,9 +49,8 @@ def features(
       ao_atom: the atom of each AO.
       kinds: number of each AO's kind.
       mask: which AOs are real.
-      xc: functional.
     """
-    guess = kohn_sham(ints.dm_guess, ints, xc)
+    guess = kohn_sham(ints.dm_guess, ints)
     positions = ints.positions[jnp.asarray(ao_atom)]
     apart = ao_atom[:, None] != ao_atom  # the root has no derivative at zero
     squared = jnp.sum((positions[:, None] - positions) ** 2, axis=-1)

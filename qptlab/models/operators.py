@@ -131,11 +131,12 @@ def guess_operators(ints: Integrals) -> tuple[Float[Array, "nop nao nao"], Float
     """The matrices of the source "guess", and its energy; differentiable.
 
     Raises:
-      ValueError: for integrals that keep no exchange.
+      InputError: if the integrals lack exact exchange.
     """
-    first = kohn_sham(ints.dm_guess, ints, GUESS_METHOD.xc)
+    ints = ints.with_functional(GUESS_METHOD.xc)
+    first = kohn_sham(ints.dm_guess, ints)
     dm = density_from_fock(first.fock, ints)
-    found = kohn_sham(dm, ints, GUESS_METHOD.xc)
+    found = kohn_sham(dm, ints)
     return jnp.stack([found.fock, dm, ints.overlap, ints.hcore, found.coul]), found.terms.e_tot
 
 

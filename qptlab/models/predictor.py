@@ -62,7 +62,7 @@ class CorrectionPredictor:
         config = config_class(description["kind"])(**description["model"])
         mols = [files.molecule_from(record) for record in description["molecules"]]
         systems, kinds = make_systems(mols, Method(**description["method"]), config.guess)
-        return cls(CorrectionModel(config, systems[0].template.method.xc, kinds), arrays, systems)
+        return cls(CorrectionModel(config, kinds), arrays, systems)
 
     def description(self) -> dict:
         """Return the settings that rebuild the model together with `arrays`; JSON types only."""

@@ -1,7 +1,6 @@
 """Molecules as a model meets them: each in its own frame, padded so that many share what is compiled."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -113,14 +112,14 @@ class System:
         template = self.template
         if self.guess != "minao":
             ints = ints._replace(dm_guess=guess_density(self.guess, template, ints))
-        return _seen(ints, self.kinds, template.constants.ao_atom, template.constants.ao_mask, template.method.xc)
+        return _seen(ints, self.kinds, template.constants.ao_atom, template.constants.ao_mask)
 
 
-@functools.partial(jax.jit, static_argnames="xc")
-def _seen(ints, kinds, ao_atom, ao_mask, xc):
+@jax.jit
+def _seen(ints, kinds, ao_atom, ao_mask):
     if ints.aos is not None and ints.aos.size * 8 > KEPT_AO_BYTES:
         ints = ints._replace(aos=None)  # made anew when needed: a replay buffer holds many geometries
-    return Sample(ints, features(ints, ao_atom, kinds, ao_mask, xc))
+    return Sample(ints, features(ints, ao_atom, kinds, ao_mask))
 
 
 def make_systems(

@@ -53,9 +53,9 @@ def loss(
         return jnp.sum(jnp.abs(difference) + difference**2) / jnp.sum(mask), jnp.array(jnp.nan)
     fock, dm = model.refine(delta, sample)
     if kind == "energy":
-        energy = total_energy(dm, sample.ints, model.xc)
+        energy = total_energy(dm, sample.ints)
         return energy, energy
-    state, x = kohn_sham(dm, sample.ints, model.xc), sample.ints.orthogonaliser
+    state, x = kohn_sham(dm, sample.ints), sample.ints.orthogonaliser
     return jnp.sum((x.T @ (state.fock - fock) @ x) ** 2) / jnp.sum(sample.features.mask), state.terms.e_tot
 
 
@@ -81,7 +81,7 @@ class LabelFree(Objective):
         """
         systems, kinds = make_systems(mols, method, config.guess)
         # The method as asked for: that of the templates may have fixed how integrals are stored.
-        objective = cls(CorrectionModel(config, method.xc, kinds), systems)
+        objective = cls(CorrectionModel(config, kinds), systems)
         objective.method = method
         return objective
 
