@@ -24,9 +24,10 @@ from rdkit import Chem, rdBase
 import qptlab as ql
 from qptlab.benchmarking import bench
 from qptlab.evaluation import labels, reference
-from qptlab.models import orbital_gnn
+from qptlab.evaluation.errors import ERROR_COLUMNS
+from qptlab.evaluation.labelled import Prepared, label_errors, prepare
 from qptlab.runtime import cluster
-from qptlab.training import supervised as multitask
+from qptlab.training.supervised import Supervised, vocabulary
 from qptlab.units import significant
 
 METHOD = ql.Method("pbe", "def2-svp", eri="fitted")
@@ -36,13 +37,16 @@ CARBON = ("[H]", "C", "CC", "C=C", "C#C", "C=O", "C#N", "C(N)=O", "C1CC1")
 OTHER = ("O", "N", "F", "OC", "NC")
 ON_CARBON = ("C({})({})", "C(=O)({})({})", "C(=C)({})({})", "C1({})CC1({})", "C({})=C({})")
 ON_OTHERS = ("O({})({})", "N({})({})", "N(C)({})({})")
-NOTHING = {name: 0.0 for name in multitask.TASKS}
 WAYS = {
-    "energy alone": NOTHING | {"energy": 1.0},
-    "several properties, no forces": {"forces": 0.0},
-    "several properties and forces": {},
+    "energy alone": ql.TaskWeights.only("energy"),
+    "several properties, no forces": ql.TaskWeights(forces=0.0),
+    "several properties and forces": ql.TaskWeights(),
 }
 TURNS = 7
+COLUMNS = {
+    name: ERROR_COLUMNS[name]
+    for name in ("energy_mae_mev", "forces_mae_mev_angstrom", "dipole_mae_debye", "charge_mae", "gap_mae_ev")
+}
 
 
 def smiles() -> list[str]:
@@ -76,44 +80,59 @@ def geometries() -> list[ql.Molecule]:
     return ql.read_xyz(FRAMES)
 
 
-def labelled(executor=None) -> tuple[list[ql.Molecule], list[labels.Label]]:
-    """The molecules in the order of `smiles`, of which the first are tested on, and their labels; kept in a file."""
+def labelled(executor=None) -> ql.LabelledSet:
+    """Return the molecules, in the order of `smiles`, with labels; the first `TEST` of them are for tests."""
     maker = functools.partial(labels.from_pyscf, method=METHOD)
     return labels.label(
         geometries(), maker, LABELS, lambda done: typer.echo(f"\rlabel {done}", nl=False, err=True), executor
     )
 
 
-def learn(data: multitask.Prepared, model, size: int, seed: int, settings: dict) -> tuple[ql.GNNPredictor, dict]:
-    """Train on some of the molecules that are not tested on: the model, its errors on those that are, and seconds."""
-    rest = np.arange(TEST, len(data.labels.energy))
-    config = multitask.MultitaskConfig(**{"seed": seed, "network": model.config, **settings})
+def prepared(data: ql.LabelledSet) -> tuple[ql.OrbitalGNN, Prepared]:
+    """Return a network for all molecules, and the molecules as it reads them."""
+    model = vocabulary(data.molecules, ql.GNNConfig())
+    return model, prepare(model, data.molecules, data.labels, forces=True)
+
+
+def learn(
+    data: ql.LabelledSet, model: ql.OrbitalGNN, arrays: Prepared, size: int, seed: int, steps: int,
+    tasks: ql.TaskWeights,
+) -> tuple[ql.GNNPredictor, dict]:
+    """Train on some molecules that are not for tests; return the model, its errors on the tests, and the time, s.
+
+    One of the molecules is held out, as every training on labels holds out some.
+    """
+    indices = np.random.default_rng([seed, size]).permutation(np.arange(TEST, len(data.molecules)))[:size]
+    config = ql.TrainConfig.supervised(steps=steps, seed=seed, tasks=tasks, validation=1)
     began = time.perf_counter()
-    part = data.take(np.random.default_rng([seed, size]).permutation(rest)[:size])
-    if not config.forces:
-        part = part._replace(slopes=None)
-    found = multitask.train_gnn(model, part, config, METHOD.label)
+    part = arrays.take(indices)
+    objective = Supervised(
+        data.take(indices), ql.GNNConfig(), model=model, prepared=part if tasks.forces else part._replace(slopes=None)
+    )
+    *_, (state, _) = ql.train(objective, config)
+    trained = objective.predictor(state.average)
     seconds = time.perf_counter() - began
-    return found, {"seconds": seconds, **multitask.judge(found, data.take(np.arange(TEST)))._asdict()}
+    return trained, {"seconds": seconds, **label_errors(trained, arrays.take(np.arange(TEST))).to_dict()}
 
 
-def measure(data: multitask.Prepared, model, sizes: list[int], seeds: int, steps: int) -> list[dict]:
-    """Errors on the test molecules, of each way to learn, for each size and seed."""
-    rows, test = [], data.take(np.arange(TEST))
-    for size, seed, (way, weights) in itertools.product(sizes, range(seeds), WAYS.items()):
-        found, row = learn(data, model, size, seed, {"steps": steps, **weights})
-        plain = multitask.judge(found.without_network(), test)
-        rows.append({"size": size, "seed": seed, "way": way, **row, "baseline": plain._asdict()})
+def measure(data: ql.LabelledSet, sizes: list[int], seeds: int, steps: int) -> list[dict]:
+    """Return the errors on the test molecules for each choice of properties, size and seed."""
+    model, arrays = prepared(data)
+    rows, test = [], arrays.take(np.arange(TEST))
+    for size, seed, (way, tasks) in itertools.product(sizes, range(seeds), WAYS.items()):
+        trained, row = learn(data, model, arrays, size, seed, steps, tasks)
+        plain = label_errors(trained.without_network(), test)
+        rows.append({"size": size, "seed": seed, "way": way, **row, "baseline": plain.to_dict()})
         typer.echo(f"{size} molecules, seed {seed}, {way}: {rows[-1]['energy_mae_mev']:.1f} meV "
                    f"(GFN1-xTB {plain.energy_mae_mev:.1f}), {row['seconds']:.0f} s", err=True)
         if size == sizes[-1] and way == list(WAYS)[-1]:
-            found.save("runs/orbital-gnn.h5")
+            trained.save("runs/orbital-gnn.h5")
     return rows
 
 
 def cost() -> dict:
     """Seconds of an estimate of uracil, and of PySCF's SCF."""
-    model, mol = orbital_gnn.load("runs/orbital-gnn.h5"), ql.Molecule.from_name("uracil")
+    model, mol = ql.load("runs/orbital-gnn.h5"), ql.Molecule.from_name("uracil")
     rng, ours, theirs = np.random.default_rng(1), [], []
     for _ in range(TURNS + 1):
         moved = mol.with_positions(mol.positions + 0.02 * rng.normal(size=mol.positions.shape))
@@ -133,12 +152,11 @@ def main(
 ) -> None:
     """Label, measure, and write the table and the plot."""
     with cluster.executor(dask) as executor:
-        mols, known = labelled(executor)
-    model = multitask.vocabulary(mols, multitask.GNNConfig())
-    data = multitask.prepare(model, mols, known, forces=True)
-    rows = measure(data, model, [int(size) for size in sizes.split(",")], seeds, steps)
+        data = labelled(executor)
+    rows = measure(data, [int(size) for size in sizes.split(",")], seeds, steps)
     command = f"python benchmarks/orbital_gnn.py --sizes {sizes} --seeds {seeds} --steps {steps}"
-    record = {"command": command, "machine": bench.machine(), "molecules": len(mols), "rows": rows, "cost": cost()}
+    count = len(data.molecules)
+    record = {"command": command, "machine": bench.machine(), "molecules": count, "rows": rows, "cost": cost()}
     results = pathlib.Path(__file__).parent / "results"
     bench.keep(results, "orbital-gnn", record, page(record))
     figure(record).savefig(results / "orbital-gnn.png", dpi=120)
@@ -148,7 +166,7 @@ def main(
 def page(record: dict) -> str:
     """The table, in words."""
     rows, cost = record["rows"], record["cost"]
-    names = multitask.ERROR_COLUMNS
+    names = COLUMNS
     lines = [f"| molecules | learned | {' | '.join(names.values())} | time, s |", "|--:|---|" + "--:|" * 6]
     for size in sorted({row["size"] for row in rows}):
         here = [row for row in rows if row["size"] == size]

@@ -3,7 +3,7 @@
     python benchmarks/tasks.py [--size 120] [--seeds 3] [--steps 600]
 
 After `benchmarks/orbital_gnn.py`, whose labels (in `runs/`) and test molecules it takes. Every way has the same
-training molecules, updates and first parameters; weights are those of `MultitaskConfig`. Writes `results/tasks.json`
+training molecules, updates and first parameters; weights are those of `TaskWeights`. Writes `results/tasks.json`
 and `.md`.
 """
 
@@ -15,24 +15,24 @@ import numpy as np
 import orbital_gnn
 import typer
 
+import qptlab as ql
 from qptlab.benchmarking import bench
-from qptlab.training import supervised as multitask
+from qptlab.training.config import TASKS
 from qptlab.units import significant
 
-OTHERS = [name for name in multitask.TASKS if name != "energy"]
+OTHERS = [name for name in TASKS if name != "energy"]
 WAYS = {
     "energy alone": ("energy",),
     **{f"energy, {name}": ("energy", name) for name in OTHERS},
-    "all": multitask.TASKS,
+    "all": TASKS,
 }
 
 
-def measure(data: multitask.Prepared, model, size: int, seeds: int, steps: int) -> list[dict]:
-    """Errors on the test molecules, of each way to learn, for each seed."""
-    rows = []
+def measure(data: ql.LabelledSet, size: int, seeds: int, steps: int) -> list[dict]:
+    """Return the errors on the test molecules for each choice of properties and each seed."""
+    rows, (model, arrays) = [], orbital_gnn.prepared(data)
     for seed, (way, learned) in itertools.product(range(seeds), WAYS.items()):
-        left_out = {name: 0.0 for name in multitask.TASKS if name not in learned}
-        row = orbital_gnn.learn(data, model, size, seed, {"steps": steps, **left_out})[1]
+        row = orbital_gnn.learn(data, model, arrays, size, seed, steps, ql.TaskWeights.only(*learned))[1]
         rows.append({"seed": seed, "way": way, **row})
         typer.echo(f"seed {seed}, {way}: {rows[-1]['energy_mae_mev']:.1f} meV, {rows[-1]['seconds']:.0f} s", err=True)
     return rows
@@ -42,9 +42,7 @@ def main(
     size: Annotated[int, typer.Option(help="Number of training molecules.")] = 120, seeds: int = 3, steps: int = 600,
 ) -> None:
     """Measure, and write the table."""
-    mols, known = orbital_gnn.labelled()
-    model = multitask.vocabulary(mols, multitask.GNNConfig())
-    rows = measure(multitask.prepare(model, mols, known, forces=True), model, size, seeds, steps)
+    rows = measure(orbital_gnn.labelled(), size, seeds, steps)
     record = {"command": f"python benchmarks/tasks.py --size {size} --seeds {seeds} --steps {steps}",
               "machine": bench.machine(), "rows": rows}
     results = pathlib.Path(__file__).parent / "results"
@@ -55,7 +53,7 @@ def main(
 
 def page(record: dict) -> str:
     """The table, in words."""
-    rows, names = record["rows"], multitask.ERROR_COLUMNS
+    rows, names = record["rows"], orbital_gnn.COLUMNS
     alone = {row["seed"]: row["energy_mae_mev"] for row in rows if row["way"] == "energy alone"}
     lines = [f"| learned | {' | '.join(names.values())} | energy error against that alone, %, by seed | time, s |",
              "|---|" + "--:|" * 7]

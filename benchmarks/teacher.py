@@ -17,11 +17,13 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from orbital_gnn import COLUMNS
 
 import qptlab as ql
 from qptlab.benchmarking import bench
 from qptlab.evaluation import labels
-from qptlab.training import supervised as multitask
+from qptlab.evaluation.labelled import label_errors, prepare
+from qptlab.training.supervised import Supervised, vocabulary
 from qptlab.units import HARTREE_MEV, significant
 
 STRIDE, TEST, SEED = 10, 40, 20_240_207
@@ -49,17 +51,20 @@ def measure(predictor: ql.CorrectionPredictor, sizes: list[int], seeds: int, ste
               "PySCF": functools.partial(labels.from_pyscf, method=method)}
     made = {name: taught(rest, maker) for name, maker in makers.items()}
     truth, _ = taught(unseen, makers["PySCF"])
-    model = multitask.vocabulary(rest, multitask.GNNConfig())
-    test = multitask.prepare(model, unseen, truth, forces=True)
-    data = {name: multitask.prepare(model, rest, known, forces=True) for name, (known, _) in made.items()}
+    model = vocabulary(rest, ql.GNNConfig())
+    test = prepare(model, unseen, truth, forces=True)
+    data = {name: prepare(model, rest, known, forces=True) for name, (known, _) in made.items()}
     rows = []
     for name, size, seed in itertools.product(data, sizes, range(seeds)):
-        part = data[name].take(np.arange(size))
+        labelled = ql.LabelledSet(rest[:size], made[name][0][:size], method.label)
         began = time.perf_counter()
-        found = multitask.train_gnn(model, part, multitask.MultitaskConfig(steps=steps, seed=seed), method.label)
+        # One of the geometries is held out, as every training on labels holds out some.
+        objective = Supervised(labelled, ql.GNNConfig(), model=model, prepared=data[name].take(np.arange(size)))
+        *_, (state, _) = ql.train(objective, ql.TrainConfig.supervised(steps=steps, seed=seed, validation=1))
+        trained = objective.predictor(state.average)
         rows.append({"teacher": name, "size": size, "seed": seed, "seconds": time.perf_counter() - began,
-                     **multitask.judge(found, test)._asdict(),
-                     "baseline": multitask.judge(found.without_network(), test)._asdict()})
+                     **label_errors(trained, test).to_dict(),
+                     "baseline": label_errors(trained.without_network(), test).to_dict()})
         typer.echo(f"{name}, {size} geometries, seed {seed}: {rows[-1]['energy_mae_mev']:.2f} meV", err=True)
     own = [float(predictor(each).energy) - label.energy for each, label in zip(unseen, truth, strict=True)]
     return {"rows": rows, "label_s": {name: seconds / len(rest) for name, (_, seconds) in made.items()},
@@ -87,7 +92,7 @@ def main(
 
 def page(record: dict) -> str:
     """The table, in words."""
-    rows, names = record["rows"], multitask.ERROR_COLUMNS
+    rows, names = record["rows"], COLUMNS
     lines = [f"| geometries | taught by | {' | '.join(names.values())} | labels, s |", "|--:|---|" + "--:|" * 6]
     for size in sorted({row["size"] for row in rows}):
         for teacher, seconds in record["label_s"].items():

@@ -119,7 +119,7 @@ def test_geometries_for_which_pyscf_does_not_converge_are_left_out_and_counted(t
     found = ql.evaluate(trained.predictor, [WATER, torn])
     assert (found.n, found.to_dict()["n_left_out"]) == (1, 1)
     assert "1 left out" in str(found)
-    with pytest.raises(ql.InputError, match="none of the 1 geometries of H2O"):
+    with pytest.raises(ql.InputError, match="got 1 of H2O for which it does not"):
         ql.evaluate(trained.predictor, [torn])
 
 

@@ -102,7 +102,10 @@ def test_a_density_that_is_handed_over_comes_before_the_model(model):
         (lambda: mole(WATER, atom="ghost-O 0 0 0; H 0 0 1; H 1 0 0"), "without ghost atoms, got atoms GHOST-O"),
         (lambda: mole(WATER, charge=2), "charge"),
         (lambda: mole(ql.Molecule.from_name("ammonia")), "NH3|H3N"),
-        (lambda: periodic.M(atom="He 0 0 0", a=np.eye(3) * 5, basis="sto-3g", verbose=0), "Expected a molecule, got a periodic cell"),
+        (
+            lambda: periodic.M(atom="He 0 0 0", a=np.eye(3) * 5, basis="sto-3g", verbose=0),
+            "Expected a molecule, got a periodic cell",
+        ),
     ],
 )
 def test_what_the_model_cannot_guess_is_refused_in_a_sentence(model, given, said):

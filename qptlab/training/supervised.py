@@ -52,6 +52,7 @@ class Supervised(Objective):
       config: settings of the network.
       scales: statistics of an earlier training; None to fit them before the first update.
       prepared: the labelled geometries as the network reads them, if they were prepared before.
+      model: network with a larger vocabulary than that of the labelled set; by default, `vocabulary` of the set.
       text: the labelled geometries as text, of an earlier training's folder; None to write them.
 
     Raises:
@@ -63,14 +64,14 @@ class Supervised(Objective):
 
     def __init__(
         self, data: LabelledSet, config: GNNConfig, *, scales: Scales | None = None, prepared: Prepared | None = None,
-        text: str | None = None,
+        model: OrbitalGNN | None = None, text: str | None = None,
     ):
         # As they are written: a training that continues from its folder has the same numbers, to the last digit.
         self._text = labels.to_xyz(data) if text is None else text
         self.data = labels.from_xyz(self._text, LABELS_FILE)
         self.model_config, self.scales = config, scales
         self.kind = GNNPredictor.kind
-        self.model = vocabulary(self.data.molecules, config)
+        self.model = model or vocabulary(self.data.molecules, config)
         self.molecules = tuple({mol.formula: mol for mol in reversed(self.data.molecules)}.values())[::-1]
         self._prepared = prepared
 
@@ -133,6 +134,7 @@ class Supervised(Objective):
         """Return what `config.json` of a run folder holds: kind, network, and a hash of the labels."""
         return {
             "kind": self.kind, "model": dataclasses.asdict(self.model_config), "label": self.label,
+            "kinds": list(self.model.kinds), "elements": list(self.model.elements),
             "labels": {"file": LABELS_FILE, "count": len(self.data.molecules), "sha256": self._digest},
         }
 
@@ -162,7 +164,8 @@ class Supervised(Objective):
         scales = None
         if statistics is not None:
             scales = Scales(**{name: np.asarray(value, float) for name, value in json.loads(statistics).items()})
-        objective = cls(labels.from_xyz(text, LABELS_FILE), config, scales=scales, text=text)
+        model = OrbitalGNN(config, tuple(record["kinds"]), tuple(record["elements"]))
+        objective = cls(labels.from_xyz(text, LABELS_FILE), config, scales=scales, model=model, text=text)
         if objective._digest != record["labels"]["sha256"]:
             raise InputError(
                 f"Expected the labels that the run was trained on in {LABELS_FILE}, got different ones; restore the "
