@@ -192,7 +192,11 @@ def test_a_label_of_a_model_says_what_the_model_predicts(trained):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("1\n\nH 0 0 0\n", "Expected an energy in frame 0"), ("nonsense", "Expected extended XYZ in"), ("", "Expected frames with energies")],
+    [
+        ("1\n\nH 0 0 0\n", "Expected an energy in frame 0"),
+        ("nonsense", "Expected extended XYZ in"),
+        ("", "Expected frames with energies"),
+    ],
 )
 def test_files_without_labels_are_refused(tmp_path, text, expected):
     path = tmp_path / "mine.xyz"
@@ -229,7 +233,7 @@ def test_a_file_is_gone_on_with_only_by_labels_of_the_same_theory(labelled, tmp_
     with pytest.raises(ql.InputError, match=r"Expected labels of LDA/sto-3g in .*, got labels of PBE/def2-svp"):
         labels.label(mols, lambda mol: known[0], path, theory="LDA/sto-3g")
     labels.write(path, ql.LabelledSet(mols[:1], known[:1]))
-    with pytest.raises(ql.InputError, match="got labels of PBE/def2-svp and an unnamed theory|got labels of an unnamed theory"):
+    with pytest.raises(ql.InputError, match="got labels of an unnamed theory"):
         labels.label(mols, lambda mol: known[0], path, theory="LDA/sto-3g")
 
 
@@ -250,7 +254,7 @@ def test_labels_of_molecules_of_any_name_come_back(labelled, tmp_path, name):
 def test_a_reason_is_given_where_nothing_could_be_labelled(tmp_path):
     maker, told = functools.partial(labels.from_pyscf, method=METHOD), []
     radical, path = ql.Molecule.parse("[CH3]"), tmp_path / "labels.xyz"
-    with pytest.raises(ql.InputError, match="None of the 1 geometries can be labelled: .*, got CH3 with 1 unpaired"):
+    with pytest.raises(ql.InputError, match=r"None of the 1 geometries can be labelled: .*, got CH3 with 1 unpaired"):
         labels.label([radical], maker, path, refused=told.append)
     assert len(told) == 1
     assert not path.exists()

@@ -198,7 +198,7 @@ def test_no_label_reaches_the_training_loop(monkeypatch):
 
 
 def test_updates_that_are_not_finite_are_skipped_then_reported(monkeypatch):
-    """A closed gap gives a gradient of NaN. The parameters do not change, and the error says why the training ends."""
+    """A closed gap gives a gradient of NaN. The parameters do not change, and the error says why training ends."""
     qpt, system = cases.model("water", METHOD, 0)
     # With this limit, every gap counts as closed.
     monkeypatch.setattr(sys.modules["qptlab.dft.energy"], "MIN_GAP_HARTREE", 1e6)
