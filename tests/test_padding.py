@@ -12,7 +12,7 @@ from hypothesis import strategies
 import qptlab as ql
 from qptlab.dft import padding
 from qptlab.dft.integrals import template
-from qptlab.models.systems import System, numbered
+from qptlab.models.systems import System, kind_indices
 from qptlab.training.label_free import loss
 
 METHODS = [
@@ -28,7 +28,7 @@ def test_padding_changes_neither_prediction_nor_gradient(method):
     shapes = [template(ql.Molecule.from_name(name), method).shape for name in ("water", "ethanol", "ammonia")]
     shape = padding.union(shapes)._replace(natm=11)
     padded = plain.template.padded(shape, nocc=16)
-    large = System(plain.frame, padded, numbered(padded, kinds))
+    large = System(plain.frame, padded, kind_indices(padded, kinds))
     assert padded.shape.nao > plain.template.nao
     qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=1), kinds)
     params = cases.awake(qpt.init(jax.random.key(0)))

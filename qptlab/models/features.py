@@ -1,6 +1,6 @@
-"""What a network is shown of a geometry: the guess's Kohn–Sham matrices and the positions.
+"""Features of a geometry, the input of a network: Kohn–Sham matrices of the guess density, and positions.
 
-Computed once per geometry, in float64, and kept with it while it is reused in training.
+They are computed once for each geometry, in float64. Training stores them with the geometry and uses them again.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,22 @@ from qptlab.dft.integrals import Integrals, Template
 from qptlab.errors import InputError
 
 BIASES = ("hcore", "hcore_orthogonal", "fock", "coul", "vxc", "dm", "overlap", "gram", "distance")
-"""The matrices that bias attention, in order: core Hamiltonian, also in Löwdin's orthogonal basis; Fock, Coulomb,
-exchange–correlation (exact exchange in it) and density matrix of the guess; overlap; products of positions and their
-distances. Those of the paper, but that J stands by itself and K with V_xc; overlap and distance are added."""
+"""Names of the matrices that bias attention, in order: the core Hamiltonian; the core Hamiltonian in Löwdin's
+orthogonal basis; the Fock, Coulomb, exchange–correlation (with exact exchange) and density matrices of the guess; the
+overlap; the scalar products of the orbitals' positions, and their distances. They are the paper's (arXiv:2402.04030)
+with three changes: J is a matrix of its own, K is part of V_xc, and the overlap and the distances are added."""
 
 
 class Features(NamedTuple):
-    """One geometry as the network sees it.
+    """Features of one geometry: the input of a network.
 
     Attributes:
-      fock_guess: Fock matrix of the guess density, hartree: what the network corrects.
-      biases: matrices over AO pairs, in the order of `BIASES`, each scaled by its largest entry; float32.
-      positions: the atom of each AO, in the molecule's frame, bohr.
-      kinds: number of each AO's kind, from `numbered`.
-      mask: which AOs are real.
+      fock_guess: Fock matrix of the guess density, hartree; the network corrects it.
+      biases: matrices over pairs of AOs, in the order of `BIASES`, each divided by its largest absolute element;
+        float32.
+      positions: position of each AO's atom in the molecule's frame, bohr.
+      kinds: index of each AO's kind in the vocabulary, from `kind_indices`.
+      mask: true for the molecule's AOs, false for AOs that only pad the arrays.
     """
 
     fock_guess: Float[Array, "nao nao"]
@@ -42,19 +44,19 @@ class Features(NamedTuple):
 def features(
     ints: Integrals, ao_atom: Int[Numbers, " nao"], kinds: Int[Numbers, " nao"], mask: Bool[Numbers, " nao"]
 ) -> Features:
-    """Evaluate the guess density once and collect what the network reads.
+    """Build the Kohn–Sham matrices of the guess density and return the network's input.
 
     Args:
-      ints: a geometry in the molecule's frame.
-      ao_atom: the atom of each AO.
-      kinds: number of each AO's kind.
-      mask: which AOs are real.
+      ints: integrals of a geometry in the molecule's frame.
+      ao_atom: index of each AO's atom.
+      kinds: index of each AO's kind in the vocabulary.
+      mask: true for the molecule's AOs, false for padding.
     """
     guess = kohn_sham(ints.dm_guess, ints)
     positions = ints.positions[jnp.asarray(ao_atom)]
-    apart = ao_atom[:, None] != ao_atom  # the root has no derivative at zero
+    on_two_atoms = ao_atom[:, None] != ao_atom  # the square root has no derivative at zero
     squared = jnp.sum((positions[:, None] - positions) ** 2, axis=-1)
-    distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
+    distance = jnp.where(on_two_atoms, jnp.sqrt(jnp.where(on_two_atoms, squared, 1.0)), 0.0)
     lowdin = inverse_root(ints.overlap)
     matrices = jnp.stack([
         ints.hcore, lowdin @ ints.hcore @ lowdin, guess.fock, guess.coul, guess.vxc, ints.dm_guess, ints.overlap,
@@ -67,29 +69,34 @@ def features(
 
 
 def vocabulary(templates: Sequence[Template]) -> tuple[str, ...]:
-    """All kinds of AOs (element, shell, component) in some molecules, such as "O 2px", sorted.
+    """Return all kinds of AOs (element, shell, component) in some molecules, such as "O 2px", sorted.
 
-    Two hydrogens' 1s have one kind; an oxygen's 2px and 2py have two.
+    The 1s orbitals of two hydrogen atoms have the same kind. The 2px and 2py orbitals of an oxygen atom have
+    different kinds.
     """
     return tuple(sorted({kind for template in templates for kind in _kinds(template)}))
 
 
-def numbered(template: Template, known: tuple[str, ...]) -> Int[np.ndarray, " nao"]:
-    """The number of each AO's kind in a vocabulary; zeros fill up a padded molecule.
+def kind_indices(template: Template, kinds: tuple[str, ...]) -> Int[np.ndarray, " nao"]:
+    """Return the index of each AO's kind in a vocabulary; AOs that pad the arrays have index 0.
+
+    Args:
+      template: template of the molecule, padded or not.
+      kinds: vocabulary, from `vocabulary`.
 
     Raises:
-      InputError: if one is not in it.
+      InputError: if the vocabulary lacks a kind.
     """
-    kinds = _kinds(template)
-    strange = sorted(set(kinds) - set(known))
-    if strange:
-        elements = ", ".join(sorted({kind.split()[0] for kind in known}))
+    ao_kinds = _kinds(template)
+    missing = sorted(set(ao_kinds) - set(kinds))
+    if missing:
+        elements = ", ".join(sorted({kind.split()[0] for kind in kinds}))
         raise InputError(
-            f"atomic orbitals {', '.join(strange)} were not among those trained on; "
-            f"a molecule of {elements} in the same basis would do."
+            f"Expected atomic orbitals of the training set, got {', '.join(missing)}; use a molecule of the elements "
+            f"{elements} in the same basis."
         )
-    return np.pad([known.index(kind) for kind in kinds], (0, template.shape.nao - template.nao))
+    return np.pad([kinds.index(kind) for kind in ao_kinds], (0, template.shape.nao - template.nao))
 
 
-def _kinds(template):
+def _kinds(template: Template) -> list[str]:
     return [label.split(maxsplit=1)[1] for label in template.ao_labels]

@@ -12,7 +12,7 @@ from qptlab.dft import integrals, padding
 from qptlab.dft.integrals import HostIntegrals, Integrals, Template
 from qptlab.dft.scf import guess_density
 from qptlab.errors import InputError
-from qptlab.models.features import Features, features, numbered, vocabulary
+from qptlab.models.features import Features, features, kind_indices, vocabulary
 from qptlab.models.frame import ReferenceFrame, standard_orientation
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
@@ -80,7 +80,7 @@ class System:
         Raises:
           InputError: for orbitals that are not in the vocabulary.
         """
-        return dataclasses.replace(self, kinds=numbered(self.template, known))
+        return dataclasses.replace(self, kinds=kind_indices(self.template, known))
 
     def unpadded(self) -> "System":
         """The same molecule in arrays of its own shape."""
@@ -163,7 +163,7 @@ def make_system(mol: Molecule, method: Method, known: tuple[str, ...]) -> System
 
 
 def _system(mol, template, known):
-    return System(ReferenceFrame(standard_orientation(mol)), template, numbered(template, known))
+    return System(ReferenceFrame(standard_orientation(mol)), template, kind_indices(template, known))
 
 
 def _closed_shell(mol, method):
