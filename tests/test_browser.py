@@ -123,7 +123,7 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     page.get_by_label("Show", exact=True).select_option("orbital")
 
     opened.show("comparison")
-    opened.press("Compare with PySCF")
+    opened.press("Compare with references")
     table = page.locator(".qptlab-table:visible").first
     table.wait_for(timeout=60_000)
     rows = [line.split("\t") for line in table.inner_text().splitlines()[1:]]

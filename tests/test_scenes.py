@@ -18,7 +18,7 @@ def subject():
     mol = system.molecule.with_positions(positions)
     predictor = cases.predictor("water", cases.QUICK_METHOD, 1)
     return Subject(
-        mol, cases.QUICK_METHOD, 7, predictor.in_frame(system, positions),
+        mol, cases.QUICK_METHOD, "QPT", 7, predictor.in_frame(system, positions),
         ql.CorrectionPredictor(model, None, [system]).in_frame(system, positions),
         reference.converged(mol, cases.QUICK_METHOD),
     )

@@ -1,18 +1,25 @@
 """The workbench without a screen."""
 
 import csv
+import dataclasses
+import functools
 import importlib.util
 import shutil
 import time
 
 import cases
 import numpy as np
+import own_network
 import pytest
 
 import qptlab as ql
 from qptlab.dft import exploration
-from qptlab.gui.session import Session, active_session
+from qptlab.evaluation import labels
+from qptlab.gui.session import QUICK_BASIS, QUICK_ITERATIONS, QUICK_MINUTES, Session, active_session
+from qptlab.models import contract
 from qptlab.units import HARTREE_EV
+
+SMALL_GNN = ql.GNNConfig(width=8, layers=1, heads=2, radial=2)
 
 
 def test_no_public_name_hides_a_module_of_the_package():
@@ -173,6 +180,105 @@ def test_the_loss_is_drawn_against_the_converged_energy_of_the_validation_geomet
     energies = [cases.rks(mol, cases.QUICK_METHOD).kernel() for mol in ql.read_xyz(trained.out / "validation.xyz")]
     assert zero == pytest.approx(np.mean(energies), abs=1e-7)
     assert name == "⟨E converged⟩"
+
+
+@pytest.fixture(scope="module")
+def labels_file(tmp_path_factory):
+    """A file of geometries of water with labels by PySCF."""
+    water, rng = ql.Molecule.from_name("water"), np.random.default_rng(0)
+    mols = [water.with_positions(water.positions + 0.05 * rng.normal(size=(3, 3))) for _ in range(10)]
+    path = tmp_path_factory.mktemp("labels") / "labels.xyz"
+    labels.label(mols, functools.partial(labels.from_pyscf, method=cases.QUICK_METHOD), path, theory="LDA/sto-3g")
+    return path
+
+
+@pytest.fixture(scope="module")
+def gnn(labels_file, tmp_path_factory):
+    """A finished training of an OrbitalGNN."""
+    train = ql.TrainConfig.supervised(steps=20, batch=4, validation=2, tasks=ql.TaskWeights(forces=0.0))
+    out = tmp_path_factory.mktemp("runs") / "gnn"
+    return ql.Trainer(ql.read_labels(labels_file), model=SMALL_GNN, train=train, out=out).run()
+
+
+def test_an_orbital_gnn_is_opened_compared_and_continued(gnn, tmp_path):
+    shutil.copytree(gnn.out, tmp_path / "gnn")
+    session = Session("ethanol", minutes=0.02)
+    session.training.open_run(str(tmp_path / "gnn"))
+    session.training.wait()
+    assert session.training.is_opened
+    assert (session.molecule.formula, session.network) == ("H2O", SMALL_GNN)
+    assert len(session.trainer.rows) == 20
+    session.comparison.run()
+    evaluation = session.comparison.evaluation
+    assert evaluation.errors.energy_mae_mev == pytest.approx(gnn.rows[-1]["validation_mae_mev"], rel=1e-3)
+    assert list(evaluation.baselines) == ["low_cost"]
+    session.training.start()
+    session.trainer.wait(60)
+    assert session.trainer.step > 20
+    assert session.training.status == "finished"
+
+
+def test_parts_that_need_a_density_say_what_an_orbital_gnn_does_not_predict(gnn):
+    session = Session("water")
+    session.training.show(gnn)
+    with pytest.raises(ql.InputError, match=r"predicts dm, .* got one of kind 'orbital-gnn'"):
+        session.orbitals.subject()
+    with pytest.raises(ql.InputError, match="attention between atomic orbitals, got OrbitalGNN"):
+        session.attention.heads()
+
+
+def test_an_orbital_gnn_is_trained_paused_and_resumed_from_a_session(labels_file, tmp_path):
+    session = Session("water", network=SMALL_GNN, minutes=5.0, out=str(tmp_path / "gnn"))
+    session.training.start()
+    assert "Expected a file of labels for OrbitalGNN" in session.message.text
+    session.labels = str(labels_file)
+    session.training.start()
+    assert session.message.text.startswith("The run is stored in")
+    cases.wait_until(lambda: session.trainer.step >= 2)
+    session.training.pause()
+    cases.wait_until(lambda: session.training.status == "paused")
+    halted = session.trainer.step
+    session.training.start()
+    cases.wait_until(lambda: session.trainer.step > halted)
+    session.training.stop()
+    session.trainer.wait(60)
+    assert session.training.status == "stopped"
+
+
+def test_a_users_own_network_is_chosen_trained_and_watched(tmp_path):
+    session = Session(
+        "water", xc="lda", grid_level=0, iterations=0, sampler="perturb", minutes=0.05, out=str(tmp_path / "own"),
+    )
+    assert session.network_title == "QPT, micro"
+    session.network = contract.choices()["pair-mlp"]
+    assert session.network_title == "pair-mlp"
+    session.network = own_network.PairConfig(width=8)
+    assert session.network_title == "pair-mlp, own settings"
+    session.training.start()
+    session.trainer.wait(120)
+    assert session.trainer.model_config == own_network.PairConfig(width=8, iterations=0)
+    assert session.trainer.step > 0
+    session.comparison.run()
+    assert session.comparison.evaluation.kind == "pair-mlp"
+    assert session.orbitals.scene(points=8).captions[0].startswith("pair-mlp, step")
+    with pytest.raises(ql.InputError, match="attention between atomic orbitals, got pair-mlp"):
+        session.attention.heads()
+
+
+def test_settings_that_are_not_a_networks_are_refused():
+    session = Session("water")
+    before = session.network
+    assert not session.set("network", "micro")
+    assert "Expected the settings of a registered network, got str" in session.message.text
+    assert session.network == before
+
+
+def test_defaults_of_a_session_are_those_of_the_package_except_for_quick_ones():
+    session, method, train, model = Session(), ql.Method(), ql.TrainConfig(), ql.QPTConfig()
+    assert session.method == dataclasses.replace(method, basis=QUICK_BASIS)
+    assert session.model_config == dataclasses.replace(model, iterations=QUICK_ITERATIONS)
+    assert (session.sampler, session.temperature) == (train.sampling.sampler, train.sampling.temperature)
+    assert (session.seed, session.minutes) == (train.seed, QUICK_MINUTES)
 
 
 def test_start_pause_resume_and_stop_from_a_session(tmp_path):

@@ -1,7 +1,10 @@
 """Widgets in plain Python: what they hold and say. What a person sees is in test_browser.py."""
 
+import dataclasses
+import functools
 import shutil
 
+import cases
 import ipywidgets
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import traitlets
 from scipy.spatial.distance import pdist
 
 import qptlab as ql
+from qptlab.evaluation import labels
 from qptlab.gui import plots
 from qptlab.gui.parts import Part
 from qptlab.gui.scenes import KINDS
@@ -190,6 +194,56 @@ def test_every_kind_of_scene_is_drawn_and_orbitals_are_chosen_from_the_levels(tr
     assert orbitals._kind.value == "orbital"
     assert orbitals.viewer.captions[0].startswith("QPT, step 60: orbital 6")
     assert list(orbitals.levels.figure.data[4].y) == [lumo.y[0], orbitals.levels.figure.data[3].y[0]]
+
+
+def test_a_network_is_chosen_in_the_picker_and_a_newly_registered_one_appears():
+    picker = MoleculePicker()
+    names = picker._network.options
+    assert {"QPT, micro", "OrbitalGNN"} <= set(names)
+    picker._network.value = "QPT, tiny"
+    assert picker.session.network == ql.QPTConfig("tiny")
+    assert picker._labels_file.layout.display == "none"
+    picker.session.iterations = 3
+    assert picker._network.value == "QPT, tiny"
+    picker._network.value = "OrbitalGNN"
+    assert picker.session.network == ql.GNNConfig()
+    assert picker._labels_file.layout.display == "flex"
+
+    @dataclasses.dataclass(frozen=True)
+    class NewConfig(ql.CorrectionConfig):
+        """Settings of a network that is registered while the picker is shown."""
+
+    ql.register_network("registered-later", NewConfig, lambda features, config, vocabulary: features.fock_guess)
+    picker.refresh()
+    assert "registered-later" in picker._network.options
+    assert picker._network.value == "OrbitalGNN"
+
+
+def test_views_say_what_a_model_that_learned_from_labels_does_not_predict(tmp_path):
+    rng, water = np.random.default_rng(0), ql.Molecule.from_name("water")
+    mols = [water.with_positions(water.positions + 0.05 * rng.normal(size=(3, 3))) for _ in range(6)]
+    maker = functools.partial(labels.from_pyscf, method=cases.QUICK_METHOD)
+    labels.label(mols, maker, tmp_path / "labels.xyz", theory="LDA/sto-3g")
+    train = ql.TrainConfig.supervised(steps=5, batch=2, validation=1, tasks=ql.TaskWeights(forces=0.0))
+    model = ql.GNNConfig(width=8, layers=1, heads=2, radial=2)
+    data = ql.read_labels(tmp_path / "labels.xyz")
+    trainer = ql.Trainer(data, model=model, train=train, out=tmp_path / "run").run()
+    app = ql.workbench(trainer)
+    monitor, orbitals, comparison = (app.views[name] for name in ("training", "orbitals", "comparison"))
+    for view in (monitor, orbitals):
+        view.refresh()
+    assert len(monitor.figure.data[0].x) == 5
+    assert np.isfinite(np.array(monitor.figure.data[0].y, float)).all(), "the loss, as there are no energies"
+    assert monitor.figure.layout.annotations[0].text == "Loss"
+    assert "no network" in monitor.chart.words
+    assert orbitals._kind.disabled
+    assert "Expected a model that predicts dm" in app.session.message.text
+    app.session.comparison.run()
+    for plot in comparison._plot.options:
+        comparison._plot.value = plot
+        assert len(comparison.figure.data[0].x) == 1
+    assert "energy error" in comparison._error.value
+    assert comparison.viewer.symbols == ["O", "H", "H"]
 
 
 def test_attention_is_shown_beside_the_matrix_that_biased_it(trained):

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from qptlab.errors import InputError
+from qptlab.models.contract import Model, title_of
 from qptlab.models.features import BIASES
 from qptlab.models.predictor import CorrectionPredictor
 from qptlab.models.systems import System
@@ -58,16 +59,23 @@ class AttentionHeads(NamedTuple):
         between = self.between_atoms(layer, head)
         names = [f"{symbol}{i}" for i, symbol in enumerate(self.molecule.symbols)]
         same = float(np.mean(np.diag(between)))
-        others = between - np.diag(np.diag(between))
-        i, j = np.unravel_index(int(others.argmax()), others.shape)
+        off_diagonal = between - np.diag(np.diag(between))
+        i, j = np.unravel_index(int(off_diagonal.argmax()), off_diagonal.shape)
         largest = (
-            f" The largest attention between two atoms goes from {names[i]} to {names[j]} ({others[i, j]:.0%})."
+            f" The largest attention between two atoms goes from {names[i]} to {names[j]} ({off_diagonal[i, j]:.0%})."
             if len(names) > 1 else ""
         )
         return (
             f"Layer {layer}, head {head}: {same:.0%} of the attention stays on the same atom.{largest} "
             f"The strongest bias is the matrix {self.main_bias(layer, head)}."
         )
+
+
+def require_attention(model: Model) -> None:
+    """Raise an `InputError` if the network of a model has no attention between atomic orbitals."""
+    if not getattr(getattr(model, "model", None), "has_attention", False):
+        title = title_of(model.kind)
+        raise InputError(f"Expected a network with attention between atomic orbitals, got {title}; use a QPT.")
 
 
 def attention_heads(
@@ -81,8 +89,9 @@ def attention_heads(
       positions: nuclear positions in the frame of the molecule, bohr.
 
     Raises:
-      InputError: if the network is switched off.
+      InputError: if the network is switched off, or has no attention.
     """
+    require_attention(predictor)
     if predictor.params is None:
         raise InputError("Expected a trained model, got one whose network is switched off.")
     sample = system.sample(system.host_integrals(positions))

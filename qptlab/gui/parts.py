@@ -15,18 +15,23 @@ import traitlets
 from qptlab.dft import exploration
 from qptlab.dft.exploration import CYCLES, Exploration
 from qptlab.dft.properties import cube_text
+from qptlab.dft.scf import GUESSES
 from qptlab.errors import InputError
+from qptlab.evaluation import labels
 from qptlab.evaluation.comparison import Evaluation, evaluate
+from qptlab.evaluation.labels import LabelledSet
 from qptlab.evaluation.reference import TestSet
 from qptlab.gui import attention, profiling, scenes
 from qptlab.gui.attention import AttentionHeads
 from qptlab.gui.profiling import Profile
 from qptlab.gui.scenes import Scene, Subject
-from qptlab.models.qpt import QPTConfig
+from qptlab.models.contract import require, title_of
+from qptlab.models.correction import CorrectionConfig
 from qptlab.runtime.tasks import Cancelled, Report, Task
 from qptlab.sampling.geometries import Sampling
 from qptlab.system.molecule import read_xyz
 from qptlab.training.config import TrainConfig
+from qptlab.training.supervised import LABELS_FILE
 from qptlab.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -133,7 +138,7 @@ class SCFPart(Part):
         Exploration, allow_none=True
     )
 
-    def explore(self, guess: str = "minao", cycles: int = CYCLES) -> None:
+    def explore(self, guess: str = GUESSES[0], cycles: int = CYCLES) -> None:
         """Search the ground state with several algorithms, in the background.
 
         Args:
@@ -194,16 +199,45 @@ class TrainingPart(Part):
             raise InputError("There is no trained model yet; start a training first.")
         return self.session.trainer
 
-    def validated(self) -> tuple[Trainer, TestSet]:
-        """Return the trainer of a trained model, and its validation geometries with references.
+    def validated(self) -> tuple[Trainer, TestSet | LabelledSet]:
+        """Return the trainer of a trained model, and its validation geometries with references or labels.
 
         Raises:
           InputError: if one of them is missing.
         """
         trainer = self.trained()
         if trainer.validation is None:
-            raise InputError("PySCF is still calculating the validation geometries; try again in a moment.")
-        return trainer, trainer.validation
+            raise InputError("The references of the validation set are not calculated yet; try again in a moment.")
+        is_test_set = isinstance(trainer.validation, TestSet)
+        return trainer, trainer.validation if is_test_set else trainer.validation[0]
+
+    def compared_with_pyscf(self, geometry: int, *properties: str) -> tuple[Trainer, Any, TestSet]:
+        """Return the trainer, its model, and PySCF's references of the validation set.
+
+        Args:
+          geometry: number of a validation geometry, from 0.
+          *properties: names as in `contract.Model.provides`.
+
+        Raises:
+          InputError: if the model or the references are missing, if the model does not predict one of the properties,
+            or if there is no such geometry.
+        """
+        trainer, validation = self.validated()
+        predictor = require(trainer.predictor, *properties)
+        if not isinstance(validation, TestSet):
+            raise InputError("Expected references of PySCF, got labels; use a network that learns without labels.")
+        last = len(validation.positions) - 1
+        if not 0 <= geometry <= last:
+            raise InputError(f"Expected a geometry from 0 to {last}, got {geometry}.")
+        return trainer, predictor, validation
+
+    @property
+    def geometries(self) -> int:
+        """Number of validation geometries; 0 before they are known."""
+        trainer = self.session.trainer
+        if trainer is None or trainer.validation is None:
+            return 0
+        return len(trainer.objective.validation_molecules(trainer.validation))
 
     def start(self) -> None:
         """Start a training with the choices of the session, or continue one that is paused or was opened."""
@@ -221,17 +255,25 @@ class TrainingPart(Part):
                 session.trainer.start()
                 return
             session.comparison.evaluation = None
-            session.trainer = Trainer(
-                session.molecule,
-                session.method,
-                QPTConfig(session.preset, iterations=session.iterations),
-                TrainConfig(
-                    minutes=session.minutes, seed=session.seed,
-                    sampling=Sampling(session.sampler, session.temperature),
-                ),
-                out=session.out or None,
-            ).start()
+            session.trainer = self._new_trainer().start()
             self.tell(f"The run is stored in {session.trainer.out}.")
+
+    def _new_trainer(self) -> Trainer:
+        session = self.session
+        out = session.out or None
+        if session.learns_from_labels:
+            if not session.labels.strip():
+                raise InputError(
+                    f"Expected a file of labels for {session.network_title}, got none; enter the path of one that "
+                    "`qptlab label` wrote."
+                )
+            train = TrainConfig.supervised(minutes=session.minutes, steps=None, seed=session.seed)
+            data = labels.read(session.labels.strip())
+            return Trainer(data, model=session.model_config, train=train, out=out)
+        train = TrainConfig(
+            minutes=session.minutes, seed=session.seed, sampling=Sampling(session.sampler, session.temperature)
+        )
+        return Trainer(session.molecule, session.method, session.model_config, train, out=out)
 
     def pause(self) -> None:
         """Pause after the current step."""
@@ -268,13 +310,16 @@ class TrainingPart(Part):
         """
         session, method, sampling = self.session, trainer.method, trainer.train_config.sampling
         with session.hold_trait_notifications():
-            session.molecule = trainer.molecules[0]
-            session.xc = method.functional.name
-            session.basis, session.grid_level = method.basis, method.grid_level
-            session.preset, session.iterations = trainer.model_config.preset, trainer.model_config.iterations
-            if sampling.sampler != "file":
-                session.sampler, session.temperature = sampling.sampler, sampling.temperature
+            session.molecule, session.network = trainer.molecules[0], trainer.model_config
             session.seed = trainer.train_config.seed
+            if isinstance(trainer.model_config, CorrectionConfig) and method is not None:
+                session.iterations = trainer.model_config.iterations
+                session.xc = method.functional.name
+                session.basis, session.grid_level = method.basis, method.grid_level
+                if sampling.sampler != "file":
+                    session.sampler, session.temperature = sampling.sampler, sampling.temperature
+            else:
+                session.labels = str(trainer.out / LABELS_FILE)
         session.comparison.evaluation, session.trainer = None, trainer
         if trainer.step > 0 and trainer.validation is None and not trainer.is_alive:
             self.begin(lambda report: _make_references(trainer, report), lambda _: None)
@@ -289,7 +334,7 @@ class TrainingPart(Part):
         self.session.trainer = Trainer.open(opened.out, config).start()
 
     def energy_zero(self) -> tuple[float, str]:
-        """Return the energy that is subtracted from the loss in plots, hartree, and its name.
+        """Return the energy that is subtracted from the predicted energies in plots, hartree, and its name.
 
         It is the mean converged energy of the validation geometries once PySCF has calculated them, and the energy
         of the first step before.
@@ -297,7 +342,7 @@ class TrainingPart(Part):
         trainer = self.session.trainer
         if trainer is None or not trainer.rows:
             return 0.0, "E(first step)"
-        if trainer.validation is None:
+        if not isinstance(trainer.validation, TestSet):
             return trainer.rows[0]["energy_ha"], "E(first step)"
         energies = [answer.energy for answer in trainer.validation.converged]
         return float(np.mean(energies)), "⟨E converged⟩"
@@ -313,12 +358,12 @@ class TrainingPart(Part):
 
 def _make_references(trainer: Trainer, report: Report) -> None:
     """Calculate the references of the validation geometries."""
-    report(0, 1, "references of PySCF")
-    trainer.make_validation(lambda done, total: report(done, total, f"PySCF: {done} of {total}"))
+    report(0, 1, "references")
+    trainer.make_validation(lambda done, total: report(done, total, f"references: {done} of {total}"))
 
 
 class ComparisonPart(Part):
-    """Comparison of the present model with PySCF.
+    """Comparison of the present model with PySCF or, for a model that learned from labels, with labels.
 
     Attributes:
       evaluation: last comparison; None before the first.
@@ -329,7 +374,7 @@ class ComparisonPart(Part):
     )
 
     def run(self) -> None:
-        """Compare the model as trained so far with PySCF on the validation geometries."""
+        """Compare the model as trained so far with the references of the validation geometries."""
         with self.reporting():
             trainer, validation = self.session.training.validated()
             self.evaluation = evaluate(trainer.predictor, validation)
@@ -338,18 +383,21 @@ class ComparisonPart(Part):
         """Compare in the background.
 
         Args:
-          geometries: path of an XYZ file; empty for the validation geometries.
+          geometries: path of an XYZ file, or of a file of labels for a model that learned from labels; empty for the
+            validation geometries.
         """
         with self.reporting():
             if geometries.strip():
-                trainer, data = self.session.training.trained(), read_xyz(geometries.strip())
+                trainer = self.session.training.trained()
+                read = read_xyz if "dm" in trainer.predictor.provides else labels.read
+                data: Any = read(geometries.strip())
             else:
                 trainer, data = self.session.training.validated()
             predictor = trainer.predictor
 
             def work(report: Report) -> Evaluation:
                 report(0, 1, "predicting")
-                return evaluate(predictor, data, lambda done, total: report(done, total, "references of PySCF"))
+                return evaluate(predictor, data, lambda done, total: report(done, total, "references"))
 
             def done(result: Evaluation) -> None:
                 self.evaluation = result
@@ -361,7 +409,7 @@ class ComparisonPart(Part):
         with self.reporting():
             trainer, evaluation = self.session.trainer, self.evaluation
             if trainer is None or evaluation is None:
-                raise InputError("There is no comparison to save yet; compare with PySCF first.")
+                raise InputError("There is no comparison to save yet; compare first.")
             stem = trainer.out / f"comparison-step-{trainer.step}"
             stem.with_suffix(".csv").write_text(evaluation.to_csv())
             stem.with_suffix(".tex").write_text(evaluation.to_latex())
@@ -384,23 +432,23 @@ class OrbitalsPart(Part):
             geometry if there is one.
 
         Raises:
-          InputError: if there is no trained model, or no such geometry.
+          InputError: if there is no trained model, if it does not predict densities, or if there is no such geometry.
         """
-        trainer, validation = self.session.training.validated()
-        check_geometry(geometry, validation)
+        trainer, predictor, validation = self.session.training.compared_with_pyscf(
+            geometry, "dm", "fock", "mo_coeff"
+        )
         key = id(trainer), geometry
         if self._subject is None or self._subject[0] != key or renew:
             system, positions = validation.systems[geometry], validation.positions[geometry]
-            step, model = trainer.step, trainer.predictor.in_frame(system, positions)
             mol = system.molecule.with_positions(positions)
             self._subject = key, Subject(
-                mol, trainer.method, step, model, validation.no_network[geometry], validation.converged[geometry],
-                geometry,
+                mol, predictor.method, title_of(predictor.kind), trainer.step, predictor.in_frame(system, positions),
+                validation.no_network[geometry], validation.converged[geometry], geometry,
             )
         return self._subject[1]
 
     def scene(
-        self, kind: str = "orbital", index: int | None = None, geometry: int = 0, *, points: int = 60,
+        self, kind: str = "orbital", index: int | None = None, geometry: int = 0, *, points: int = scenes.POINTS,
         isovalue: float | None = None, renew: bool = False,
     ) -> Scene:
         """Return what is drawn of a validation geometry; see `scenes.draw` and `subject` for the arguments.
@@ -429,14 +477,14 @@ class AttentionPart(Part):
         """Return the attention of all heads at a validation geometry; see `OrbitalsPart.subject` for the arguments.
 
         Raises:
-          InputError: if there is no trained model, or no such geometry.
+          InputError: if there is no trained model, if it has no attention, or if there is no such geometry.
         """
-        trainer, validation = self.session.training.validated()
-        check_geometry(geometry, validation)
+        attention.require_attention(self.session.training.trained().predictor)
+        trainer, predictor, validation = self.session.training.compared_with_pyscf(geometry)
         key = id(trainer), geometry
         if self._heads is None or self._heads[0] != key or renew:
             system, positions = validation.systems[geometry], validation.positions[geometry]
-            self._heads = key, attention.attention_heads(trainer.predictor, system, positions)
+            self._heads = key, attention.attention_heads(predictor, system, positions)
         return self._heads[1]
 
 
@@ -451,7 +499,7 @@ class KernelsPart(Part):
         Profile, allow_none=True
     )
 
-    def inspect(self, steps: int = 5) -> None:
+    def inspect(self, steps: int = profiling.STEPS) -> None:
         """Profile some steps of the running training, in the background.
 
         Args:
@@ -466,10 +514,3 @@ class KernelsPart(Part):
                 self.profile = result
 
             self.begin(lambda report: profiling.profile(trainer, steps, report), done)
-
-
-def check_geometry(geometry: int, validation: TestSet) -> None:
-    """Raise an `InputError` if there is no validation geometry of this number."""
-    last = len(validation.positions) - 1
-    if not 0 <= geometry <= last:
-        raise InputError(f"Expected a geometry from 0 to {last}, got {geometry}.")

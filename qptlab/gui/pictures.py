@@ -55,8 +55,9 @@ def png(figure: go.Figure) -> bytes:
 def _axes(picture: "matplotlib.figure.Figure", layout: dict, number: str) -> "matplotlib.axes.Axes":
     """Return axes at the same position and with the same scales as those of plotly's subplot of this number."""
     x_axis, y_axis = (layout.get(f"{name}axis{number}") or {} for name in "xy")
-    (left, right), (bottom, top) = (axis.get("domain") or (0.0, 1.0) for axis in (x_axis, y_axis))
-    axes = picture.add_axes((0.08 + 0.86 * left, 0.22 + 0.66 * bottom, 0.86 * (right - left), 0.66 * (top - bottom)))
+    (x_min, x_max), (y_min, y_max) = (axis.get("domain") or (0.0, 1.0) for axis in (x_axis, y_axis))
+    corner, size = (0.08 + 0.86 * x_min, 0.22 + 0.66 * y_min), (0.86 * (x_max - x_min), 0.66 * (y_max - y_min))
+    axes = picture.add_axes((*corner, *size))
     for axis, name in ((x_axis, "x"), (y_axis, "y")):
         getattr(axes, f"set_{name}label")((axis.get("title") or {}).get("text") or "")
         if axis.get("type") == "log":
@@ -81,8 +82,8 @@ def _draw(axes: "matplotlib.axes.Axes", trace: Any) -> None:
     elif trace.type == "histogram":
         axes.hist(np.asarray(trace.x, float), bins=20, color=trace.marker.color, label=trace.name)
     elif trace.type == "bar" and trace.orientation == "h":
-        left = None if trace.base is None else list(trace.base)
-        axes.barh(list(trace.y), list(trace.x), left=left, label=trace.name)
+        start = None if trace.base is None else list(trace.base)
+        axes.barh(list(trace.y), list(trace.x), left=start, label=trace.name)
     elif trace.type == "bar":
         axes.bar(list(trace.x), list(trace.y), label=trace.name, color=trace.marker.color)
         axes.tick_params(axis="x", rotation=40)

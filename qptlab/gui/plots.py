@@ -14,6 +14,7 @@ from plotly.subplots import make_subplots
 from qptlab.evaluation.comparison import Evaluation
 from qptlab.evaluation.reference import energy_errors_mev
 from qptlab.gui.profiling import Profile
+from qptlab.models.contract import title_of
 from qptlab.units import CHEMICAL_ACCURACY_MEV, HARTREE_EV, HARTREE_MEV
 
 BLUE, ORANGE, GREEN, VERMILLION, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
@@ -29,6 +30,9 @@ orbitals would coincide."""
 
 TRACES = ("training energy", "validation error, mean", "validation error, largest")
 """Names of the first three traces of `training_figure`."""
+
+LOSS_TITLES = {True: "Loss: mean energy", False: "Loss"}
+"""Title of the left plot of a training, with and without energies, see `has_energies`."""
 
 X_AXES = {"training time": ("seconds", "training time, s"), "step": ("step", "step, updates"),
           "new geometries": ("geometries", "new geometries, number")}
@@ -65,7 +69,7 @@ def training_figure(compared: Sequence[str] = ()) -> go.Figure:
     """
     figure = make_subplots(
         cols=3, horizontal_spacing=0.1, column_widths=[0.34, 0.38, 0.28],
-        subplot_titles=("Loss: mean energy", "Error on unseen geometries", "Progress"),
+        subplot_titles=(LOSS_TITLES[True], "Error on unseen geometries", "Progress"),
     )
     figure.add_scatter(
         name=TRACES[0], mode="lines", line={"color": BLUE, "width": 1.5}, row=1, col=1, showlegend=False
@@ -120,7 +124,7 @@ def training_traces(
 
     Args:
       rows: rows of the metrics table.
-      zero: energy that is subtracted in the left plot, hartree.
+      zero: energy that is subtracted in the left plot, hartree; without effect if the loss needs no energy.
       x_axis: quantity on the x axis, one of `X_AXES`.
       quantity: quantity of the third plot, one of `QUANTITIES`.
       smoothing: number of steps over which energy and quantity are averaged.
@@ -129,15 +133,15 @@ def training_traces(
     """
     column = X_AXES[x_axis][0]
     x = np.array([row[column] for row in rows])
-    energy = _smooth(np.array([(row["energy_ha"] - zero) * HARTREE_EV for row in rows]), smoothing)
+    energy = _smooth(_loss(rows, zero), smoothing)
     validated, validated_x = _validated(rows, column)
     traces: list[tuple] = [(thin(x), thin(energy))]
     for name in ("validation_mae_mev", "validation_max_mev"):
         traces.append((thin(validated_x), thin(np.array([row[name] for row in validated]))))
     span = np.array([0.0, x[-1]]) if len(x) else np.array([])
     levels = [
-        validated[-1]["no_network_mae_mev"] if validated else None,
-        validated[-1]["pyscf_stopped_mae_mev"] if validated else None,
+        validated[-1].get("no_network_mae_mev") if validated else None,
+        validated[-1].get("pyscf_stopped_mae_mev") if validated else None,
         CHEMICAL_ACCURACY_MEV,
         1.0,
     ]
@@ -152,6 +156,18 @@ def training_traces(
         traces.append((thin(validated_x), thin(np.array([row["validation_mae_mev"] for row in validated]))))
         traces.append((thin(other_x), thin(_smooth(_quantity(other, quantity), smoothing))))
     return traces
+
+
+def has_energies(rows: Sequence[dict]) -> bool:
+    """Return true if the loss of a training needs energies; the left plot then shows them, and otherwise the loss."""
+    return not rows or any(np.isfinite(row["energy_ha"]) for row in (rows[0], rows[-1]))
+
+
+def _loss(rows: Sequence[dict], zero: float) -> Shaped[np.ndarray, " n"]:
+    """Return the mean energy of every step, eV above `zero`; or the loss, if it needs no energy."""
+    if has_energies(rows):
+        return np.array([(row["energy_ha"] - zero) * HARTREE_EV for row in rows])
+    return np.array([row["loss"] for row in rows])
 
 
 def _validated(rows: Sequence[dict], column: str) -> tuple[list[dict], Shaped[np.ndarray, " n"]]:
@@ -216,9 +232,9 @@ def parity_figure() -> go.Figure:
             name="no network", row=1, col=col, showlegend=col == 1,
         )
         figure.add_scatter(
-            mode="markers", marker={"color": BLUE, "size": 6}, name="QPT", row=1, col=col, showlegend=col == 1
+            mode="markers", marker={"color": BLUE, "size": 6}, name="model", row=1, col=col, showlegend=col == 1
         )
-    for name, colour, mark in (("no network", ORANGE, "x-thin-open"), ("QPT", BLUE, "circle")):
+    for name, colour, mark in (("no network", ORANGE, "x-thin-open"), ("model", BLUE, "circle")):
         figure.add_scatter(
             mode="markers", marker={"color": colour, "symbol": mark, "size": 7}, name=name, row=1, col=3,
             showlegend=False,
@@ -267,16 +283,21 @@ def parity_traces(evaluation: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]
 
 
 def errors_figure(evaluation: Evaluation) -> go.Figure:
-    """Return the energy error of every geometry, of the model and of the baselines, on a logarithmic axis."""
+    """Return the energy error of every geometry, of the model and of PySCF's baselines, on a logarithmic axis."""
     figure = go.Figure()
-    test_set = evaluation.references
-    for name, predictions, colour, mark in (
-        ("QPT", evaluation.predictions, BLUE, "circle"), ("no network", test_set.no_network, ORANGE, "x"),
-        ("PySCF, same Fock builds", test_set.stopped, GREEN, "diamond-open"),
-    ):
-        errors = np.abs(energy_errors_mev(predictions, test_set.converged))
+    test_set = evaluation.test_set
+    errors = {title_of(evaluation.kind): evaluation.energy_errors_mev}
+    if test_set is not None:
+        errors |= {
+            name: energy_errors_mev(predictions, test_set.converged)
+            for name, predictions in (
+                ("no network", test_set.no_network), ("PySCF, same Fock builds", test_set.stopped),
+            )
+        }
+    marks = ((BLUE, "circle"), (ORANGE, "x"), (GREEN, "diamond-open"))
+    for (name, values), (colour, mark) in zip(errors.items(), marks, strict=False):
         figure.add_scatter(
-            x=np.arange(len(errors)).tolist(), y=errors.tolist(), name=name, mode="markers",
+            x=np.arange(len(values)).tolist(), y=np.abs(values).tolist(), name=name, mode="markers",
             marker={"color": colour, "symbol": mark, "size": 8},
         )
     figure.update_xaxes(title="geometry, number")
@@ -291,7 +312,8 @@ def errors_figure(evaluation: Evaluation) -> go.Figure:
 def histogram_figure(evaluation: Evaluation) -> go.Figure:
     """Return a histogram of the signed energy errors of the model."""
     figure = go.Figure()
-    figure.add_histogram(x=evaluation.energy_errors_mev.tolist(), name="QPT", marker={"color": BLUE}, nbinsx=20)
+    figure.add_histogram(x=evaluation.energy_errors_mev.tolist(), name=title_of(evaluation.kind),
+                         marker={"color": BLUE}, nbinsx=20)
     figure.update_xaxes(title="energy error, meV")
     figure.update_yaxes(title="geometries, number")
     figure.update_layout(title="Distribution of the energy errors", height=340, showlegend=True)
@@ -314,7 +336,7 @@ def matrix_errors_figure(errors: Float[np.ndarray, "natm natm"], atoms: Sequence
 def times_figure(evaluation: Evaluation) -> go.Figure:
     """Return the time per geometry of the model and of PySCF."""
     figure = go.Figure()
-    names = ("QPT, all cores", f"PySCF to convergence, {evaluation.pyscf_threads} threads")
+    names = (f"{title_of(evaluation.kind)}, all cores", f"PySCF to convergence, {evaluation.pyscf_threads} threads")
     figure.add_bar(
         x=[evaluation.seconds_per_geometry, evaluation.pyscf_seconds_per_geometry], y=list(names), orientation="h",
         marker={"color": [BLUE, GREEN]}, name="time",
@@ -411,10 +433,10 @@ EMPTY_LEVELS = 6
 def levels_figure() -> go.Figure:
     """Return an empty diagram of orbital energies, predicted and from PySCF, for `fill_levels`."""
     figure = go.Figure()
-    for source in ("QPT", "PySCF"):
+    for source in ("model", "PySCF"):
         for kind, colour, width in (("occupied", BLUE, 2.5), ("empty", ORANGE, 1.5)):
             figure.add_scatter(
-                mode="markers", name=kind, legendgroup=kind, showlegend=source == "QPT",
+                mode="markers", name=kind, legendgroup=kind, showlegend=source == "model",
                 marker={"symbol": "line-ew", "size": 46, "line": {"width": width, "color": colour}},
                 hovertemplate="orbital %{text}: %{y:.3f} eV<extra>" + source + "</extra>",
             )
@@ -422,7 +444,7 @@ def levels_figure() -> go.Figure:
         mode="lines+markers", name="selected", line={"color": VERMILLION, "width": 1, "dash": "dot"},
         marker={"symbol": "diamond-open", "size": 11}, hoverinfo="skip",
     )
-    figure.update_xaxes(tickvals=[0, 1], ticktext=["QPT", "PySCF"], range=[-0.6, 1.6], title="")
+    figure.update_xaxes(tickvals=[0, 1], ticktext=["model", "PySCF"], range=[-0.6, 1.6], title="")
     figure.update_yaxes(title="orbital energy, eV")
     figure.update_layout(
         # The title is at the left and there are few buttons, because they would cover it: the diagram is narrow.
@@ -611,9 +633,9 @@ def fill(figure: go.Figure, traces: Sequence[tuple]) -> None:
       figure: the figure.
       traces: a tuple (x, y) or (x, y, texts, symbols) for each trace.
     """
-    for index, (x, y, *rest) in enumerate(traces):
+    for index, (x, y, *points) in enumerate(traces):
         new = {"x": x, "y": y}
-        if rest:
-            texts, symbols = rest
+        if points:
+            texts, symbols = points
             new |= {"text": texts, "marker_symbol": symbols}
         figure.update_traces(**new, selector=index)

@@ -23,6 +23,9 @@ from qptlab.training.trainer import Trainer
 MAX_TIMELINE = 3000
 """Largest number of operations on the timeline; the longest are kept."""
 
+STEPS = 5
+"""Default number of training steps that are profiled."""
+
 WAIT_SECONDS = 120.0
 """Longest time of a profile, s, even if the training does no step."""
 
@@ -170,7 +173,7 @@ class Profile(NamedTuple):
 
 
 def profile(
-    trainer: Trainer, steps: int = 5, progress: Callable[[int, int, str], None] = lambda done, total, text: None
+    trainer: Trainer, steps: int = STEPS, progress: Callable[[int, int, str], None] = lambda done, total, text: None
 ) -> Profile:
     """Profile some steps of a running training; it continues meanwhile, a little slower.
 
@@ -185,7 +188,7 @@ def profile(
       InputError: if the training is not running, ends too early, or `steps` is smaller than one.
     """
     if steps < 1:
-        raise InputError(f"Expected at least 1 step to profile, got {steps}; use 5, for example.")
+        raise InputError(f"Expected at least 1 step to profile, got {steps}; use {STEPS}, for example.")
     if trainer.status not in PROFILED:
         raise InputError(NOTHING)
     while trainer.status in PROFILED and not (trainer.status == "running" and trainer.rows):

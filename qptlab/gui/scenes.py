@@ -31,6 +31,9 @@ UNITS = {
 ISOVALUES = {"orbital": 0.05, "density": 0.02, "electrostatic potential": 0.004}
 """Default isovalues; for a density difference the default depends on the difference, see `Scene.isovalue`."""
 
+POINTS = 60
+"""Default number of points of the box along each axis."""
+
 SHELL = 2.5
 """The potential is calculated at points whose density differs from the isovalue by at most this factor."""
 
@@ -41,6 +44,7 @@ class Subject(NamedTuple):
     Attributes:
       molecule: the geometry.
       method: level of theory.
+      model_title: name of the model's kind.
       step: number of updates that the model has been trained for.
       model: prediction of the model.
       no_network: prediction of the same DFT iterations without a network.
@@ -50,11 +54,17 @@ class Subject(NamedTuple):
 
     molecule: Molecule
     method: Method
+    model_title: str
     step: int
     model: Prediction
     no_network: Prediction
     reference: Reference
     geometry: int = 0
+
+    @property
+    def source(self) -> str:
+        """Name of the model and number of its updates, for captions."""
+        return f"{self.model_title}, step {self.step}"
 
     def orbital_labels(self) -> list[str]:
         """Return number, occupation and PySCF's energy of every orbital; HOMO and LUMO are named."""
@@ -94,7 +104,7 @@ class Scene(NamedTuple):
 
 
 def draw(
-    kind: str, subject: Subject, index: int | None = None, *, points: int = 60, isovalue: float | None = None
+    kind: str, subject: Subject, index: int | None = None, *, points: int = POINTS, isovalue: float | None = None
 ) -> Scene:
     """Calculate a scene.
 
@@ -135,7 +145,7 @@ def _orbital(subject: Subject, box: Box, index: int, isovalue: float) -> Scene:
     captions = tuple(
         f"{source}: orbital {index + 1}, {energy * HARTREE_EV:.3f} eV, occupation {occupation}"
         for source, energy in (
-            (f"QPT, step {subject.step}", model.mo_energy[index]), ("PySCF", reference.mo_energy[index]),
+            (subject.source, model.mo_energy[index]), ("PySCF", reference.mo_energy[index]),
         )
     )
     return Scene(
@@ -147,7 +157,7 @@ def _orbital(subject: Subject, box: Box, index: int, isovalue: float) -> Scene:
 
 def _density(subject: Subject, box: Box, index: int, isovalue: float) -> Scene:
     values = _densities(subject, box, subject.model.dm, subject.reference.dm)
-    captions = (f"QPT, step {subject.step}: electron density", "PySCF: electron density")
+    captions = (f"{subject.source}: electron density", "PySCF: electron density")
     return Scene(
         "density", subject.molecule, box, values, (), captions, isovalue, "density",
         f"Electron density of {subject.molecule.formula}, predicted and from PySCF.",
@@ -163,7 +173,7 @@ def _difference(subject: Subject, box: Box, index: int, isovalue: float | None) 
     largest = float(np.abs(values[0]).max()) or 1e-6
     isovalue = isovalue or float(f"{0.2 * largest:.0e}")
     captions = (
-        f"QPT, step {subject.step}, minus PySCF: {misplaced[0]:.2g} electrons misplaced",
+        f"{subject.source}, minus PySCF: {misplaced[0]:.2g} electrons misplaced",
         f"no network minus PySCF: {misplaced[1]:.2g} electrons misplaced",
     )
     return Scene(
@@ -182,7 +192,7 @@ def _potential(subject: Subject, box: Box, index: int, isovalue: float) -> Scene
         )
         for dm, density in zip((subject.model.dm, subject.reference.dm), values, strict=True)
     )
-    captions = (f"QPT, step {subject.step}: potential on the density", "PySCF: potential on the density")
+    captions = (f"{subject.source}: potential on the density", "PySCF: potential on the density")
     limits = [float(limit) for potential in potentials for limit in (potential.min(), potential.max())]
     return Scene(
         "electrostatic potential", mol, box, values, potentials, captions, isovalue, "potential",

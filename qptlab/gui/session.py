@@ -4,6 +4,7 @@ Widgets are views of a session. Training runs in the thread of its trainer; the 
 that calls a method, so that views can observe them.
 """
 
+import dataclasses
 import weakref
 from typing import Any, NamedTuple
 
@@ -11,17 +12,26 @@ import traitlets
 
 from qptlab.dft import estimates
 from qptlab.dft.integrals import template
+from qptlab.errors import InputError
 from qptlab.gui.parts import AttentionPart, ComparisonPart, KernelsPart, OrbitalsPart, Part, SCFPart, TrainingPart
 from qptlab.gui.tabs import find_tab
-from qptlab.models.qpt import PRESETS
-from qptlab.sampling.geometries import SAMPLERS
+from qptlab.models import contract
+from qptlab.models.correction import MAX_ITERATIONS, CorrectionConfig
+from qptlab.models.qpt import QPTConfig
+from qptlab.sampling.geometries import SAMPLERS, Sampling
 from qptlab.system import coordinates
 from qptlab.system.coordinates import Coordinate
 from qptlab.system.functional import FUNCTIONALS
 from qptlab.system.method import GRID_LEVELS, Method
 from qptlab.system.molecule import Molecule
+from qptlab.training.config import TrainConfig
 from qptlab.training.trainer import Trainer
 from qptlab.units import significant
+
+QUICK_BASIS, QUICK_ITERATIONS, QUICK_MINUTES = "sto-3g", 1, 1.0
+"""Defaults of a session that differ from those of `Method`, `CorrectionConfig` and `TrainConfig`. With them a first
+training of water shows its results within a minute on two cores. After one DFT iteration the energy is still far from
+convergence, so that the effect of the network can be seen."""
 
 
 class Message(NamedTuple):
@@ -50,8 +60,9 @@ class Session(traitlets.HasTraits):
       xc: functional, one of `functional.FUNCTIONALS`.
       basis: name of the basis set.
       grid_level: level of the integration grid, one of `method.GRID_LEVELS`.
-      preset: size of the network, one of `qpt.PRESETS`.
+      network: settings of a registered network; its number of DFT iterations is `iterations`.
       iterations: number of DFT iterations after the network.
+      labels: path of a file of labels, for a network that learns from labels; empty for others.
       minutes: training time, min.
       sampler: sampler of geometries, one of `geometries.SAMPLERS`.
       temperature: temperature of the sampler, K.
@@ -69,15 +80,16 @@ class Session(traitlets.HasTraits):
 
     molecule = traitlets.Instance(Molecule)
     # The register itself: functionals that a user registers later can be chosen as well.
-    xc: traitlets.Enum[str] = traitlets.Enum(FUNCTIONALS, "pbe")  # pyright: ignore[reportArgumentType, reportCallIssue]
-    basis = traitlets.Unicode("sto-3g")
-    grid_level = traitlets.Enum(GRID_LEVELS, 1)
-    preset = traitlets.Enum(tuple(PRESETS), "micro")
-    iterations = traitlets.Int(1, min=0, max=16)
-    minutes = traitlets.Float(1.0)
-    sampler = traitlets.Enum(tuple(name for name in SAMPLERS if name != "file"), "md")
-    temperature = traitlets.Float(500.0)
-    seed = traitlets.Int(0, min=0)
+    xc: traitlets.Enum[str] = traitlets.Enum(FUNCTIONALS, Method.xc)  # pyright: ignore
+    basis = traitlets.Unicode(QUICK_BASIS)
+    grid_level = traitlets.Enum(GRID_LEVELS, Method.grid_level)
+    network = traitlets.Any(QPTConfig())
+    iterations = traitlets.Int(QUICK_ITERATIONS, min=0, max=MAX_ITERATIONS)
+    labels = traitlets.Unicode("")
+    minutes = traitlets.Float(QUICK_MINUTES)
+    sampler = traitlets.Enum(tuple(name for name in SAMPLERS if name != "file"), Sampling.sampler)
+    temperature = traitlets.Float(Sampling.temperature)
+    seed = traitlets.Int(TrainConfig.seed, min=0)
     out = traitlets.Unicode("")
     message = traitlets.Instance(Message, args=("", "molecule", False))
     # Pyright does not solve traitlets' own overload for None.
@@ -123,6 +135,9 @@ class Session(traitlets.HasTraits):
         trait = self.traits()[name]
         try:
             setattr(self, name, value)
+        except InputError as error:
+            self.refuse(str(error), "molecule")
+            return False
         except traitlets.TraitError:
             limits = [getattr(trait, limit, None) for limit in ("min", "max")]
             bounds = "".join(
@@ -132,6 +147,34 @@ class Session(traitlets.HasTraits):
             return False
         self.tell("", "molecule")
         return True
+
+    @traitlets.validate("network")
+    def _check_network(self, proposal: Any) -> Any:
+        contract.kind_of(proposal["value"])  # raises an InputError for a network that is not registered
+        return proposal["value"]
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """True if the network learns from labels, and not from the molecule's geometries."""
+        return not isinstance(self.network, CorrectionConfig)
+
+    @property
+    def model_config(self) -> Any:
+        """Settings of the network, with the session's number of DFT iterations if it does any."""
+        return self._with_iterations(self.network)
+
+    @property
+    def network_title(self) -> str:
+        """Name of the network in lists and tables: that of its preset, or of its kind."""
+        for title, config in contract.choices().items():
+            if self._with_iterations(config) == self.model_config:
+                return title
+        return f"{contract.title_of(contract.kind_of(self.network))}, own settings"
+
+    def _with_iterations(self, config: Any) -> Any:
+        if not isinstance(config, CorrectionConfig):
+            return config
+        return dataclasses.replace(config, iterations=self.iterations)
 
     @property
     def method(self) -> Method:

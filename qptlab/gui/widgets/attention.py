@@ -64,9 +64,7 @@ class AttentionView(View):
             self._show.disabled = not is_ready
             why_not = "There is no trained model yet; start a training first"
             self._show.tooltip = "Show the attention with the present parameters" if is_ready else why_not
-        validation = self.session.trainer.validation if self.session.trainer else None
-        if validation is not None:
-            self._geometry.max = len(validation.positions) - 1
+        self._geometry.max = max(self.session.training.geometries - 1, 0)
 
     def update(self, *, renew: bool = False) -> None:
         """Show the chosen head.

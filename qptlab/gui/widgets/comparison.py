@@ -1,10 +1,10 @@
-"""Comparison with PySCF: a table, plots, and each geometry in 3D."""
+"""Comparison with references: a table, plots, and each geometry in 3D."""
 
 import ipywidgets as ipw
 import numpy as np
 import plotly.graph_objects as go
 
-from qptlab.evaluation.comparison import Evaluation
+from qptlab.evaluation.comparison import TITLES, Evaluation
 from qptlab.gui import plots
 from qptlab.gui.session import Session
 from qptlab.gui.widgets.chart import STYLE, Chart
@@ -16,11 +16,16 @@ from qptlab.gui.widgets.viewer import OrbitalViewer
 PARITY, GEOMETRIES, HISTOGRAM, FOCK, TIME = PLOTS = (
     "parity", "error of each geometry", "histogram of errors", "Fock error by atoms", "time",
 )
-"""Plots of a comparison."""
+"""Plots of a comparison with PySCF."""
+
+LABELLED_PLOTS = (GEOMETRIES, HISTOGRAM)
+"""Plots of a comparison with labels."""
 
 
 class Comparison(View):
-    """Shows the errors of the present model compared with PySCF, together with those of the baselines.
+    """Shows the errors of the present model, together with those of its baselines.
+
+    The references are converged calculations of PySCF or, for a model that learned from labels, labels.
 
     Args:
       session: session that is shown; by default a new one.
@@ -30,11 +35,11 @@ class Comparison(View):
         self.session = session or Session()
         narrow = {"description_width": "auto"}
         self._geometries = ipw.Text(
-            description="Geometries", placeholder="validation set, or the path of an XYZ file", style=narrow,
+            description="Geometries", placeholder="validation set, or the path of a file", style=narrow,
             layout={"width": "430px"},
         )
         self._run = TaskBar(
-            self.session.comparison, "Compare with PySCF", "table",
+            self.session.comparison, "Compare with references", "table",
             lambda: self.session.comparison.start(self._geometries.value), self._why_not,
         )
         self._save = ipw.Button(description="Save CSV and LaTeX", icon="download", disabled=True,
@@ -46,7 +51,7 @@ class Comparison(View):
         self._worst = ipw.Button(description="Worst", tooltip="Show the geometry with the largest energy error",
                                  layout={"width": "90px"})
         self._error = ipw.Label()
-        self.chart = Chart(plots.parity_figure(), "comparison with PySCF")
+        self.chart = Chart(plots.parity_figure(), "comparison with references")
         self.viewer = OrbitalViewer(height=260, labels=True)
         self._results = ipw.VBox([
             ipw.HBox([self._plot, self._geometry, self._worst, self._error]),
@@ -75,7 +80,7 @@ class Comparison(View):
             is_ready = self.session.trainer is not None and self.session.trainer.step > 0
         else:
             is_ready = training.has_references
-        return "" if is_ready else "There is no trained model yet, or PySCF is still calculating the validation set"
+        return "" if is_ready else "There is no trained model yet, or its references are still being calculated"
 
     def refresh(self) -> None:
         """Show the progress of the comparison."""
@@ -92,6 +97,9 @@ class Comparison(View):
             return
         self._table.value = f'{STYLE}<div class="qptlab-table">{evaluation._repr_html_()}</div>'
         self._geometry.max = evaluation.n - 1
+        names = LABELLED_PLOTS if evaluation.test_set is None else PLOTS
+        if self._plot.options != names:
+            self._plot.options = names
         self._draw()
         self._show_worst()
 
@@ -105,11 +113,11 @@ class Comparison(View):
         evaluation, index = self.session.comparison.evaluation, self._geometry.value
         if evaluation is None:
             return
-        system, positions = evaluation.references.systems[index], evaluation.references.positions[index]
-        mol = system.molecule.with_positions(positions)
+        mol, residual = evaluation.molecules[index], evaluation.predictions[index].residual
         error = float(evaluation.energy_errors_mev[index])
-        residual = float(evaluation.predictions[index].residual)
-        self._error.value = f"energy error {error:+.3g} meV, residual {residual:.2g} hartree"
+        self._error.value = f"energy error {error:+.3g} meV" + (
+            "" if residual is None else f", residual {float(residual):.2g} hartree"
+        )
         self.viewer.show(mol.symbols, mol.positions_angstrom, captions=[f"geometry {index}: {error:+.3g} meV"])
         if self._plot.value == FOCK:
             self._draw()
@@ -131,7 +139,7 @@ def _figure(kind: str, evaluation: Evaluation, index: int) -> go.Figure:
     if kind == HISTOGRAM:
         return plots.histogram_figure(evaluation)
     if kind == FOCK:
-        symbols = evaluation.references.systems[index].molecule.symbols
+        symbols = evaluation.molecules[index].symbols
         return plots.matrix_errors_figure(
             evaluation.fock_errors_by_atoms(index), [f"{symbol}{i}" for i, symbol in enumerate(symbols)]
         )
@@ -145,7 +153,7 @@ def _figure(kind: str, evaluation: Evaluation, index: int) -> go.Figure:
 
 
 def _words(kind: str, evaluation: Evaluation, index: int) -> str:
-    errors, plain = evaluation.errors, evaluation.baselines["no_network"]
+    errors = evaluation.errors
     if kind == TIME:
         return (
             f"A prediction takes {evaluation.seconds_per_geometry:.3g} s on all cores; PySCF takes "
@@ -155,7 +163,11 @@ def _words(kind: str, evaluation: Evaluation, index: int) -> str:
         return f"Geometry {index}: mean absolute error of the Fock matrix for each pair of atoms."
     correlation = evaluation.residual_correlation
     rank = "" if correlation is None else f" Residual and energy error have a rank correlation of {correlation:.2f}."
+    baselines = "".join(
+        f"; {TITLES.get(name, name)}: {summary.energy_mae_mev:.3g} meV"
+        for name, summary in evaluation.baselines.items() if summary.energy_mae_mev is not None
+    )
     return (
         f"{evaluation.n} geometries: the mean energy error is {errors.energy_mae_mev:.3g} meV, the largest is "
-        f"{errors.energy_max_mev:.3g} meV; without a network the mean is {plain.energy_mae_mev:.3g} meV.{rank}"
+        f"{errors.energy_max_mev:.3g} meV{baselines}.{rank}"
     )

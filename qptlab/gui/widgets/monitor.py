@@ -21,7 +21,7 @@ from qptlab.training.run import Run, find_runs
 from qptlab.training.trainer import Trainer
 from qptlab.units import significant
 
-MAX_COMPARED = 5
+MAX_COMPARED = len(plots.OTHERS)
 """Largest number of other runs on the plot; more cannot be told apart by colour and dashes."""
 
 NUMBERS_SECONDS = 1.0
@@ -30,6 +30,9 @@ NUMBERS_SECONDS = 1.0
 MIN_GROWTH, MAX_DRAW_SECONDS = 1 / 20, 5.0
 """Curves are drawn again when they have grown by this share, or after this time, s. On a laptop kernel and browser
 share the cores with the training, and one drawing by plotly occupies a core for some tenths of a second."""
+
+BASELINES = {"no network": "no_network_mae_mev", "PySCF, same Fock builds": "pyscf_stopped_mae_mev"}
+"""Baselines of the validation error: name, and column of the metrics table."""
 
 GEOMETRY_SECONDS = 15.0
 """Training time between two geometries that are shown, s."""
@@ -207,9 +210,15 @@ class TrainingMonitor(View):
             compared=list(self._others.values()),
         ))
         self.figure.update_xaxes(title_text=x_title)
-        self.figure.update_yaxes(title_text=f"E − {name}, eV", col=1)
+        is_energy = plots.has_energies(rows)
+        self.figure.update_yaxes(title_text=f"E − {name}, eV" if is_energy else "loss, scale 1", col=1)
+        self.figure.layout.annotations[0].text = plots.LOSS_TITLES[is_energy]
         self.figure.update_yaxes(type=self._scale.value, dtick=1 if self._scale.value == "log" else None, col=2)
         self.figure.update_yaxes(title_text=plots.QUANTITIES[self._quantity.value], col=3)
+        validated = [row for row in rows if "validation_mae_mev" in row]
+        for name, column in BASELINES.items():
+            is_missing = bool(validated) and column not in validated[-1]  # this kind of model lacks the baseline
+            self.figure.update_traces(showlegend=not is_missing, selector={"name": name})
         self.chart.show(_summary(rows) if rows else "No training yet.")
         marked = [event for event in events if event.kind in plots.MARKS]
         self._events.value = "<br>".join(
@@ -273,10 +282,8 @@ def _facts(rows: list[dict]) -> list[tuple[str, str]]:
     if validated is not None:
         facts += [
             (name, f"{significant(validated[column])} meV")
-            for name, column in (
-                ("validation error", "validation_mae_mev"), ("no network", "no_network_mae_mev"),
-                ("PySCF, same Fock builds", "pyscf_stopped_mae_mev"),
-            )
+            for name, column in (("validation error", "validation_mae_mev"), *BASELINES.items())
+            if column in validated
         ]
     return facts
 
@@ -286,8 +293,5 @@ def _summary(rows: list[dict]) -> str:
     facts = dict(_facts(rows))
     if "validation error" not in facts:
         return f"Step {facts['step']} after {facts['training time']}; no validation yet."
-    return (
-        f"After {facts['training time']} the error on unseen geometries is {facts['validation error']}. Without a "
-        f"network it is {facts['no network']}; PySCF stopped after as many Fock builds has "
-        f"{facts['PySCF, same Fock builds']}."
-    )
+    baselines = "".join(f"; {name}: {facts[name]}" for name in BASELINES if name in facts)
+    return f"After {facts['training time']} the error on unseen geometries is {facts['validation error']}{baselines}."

@@ -7,7 +7,7 @@ import ipywidgets as ipw
 
 from qptlab.errors import InputError
 from qptlab.gui import plots, scenes
-from qptlab.gui.scenes import Scene
+from qptlab.gui.scenes import Scene, Subject
 from qptlab.gui.session import Session
 from qptlab.gui.widgets import preview
 from qptlab.gui.widgets.chart import Chart
@@ -16,9 +16,6 @@ from qptlab.gui.widgets.message import MessageLine
 from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
 from qptlab.units import BOHR_ANGSTROM
-
-POINTS = 60
-"""Number of points of the box along each axis."""
 
 
 class Orbitals(View):
@@ -33,13 +30,13 @@ class Orbitals(View):
 
     def __init__(self, session: Session | None = None):
         self.session = session or Session()
-        self._make_controls()
-        self.levels = Chart(plots.levels_figure(), "orbital energies")
-        self._words = ipw.HTML()
         self.viewer = OrbitalViewer(
             placeholder="Orbitals appear here after a training has started and PySCF has calculated the references.",
             height=330,
         )
+        self._make_controls()
+        self.levels = Chart(plots.levels_figure(), "orbital energies")
+        self._words = ipw.HTML()
         self.scene: Scene | None = None
         self._state: tuple | None = None
         self._levels_box = ipw.VBox([self.levels], layout={"width": "30%"})
@@ -66,11 +63,13 @@ class Orbitals(View):
             tooltip="Predict with the present parameters",
         )
         self._isovalue = ipw.FloatLogSlider(
-            value=0.05, base=10, min=-6, max=0, step=0.05, description="Isovalue", readout_format=".2e", style=narrow,
+            value=scenes.ISOVALUES["orbital"], base=10, min=-6, max=0, step=0.05, description="Isovalue",
+            readout_format=".2e", style=narrow,
             continuous_update=False, layout={"width": "330px"},
         )
         self._opacity = ipw.FloatSlider(
-            value=0.8, min=0.1, max=1, step=0.05, description="Opacity", style=narrow, layout={"width": "240px"},
+            value=self.viewer.opacity, min=0.1, max=1, step=0.05, description="Opacity", style=narrow,
+            layout={"width": "240px"},
         )
         self._labels = ipw.Checkbox(description="Atom numbers", indent=False, layout={"width": "130px"})
         self._save = ipw.Button(
@@ -113,19 +112,28 @@ class Orbitals(View):
             return
         is_new = self._state is None or state[:2] != self._state[:2]
         self._state = state
+        if is_ready and is_new:
+            self._geometry.max = self.session.training.geometries - 1
+        subject = self._subject(renew=is_new) if is_ready else None
         for control in (self._kind, self._choice, self._geometry, self._renew, self._save):
-            control.disabled = not is_ready
-        if not is_ready or trainer is None or trainer.validation is None:
+            control.disabled = subject is None
+        if subject is None:
             return
         if is_new:
-            self._geometry.max = len(trainer.validation.positions) - 1
-            subject = self.session.orbitals.subject(self._geometry.value, renew=True)
             # New options select the first of them; nobody wants to wait for that one.
             self._choice.unobserve(self._choose, "value")
             self._choice.options = [(label, i) for i, label in enumerate(subject.orbital_labels())]
             self._choice.value = int(subject.model.nocc) - 1
             self._choice.observe(self._choose, "value")
         self.update(renew=not is_new)
+
+    def _subject(self, *, renew: bool) -> Subject | None:
+        """Return what can be drawn; None, with a message, if the model does not predict orbitals."""
+        try:
+            return self.session.orbitals.subject(self._geometry.value, renew=renew)
+        except InputError as error:
+            self.session.orbitals.refuse(str(error))
+            return None
 
     def update(self, *, renew: bool = False, isovalue: float | None = None) -> None:
         """Draw what is chosen.
@@ -142,7 +150,7 @@ class Orbitals(View):
             isovalue = self._isovalue.value
         try:
             scene = self.session.orbitals.scene(
-                kind, self._choice.value, self._geometry.value, points=POINTS, isovalue=isovalue, renew=renew
+                kind, self._choice.value, self._geometry.value, isovalue=isovalue, renew=renew
             )
         except InputError as error:
             self.session.orbitals.refuse(str(error))

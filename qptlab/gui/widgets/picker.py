@@ -11,7 +11,8 @@ from qptlab.gui.widgets.live import keep_fresh
 from qptlab.gui.widgets.message import MessageLine
 from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
-from qptlab.models.qpt import PRESETS
+from qptlab.models import contract
+from qptlab.models.correction import MAX_ITERATIONS
 from qptlab.sampling.geometries import SAMPLERS
 from qptlab.system import coordinates
 from qptlab.system.coordinates import Coordinate
@@ -58,6 +59,7 @@ class MoleculePicker(View):
         self._coordinate = ipw.Dropdown(description="Move", style={"description_width": "auto"},
                                         layout={"width": "98%"})
         self._value = ipw.FloatSlider(layout={"width": "98%"}, readout_format=".2f", continuous_update=True)
+        self._network = ipw.Dropdown(description="Network")
         self._history: list[Molecule] = []
         self._moving: Coordinate | None = None
         self._last_moved: Coordinate | None = None
@@ -67,6 +69,8 @@ class MoleculePicker(View):
             ], layout={"width": "46%"})]),
             self._summary, self._message, self._settings(),
         ])
+        self._network.observe(self._choose_network, "value")
+        self._show_network()
         self._bind()
         self.update()
         keep_fresh(self)
@@ -83,23 +87,29 @@ class MoleculePicker(View):
             ("xc", ipw.Dropdown(options=tuple(FUNCTIONALS), description="Functional")),
             ("basis", ipw.Combobox(options=BASES, description="Basis", continuous_update=False)),
             ("grid_level", ipw.Dropdown(options=GRID_LEVELS, description="Grid level")),
-            ("preset", ipw.Dropdown(options=list(PRESETS), description="Network")),
-            ("iterations", ipw.BoundedIntText(min=0, max=16, description="DFT iterations",
+            ("iterations", ipw.BoundedIntText(min=0, max=MAX_ITERATIONS, description="DFT iterations",
                                               tooltip="Number of DFT iterations after the network")),
             ("sampler", ipw.Dropdown(options=[s for s in SAMPLERS if s != "file"], description="Sampler",
                                      tooltip="Source of the training geometries")),
             ("temperature", ipw.BoundedFloatText(min=1, max=5000, description="Temperature, K")),
             ("minutes", ipw.FloatText(description="Minutes", tooltip="Training time")),
             ("seed", ipw.BoundedIntText(min=0, max=2**31 - 1, description="Seed")),
+            ("labels", ipw.Text(description="Labels", continuous_update=False, placeholder="path of a file",
+                                tooltip="Labelled geometries, which `qptlab label` writes")),
         ]
         for name, widget in fields:
-            widget.style = _FIELD
-            widget.layout = {"width": "260px"}
             widget.value = getattr(session, name)
             _link(session, name, widget)
-        grid = ipw.GridBox(
-            [widget for _, widget in fields], layout={"grid_template_columns": "repeat(3, 270px)"}
-        )
+        widgets = dict(fields)
+        self._labels_file = widgets["labels"]
+        columns = [
+            *(widgets[name] for name in ("xc", "basis", "grid_level")), self._network,
+            *(widgets[name] for name in ("iterations", "sampler", "temperature", "minutes", "seed", "labels")),
+        ]
+        for widget in columns:
+            widget.style = _FIELD
+            widget.layout = {"width": "260px"}
+        grid = ipw.GridBox(columns, layout={"grid_template_columns": "repeat(3, 270px)"})
         return ipw.VBox([ipw.HTML("<b>Method, network and training</b>"), grid])
 
     def _bind(self) -> None:
@@ -113,6 +123,7 @@ class MoleculePicker(View):
         self._value.observe(self._move, "value")
         self.session.observe(self._remember, "molecule")
         self.session.observe(lambda _: self.update(), ["molecule", "xc", "basis", "grid_level"])
+        self.session.observe(lambda _: self._show_network(), ["network", "iterations"])
 
     def _pick_name(self, change: Any) -> None:
         if change["new"] in BUILTIN and change["new"] != self.session.molecule.name:
@@ -129,6 +140,24 @@ class MoleculePicker(View):
                 return
             # Parsed as text only, whatever the name says.
             self.session.choose(content.decode("utf-8", errors="replace") + "\n")
+
+    # Network ---------------------------------------------------------------------------------
+
+    def _choose_network(self, change: Any) -> None:
+        config = contract.choices().get(change["new"])
+        if config is not None:
+            self.session.set("network", config)
+
+    def _show_network(self) -> None:
+        """List the registered networks, and select the session's; one with settings of a user's own is added."""
+        title = self.session.network_title
+        titles = list(dict.fromkeys([*contract.choices(), title]))
+        self._network.unobserve(self._choose_network, "value")
+        if list(self._network.options) != titles:
+            self._network.options = titles
+        self._network.value = title
+        self._network.observe(self._choose_network, "value")
+        self._labels_file.layout.display = "flex" if self.session.learns_from_labels else "none"
 
     # Moving atoms ----------------------------------------------------------------------------
 
@@ -173,8 +202,10 @@ class MoleculePicker(View):
     # Showing ---------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Deliver results of work in the background."""
+        """Deliver results of work in the background, and list networks that were registered meanwhile."""
         self.session.deliver()
+        if not set(contract.choices()) <= set(self._network.options):
+            self._show_network()
 
     def update(self) -> None:
         """Show the session's molecule."""

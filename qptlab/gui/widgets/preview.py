@@ -11,9 +11,8 @@ import numpy as np
 import py3Dmol
 from jaxtyping import Float
 
+from qptlab.gui import plots
 from qptlab.gui.widgets import library
-
-POSITIVE, NEGATIVE = "#0072B2", "#E69F00"
 
 
 def script_html() -> str:
@@ -42,7 +41,7 @@ def export_html(
       title: title of the page.
     """
     view = _view(symbols, positions_angstrom, 800, 600)
-    for sign, colour in ((1, POSITIVE), (-1, NEGATIVE)):
+    for sign, colour in ((1, plots.BLUE), (-1, plots.ORANGE)):
         view.addVolumetricData(
             cube, "cube", {"isoval": sign * isovalue, "color": colour, "opacity": 0.8, "smoothness": 4}
         )
