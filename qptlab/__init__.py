@@ -29,6 +29,9 @@ if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
     # Wherever the cache is: with JAX's own second a small molecule's SCF would be compiled each time.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
+from qptlab.system import basis_sets  # noqa: E402, F401 - before every module that imports PySCF
+
+# isort: split
 from qptlab.dft.energy import density_from_fock, energy, fock, kohn_sham, orbitals  # noqa: E402
 from qptlab.dft.integrals import Integrals, build_integrals, template  # noqa: E402
 from qptlab.dft.properties import charges, dipole_debye, forces  # noqa: E402

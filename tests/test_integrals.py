@@ -91,11 +91,12 @@ def test_reverse_derivative_of_every_integral_equals_finite_differences(eri):
 @pytest.mark.parametrize(
     ("name", "method", "said"),
     [
-        ("water", {"basis": "no-such-basis"}, "'no-such-basis' is not in PySCF's library for element H"),
+        ("water", {"basis": "no-such-basis"}, "PySCF's basis sets as basis, got 'no-such-basis'; use sto-3g"),
         ("water", {"basis": "cc-pvqz"}, "beyond f"),
         ("Cl", {"basis": "lanl2dz"}, "effective core potential for element Cl"),
         ("Br", {"basis": "6-31+g*"}, "not in PySCF's library for element Br"),
-        ("water", {"auxbasis": "no-such-fit"}, "auxiliary basis 'no-such-fit' is not in PySCF's library for"),
+        ("water", {"auxbasis": "no-such-fit"}, "PySCF's basis sets as auxiliary basis, got 'no-such-fit'; use def2"),
+        ("[Ti]", {"auxbasis": "cc-pvdz-jkfit"}, "'cc-pvdz-jkfit' is not in PySCF's library for element Ti"),
     ],
 )
 def test_unusable_bases_are_refused_with_one_sentence(name, method, said):

@@ -19,6 +19,7 @@ from pyscf.scf import atom_hf, hf
 from qptlab.dft import grid, repulsion
 from qptlab.errors import InputError
 from qptlab.runtime import memory
+from qptlab.system import basis_sets
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
@@ -214,6 +215,7 @@ def pyscf_molecule(mol: Molecule, method: Method) -> gto.Mole:
     Raises:
       InputError: if PySCF lacks the basis for an element, or it needs a core potential.
     """
+    basis_sets.check_files((method.basis, method.auxbasis))
     basis = {symbol: _basis_shells(method.basis, symbol) for symbol in sorted(set(mol.symbols))}
     built = gto.M(
         atom=list(zip(mol.symbols, mol.positions.tolist(), strict=True)),
@@ -234,7 +236,7 @@ def _basis_shells(name: str, symbol: str) -> list:
             f"basis {name!r} is not in PySCF's library for element {symbol}; "
             "sto-3g, 6-31g*, def2-svp or cc-pvdz would do."
         )
-    if _from_library(gto.basis.load_ecp, name, symbol):
+    if _from_library(gto.basis.load_ecp, basis_sets.without_contraction(name), symbol):
         raise InputError(
             f"basis {name!r} needs an effective core potential for element {symbol}, which qptlab has not; "
             "def2-svp has all electrons up to Kr."
@@ -247,7 +249,7 @@ def _from_library(library, name, symbol):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PySCF advises another package for unknown names
             return library(name, symbol)
-    except (KeyError, RuntimeError, ValueError, OSError, AttributeError, TypeError):
+    except (KeyError, RuntimeError, ValueError, OSError, AttributeError, TypeError, AssertionError):
         return None
 
 

@@ -6,6 +6,7 @@ frame, where both programs use the same integration grid. A model that learned f
 
 import csv
 import dataclasses
+import html
 import io
 import json
 import pathlib
@@ -241,7 +242,7 @@ class Evaluation:
             f"<tr><th>{title}</th>" + "".join(f"<td>{cell}</td>" for cell in summary.cells(names)) + "</tr>"
             for title, summary in self.rows()
         )
-        return f"<table><caption>{self._caption}</caption><tr><th></th>{cells}</tr>{body}</table>"
+        return f"<table><caption>{html.escape(self._caption)}</caption><tr><th></th>{cells}</tr>{body}</table>"
 
 
 def evaluate(

@@ -12,7 +12,7 @@ import traitlets
 
 from qptlab.dft import estimates
 from qptlab.dft.integrals import template
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.gui.parts import AttentionPart, ComparisonPart, KernelsPart, OrbitalsPart, Part, SCFPart, TrainingPart
 from qptlab.gui.tabs import find_tab
 from qptlab.models import contract
@@ -143,7 +143,8 @@ class Session(traitlets.HasTraits):
             bounds = "".join(
                 f" {word} {limit}" for word, limit in zip(("from", "to"), limits, strict=True) if limit is not None
             )
-            self.refuse(f"Expected {trait.info()}{bounds} as {name.replace('_', ' ')}, got {value!r}.", "molecule")
+            label = name.replace("_", " ")
+            self.refuse(f"Expected {trait.info()}{bounds} as {label}, got {shown(value)}.", "molecule")
             return False
         self.tell("", "molecule")
         return True
@@ -175,6 +176,11 @@ class Session(traitlets.HasTraits):
         if not isinstance(config, CorrectionConfig):
             return config
         return dataclasses.replace(config, iterations=self.iterations)
+
+    @traitlets.validate("basis")
+    def _check_basis(self, proposal: Any) -> str:
+        """Refuse a basis that is not a name before the session keeps it: it may come from a web page."""
+        return Method(basis=proposal["value"]).basis
 
     @property
     def method(self) -> Method:

@@ -18,7 +18,7 @@ from qptlab.dft.energy import commutator, density_from_fock, kohn_sham, orbitals
 from qptlab.dft.energy import energy as total_energy
 from qptlab.dft.energy import fock as fock_matrix
 from qptlab.dft.scf import GUESSES
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.models.contract import Params, Prediction, kind_of, register_kind
 from qptlab.models.features import BIASES, Features
 from qptlab.models.systems import Sample
@@ -41,14 +41,16 @@ class CorrectionConfig:
     def __post_init__(self):
         """Check the fields."""
         if self.guess not in GUESSES:
-            raise InputError(f"Expected one of {', '.join(GUESSES)} as guess, got {str(self.guess)[:60]!r}.")
+            raise InputError(f"Expected one of {', '.join(GUESSES)} as guess, got {shown(self.guess)}.")
         check_iterations(self.iterations)
 
 
 def check_iterations(iterations: int) -> None:
     """Raise an `InputError` for a number of DFT iterations that cannot be used."""
     if not isinstance(iterations, int) or not 0 <= iterations <= MAX_ITERATIONS:
-        raise InputError(f"Expected 0 to {MAX_ITERATIONS} DFT iterations, got {iterations!r}; use 2, for example.")
+        raise InputError(
+            f"Expected 0 to {MAX_ITERATIONS} DFT iterations, got {shown(iterations)}; use 2, for example."
+        )
 
 
 class Attention(NamedTuple):

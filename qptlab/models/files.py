@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import h5py
 import numpy as np
 
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.system.molecule import Molecule
 
 FORMAT = "qptlab-model"
@@ -54,8 +54,9 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
             for name, dataset in _datasets(file):
                 group, key = name.rsplit("/", 1)
                 arrays.setdefault(group, {})[key] = dataset[()]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"Expected a model file, got {path} ({error}); use a file that model.save wrote.") from None
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        why = shown(str(error))
+        raise InputError(f"Expected a model file, got {path} ({why}); use a file that model.save wrote.") from None
     if not isinstance(description, dict) or not isinstance(description.get("kind"), str):
         raise InputError(f"Expected a model file, got {path}, whose description names no kind of model; "
                          "use a file that model.save wrote.")

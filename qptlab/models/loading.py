@@ -2,7 +2,7 @@
 
 import pathlib
 
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.models import files
 from qptlab.models.contract import Model, config_class
 from qptlab.models.correction import CorrectionConfig
@@ -23,8 +23,8 @@ def load_file(path: str | pathlib.Path) -> Model:
     predictor = next(predictor for base, predictor in _PREDICTORS.items() if issubclass(config, base))
     try:
         return predictor.rebuild(description, arrays)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        message = f"Expected a model file, got {path} ({error!r}); use a file that model.save wrote."
+        message = f"Expected a model file, got {path} ({shown(str(error))}); use a file that model.save wrote."
         raise InputError(message) from None

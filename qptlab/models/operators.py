@@ -24,7 +24,7 @@ from qptlab.dft import integrals
 from qptlab.dft.energy import density_from_fock, kohn_sham, orbitals
 from qptlab.dft.integrals import Integrals, Template
 from qptlab.dft.properties import charges, dipole_debye
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.units import AU_DEBYE
@@ -89,7 +89,7 @@ class Invariants(NamedTuple):
 def check_source(given: str) -> None:
     """Raise an `InputError` for what is none of `SOURCES`."""
     if given not in SOURCES:
-        raise InputError(f"{given!r} is no source of operators; one of {', '.join(SOURCES)} would do.")
+        raise InputError(f"{shown(given)} is no source of operators; one of {', '.join(SOURCES)} would do.")
 
 
 def shells(mol: Molecule, source: str) -> Shells:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import ase.data
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from qptlab.dft.padding import fill
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.models import files, operators
 from qptlab.models.contract import Params, Prediction, register_kind
 from qptlab.models.operators import SOURCES, Invariants, Operators
@@ -37,6 +38,9 @@ NORM_RANGE = (1e-3, 30.0)
 
 CUT_OFF_HARTREE = (1e-3, 1e-2)
 """Two shells whose Fock block has a norm below the first do not see each other, and fully above the second."""
+
+MAX_KIND = 20
+"""Characters of a shell's kind, such as "O 2p"."""
 
 SMALLEST = 1e-4
 """Where a root of a product of blocks is smoothed."""
@@ -329,11 +333,12 @@ class GNNPredictor:
         Raises:
           InputError: if the description holds settings that cannot be used.
         """
+        _check_words(description)
         model = OrbitalGNN(
             GNNConfig(**description["model"]), tuple(description["kinds"]), tuple(description["elements"])
         )
         params = {name.removeprefix("params/"): value for name, value in arrays.items() if name != "scales"}
-        return cls(model, params, Scales(**arrays["scales"]), str(description["label"]))
+        return cls(model, params, Scales(**arrays["scales"]), description["label"])
 
     def description(self) -> dict:
         """Return the settings that rebuild the model together with `arrays`; JSON types only."""
@@ -413,6 +418,17 @@ class GNNPredictor:
         at = _guess_slope(self.model, template)
         energy, found = at(mol.positions, self.params, self.scales, blank, layout)
         return float(energy), -found
+
+
+def _check_words(description: dict) -> None:
+    """Raise a `ValueError` for words of a description that no trained network has; tables and messages show them."""
+    elements, kinds, label = (description[name] for name in ("elements", "kinds", "label"))
+    if not isinstance(elements, list) or not set(elements) <= set(ase.data.atomic_numbers):
+        raise ValueError(f"elements {shown(elements)}")
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) and len(kind) <= MAX_KIND for kind in kinds):
+        raise ValueError(f"shells {shown(kinds)}")
+    if not isinstance(label, str):
+        raise ValueError(f"label {shown(label)}")
 
 
 class Slope(NamedTuple):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.models.correction import Attention, CorrectionConfig, register_network
 from qptlab.models.features import BIASES, Features
 
@@ -58,7 +58,7 @@ class QPTConfig(CorrectionConfig):
         for name, allowed in (("preset", tuple(PRESETS)), ("precision", PRECISIONS)):
             value = getattr(self, name)
             if value not in allowed:
-                raise InputError(f"Expected one of {', '.join(allowed)} as {name}, got {str(value)[:60]!r}.")
+                raise InputError(f"Expected one of {', '.join(allowed)} as {name}, got {shown(value)}.")
 
 
 def correction(features: Features, config: QPTConfig, vocabulary: tuple[str, ...]) -> Float[Array, "nao nao"]:

@@ -16,7 +16,7 @@ import ase.units
 import numpy as np
 from jaxtyping import Float
 
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.models.contract import Params
 from qptlab.models.correction import CorrectionModel
 from qptlab.models.predictor import energy_and_slope
@@ -83,9 +83,11 @@ class Sampling:
 
     def __post_init__(self):
         """Check what a user can get wrong."""
+        if not isinstance(self.path, str):
+            raise InputError(f"Expected text as the path of an XYZ file, got {shown(self.path)}; use a path or ''.")
         if self.sampler not in SAMPLERS:
             raise InputError(
-                f"sampler {self.sampler!r} is not known; one of {', '.join(SAMPLERS)} would do."
+                f"sampler {shown(self.sampler)} is not known; one of {', '.join(SAMPLERS)} would do."
             )
         if not 0 < self.temperature <= 5000:
             raise InputError(f"temperature {self.temperature} K cannot be used; 500 would do.")

@@ -1,4 +1,4 @@
-"""What is calculated: a molecule, its internal coordinates, and the Kohn–Sham method.
+"""What is calculated: a molecule, its internal coordinates, the Kohn–Sham method, the names of basis sets.
 
 May import: `errors`, `units`.
 """

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float
 
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 
 FAMILIES = {"hf": 0, "lda": 1, "gga": 4, "mgga": 5}
 """Families of functionals, and how many rows of the density each reads: none; ρ; ρ and ∇ρ; ρ, ∇ρ and τ."""
@@ -192,7 +192,7 @@ def functional(xc: str | Functional) -> Functional:
         return xc
     if not isinstance(xc, str) or xc not in _REGISTER:
         raise InputError(
-            f"Functional {xc!r} is not known; use one of {', '.join(_REGISTER)}, or register a functional of your "
-            "own with qptlab.register_functional."
+            f"Functional {shown(xc)} is not known; use one of {', '.join(_REGISTER)}, or register a functional of "
+            "your own with qptlab.register_functional."
         )
     return _REGISTER[xc]

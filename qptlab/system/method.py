@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
+from qptlab.system import basis_sets
 from qptlab.system.functional import Functional, functional, is_builtin, register_functional
 
 GRID_LEVELS = (0, 1, 2, 3, 4, 5)
@@ -19,12 +20,13 @@ class Method:
     Attributes:
       xc: functional: a name in `functional.FUNCTIONALS`, or a `Functional` record of your own, which is registered
         under its name. The field holds the name of a built-in functional and the record of any other.
-      basis: name of a basis set that PySCF has for every element of the molecule. `integrals.template` checks this,
-        because only there the molecule is known.
+      basis: name of a basis set in PySCF's library, see `basis_sets.is_known`; neither a file's path nor basis-set
+        text. `integrals.template` checks that it has every element, because only there the molecule is known.
       grid_level: PySCF's grid level, 0 (coarse) to 5. PySCF's default is 3.
       eri: form of the two-electron integrals, one of `ERI_FORMS`. `integrals.Template.eri` is the form that `auto`
         stands for.
-      auxbasis: auxiliary basis of density-fitted integrals. The default is PySCF's for the functional and basis.
+      auxbasis: auxiliary basis of density-fitted integrals, a name as `basis`. The default is PySCF's for the
+        functional and basis.
 
     Raises:
       InputError: if a value is not allowed.
@@ -48,11 +50,11 @@ class Method:
             value = getattr(self, field)
             if value not in allowed:
                 names = ", ".join(str(name) for name in allowed)
-                raise InputError(f"{field} {value!r} is not known; one of {names} would do.")
-        if not isinstance(self.basis, str) or not self.basis.strip():
-            raise InputError(f"basis {self.basis!r} is not a name; sto-3g or def2-svp would do.")
-        if self.auxbasis is not None and (not isinstance(self.auxbasis, str) or not self.auxbasis.strip()):
-            raise InputError(f"auxiliary basis {self.auxbasis!r} is not a name; def2-universal-jkfit would do.")
+                raise InputError(f"Expected a known {field}, got {field} {shown(value)}; use one of {names}.")
+        # This comes before any parser of PySCF's, which would evaluate expressions in text that is not a name.
+        basis_sets.check(self.basis, "basis")
+        if self.auxbasis is not None:
+            basis_sets.check(self.auxbasis, "auxiliary basis")
         if self.auxbasis is not None and self.eri == "exact":
             raise InputError(
                 f"auxiliary basis {self.auxbasis!r} was given with exact integrals; eri='fitted' would do."

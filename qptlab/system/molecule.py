@@ -18,7 +18,7 @@ from ase.io.extxyz import XYZError
 from ase.io.formats import UnknownFileTypeError
 from jaxtyping import Float, Int
 
-from qptlab.errors import InputError
+from qptlab.errors import MAX_SHOWN, InputError, shown
 from qptlab.units import BOHR_ANGSTROM
 
 MAX_ATOMIC_NUMBER = 36
@@ -71,7 +71,9 @@ class Molecule:
         object.__setattr__(self, "symbols", tuple(self.symbols))
         positions = np.array(self.positions, dtype=np.float64)
         object.__setattr__(self, "positions", positions)
-        _check_elements(self.symbols, self.name or "the molecule")  # a formula has elements
+        if not isinstance(self.name, str):
+            raise InputError(f"Expected text as the name of a molecule, got {shown(self.name)}; use a word.")
+        _check_elements(self.symbols, self.name[:MAX_SHOWN] or "the molecule")  # a formula has elements
         _check_positions(self.symbols, positions, self._title)
         if self.spin is None:
             object.__setattr__(self, "spin", self.nelectron % 2)
@@ -79,7 +81,7 @@ class Molecule:
 
     @property
     def _title(self) -> str:
-        return self.name or self.formula or "the molecule"
+        return self.name[:MAX_SHOWN] or self.formula or "the molecule"
 
     @property
     def atomic_numbers(self) -> np.ndarray:
@@ -384,7 +386,7 @@ def _check_elements(symbols: Sequence[str], title: str) -> None:
         number = ase.data.atomic_numbers.get(symbol, 0)
         if not 1 <= number <= MAX_ATOMIC_NUMBER:
             raise InputError(
-                f"atom {index} of {title} is {symbol!r}, which is no element that qptlab knows; "
+                f"atom {index} of {title} is {shown(symbol)}, which is no element that qptlab knows; "
                 "a symbol from H to Kr would do."
             )
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.models.correction import check_iterations
 from qptlab.sampling.geometries import Sampling
 
@@ -109,20 +109,20 @@ class TrainConfig:
         """Check the fields."""
         self._check_budget()
         if self.loss not in LOSSES:
-            raise InputError(f"Expected one of {', '.join(LOSSES)} as loss, got {str(self.loss)[:60]!r}.")
+            raise InputError(f"Expected one of {', '.join(LOSSES)} as loss, got {shown(self.loss)}.")
         if self.iterations is not None:
             check_iterations(self.iterations)
         for name in ("steps", "batch", "microbatch", "reuse", "validation"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise InputError(f"Expected a whole number from 1 as {name}, got {value!r}; use 1, for example.")
+                raise InputError(f"Expected a whole number from 1 as {name}, got {shown(value)}; use 1, for example.")
         if self.microbatch is not None and self.batch % self.microbatch:
             raise InputError(
                 f"Expected a divisor of the batch of {self.batch} as microbatch, got {self.microbatch}; use 1, for "
                 "example."
             )
         if not isinstance(self.seed, int) or self.seed < 0:
-            raise InputError(f"Expected a whole number from 0 as seed, got {self.seed!r}; use 0, for example.")
+            raise InputError(f"Expected a whole number from 0 as seed, got {shown(self.seed)}; use 0, for example.")
         for name, usual in (("learning_rate", 1e-3), ("averaging", 0.98)):
             value = getattr(self, name)
             if not 0 <= value < 1:

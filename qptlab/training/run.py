@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.evaluation.errors import ErrorSummary, columns
 from qptlab.models.contract import Model
 from qptlab.models.loading import load_file
@@ -100,7 +100,7 @@ class Run:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"Expected the configuration of a run in {self.path / 'config.json'}, got something else "
-                f"({error!r}); use a folder that `qptlab train` created."
+                f"({shown(str(error))}); use a folder that `qptlab train` created."
             ) from None
 
     @classmethod

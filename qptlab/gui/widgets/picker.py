@@ -239,6 +239,8 @@ def _link(session: Session, name: str, widget: ipw.ValueWidget) -> None:
     """Bind a widget and an attribute of the session; if the session refuses a value, restore the previous one."""
 
     def to_session(change: Any) -> None:
+        if change["new"] == getattr(session, name):
+            return  # the previous value is back after a refusal; the message stays
         if not session.set(name, change["new"]):
             widget.value = getattr(session, name)
 
