@@ -1,7 +1,7 @@
-"""Unit conversions, used at the edges only: inside qptlab everything is in atomic units.
+"""Unit conversions for input and output: inside qptlab everything is in atomic units.
 
-The values are those of PySCF (CODATA 2010), so that a geometry in ångström means the same
-positions, to the last bit, in both programs.
+The values are those of PySCF (CODATA 2010), so that a geometry in ångström has the same positions, to the last bit,
+in both programs.
 """
 
 import numpy as np
@@ -19,11 +19,11 @@ AU_DEBYE = 2.5417464157449032
 """One atomic unit of dipole moment (e·bohr) in debye."""
 
 CHEMICAL_ACCURACY_MEV = 43.364
-"""One kcal/mol in millielectronvolt, the field's usual mark of chemical accuracy."""
+"""One kcal/mol in millielectronvolt, the usual limit of chemical accuracy."""
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A number for people: so many significant digits, and no power of ten.
+    """Return a number as text with some significant digits, without a power of ten.
 
     >>> significant(2344.12), significant(0.00017839)
     ('2340', '0.000178')

@@ -31,6 +31,6 @@ def test_labels_made_in_several_workers_are_those_made_here(tmp_path):
 
 
 def test_an_address_where_nobody_answers_is_said():
-    with pytest.raises(ql.InputError, match=r"no scheduler of Dask's answers at tcp://127\.0\.0\.1:9"), \
+    with pytest.raises(ql.InputError, match=r"Expected a Dask scheduler at tcp://127\.0\.0\.1:9, got no answer"), \
             cluster.executor("tcp://127.0.0.1:9"):
         pass

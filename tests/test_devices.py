@@ -66,5 +66,5 @@ def test_two_processes_share_a_training_and_go_on_with_it(alone, tmp_path):
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
     monkeypatch.setattr(devices.Devices, "count", 3)
-    with pytest.raises(ql.InputError, match="batch of 4 geometries cannot be divided among 3 devices"):
+    with pytest.raises(ql.InputError, match="Expected a batch that can be divided among 3 devices, got 4 geometries"):
         ql.Trainer(ql.Molecule.from_name("water"), cases.QUICK_METHOD, train=TrainConfig(batch=4))

@@ -143,5 +143,5 @@ def test_wrong_or_no_geometries_are_refused(trained, tmp_path):
         ql.evaluate(trained.predictor, [])
     with pytest.raises(ql.InputError, match="CH4"):
         ql.evaluate(trained.predictor, [WATER, ql.Molecule.from_name("methane")])
-    with pytest.raises(ql.InputError, match=r"none.xyz cannot be read"):
+    with pytest.raises(ql.InputError, match=r"none.xyz, which cannot be read"):
         ql.evaluate(trained.predictor, tmp_path / "none.xyz")

@@ -120,11 +120,11 @@ def test_no_text_breaks_the_parser(text):
     [
         ("C1CC", "'C1CC'"),
         ("", "cannot be read as a molecule"),
-        ("no-such-file.xyz", "no-such-file.xyz cannot be read"),
+        ("no-such-file.xyz", "no-such-file.xyz, which cannot be read"),
         ("1\n\nXx 0 0 0\n", "'Xx'"),
         ("2\n\nH 0 0 0\nH 0 0 0.1\n", "0.100 Å apart"),
         ("2\n\nH 0 0 0\nH 0 0 nan\n", "not a finite number"),
-        ("1\nspin=2\nH 0 0 0\n", "1 electrons at charge 0, of which 2 cannot be unpaired; spin 1 would do"),
+        ("1\nspin=2\nH 0 0 0\n", "1 electrons at charge 0, of which 2 cannot be unpaired; use spin 1"),
         ("1\nspin=0\nH 0 0 0\n", "of which 0 cannot be unpaired"),
         ("1\n\nU 0 0 0\n", "'U'"),
         ("3\n\nO 0 0 0\nH 0 0 1\n", "not complete XYZ"),
@@ -143,7 +143,7 @@ def test_bad_records_are_refused_where_they_enter():
     assert "(2, 3)" in said(ql.Molecule, ("H", "H"), np.zeros((3, 3)))
     assert "without atoms" in said(ql.Molecule, (), np.zeros((0, 3)))
     assert "-1 electrons" in said(ql.Molecule, ("H",), np.zeros((1, 3)), 2)
-    assert "'aspirin' is no built-in" in said(ql.Molecule.from_name, "aspirin")
+    assert "built-in molecule, got 'aspirin'" in said(ql.Molecule.from_name, "aspirin")
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path):

@@ -152,7 +152,7 @@ def test_nothing_is_written_for_what_cannot_be_used(tmp_path):
     with pytest.raises(ql.InputError, match="nonsense"):
         ql.Trainer(WATER, ql.Method("lda", "nonsense"), MODEL, config(3), out=tmp_path / "w")
     frames = dataclasses.replace(config(3), sampling=ql.Sampling("file", path=str(tmp_path / "none.xyz")))
-    with pytest.raises(ql.InputError, match=r"none.xyz cannot be read"):
+    with pytest.raises(ql.InputError, match=r"none.xyz, which cannot be read"):
         ql.Trainer(WATER, METHOD, MODEL, frames, out=tmp_path / "w")
     assert not (tmp_path / "w").exists()
 
@@ -172,7 +172,7 @@ def test_training_on_a_file_of_ones_own_and_its_loss_in_the_background(tmp_path)
     assert ql.Trainer(WATER, METHOD, MODEL, frames, out=tmp_path / "w").run().step == 3
     late = ql.Trainer(WATER, METHOD, MODEL, frames, out=tmp_path / "late")
     path.unlink()
-    with pytest.raises(ql.InputError, match=r"mine.xyz cannot be read"):
+    with pytest.raises(ql.InputError, match=r"mine.xyz, which cannot be read"):
         late.run()
     assert late.status == "failed"
     assert late.events()[-2].kind == "error"

@@ -1,4 +1,4 @@
-"""Work on many machines at once, by Dask; on this one's cores where no cluster is named."""
+"""Work on several machines at a time, by Dask, or on the cores of this machine."""
 
 import contextlib
 import os
@@ -11,19 +11,19 @@ from qptlab.errors import InputError
 Job, Result = TypeVar("Job"), TypeVar("Result")
 
 LOCAL = "local"
-"""In place of an address: a worker for each core of this machine."""
+"""Address that stands for this machine: one worker for each of its cores."""
 
 
 @contextlib.contextmanager
 def executor(address: str) -> Iterator[Executor]:
-    """An executor whose jobs run in Dask's workers.
+    """Return an executor whose jobs run in Dask's workers.
 
     Args:
-      address: of a running scheduler, such as "tcp://head:8786", or `LOCAL`. A scheduler's workers need the same
-        versions of qptlab and of what it is made of.
+      address: address of a running scheduler, such as "tcp://head:8786", or `LOCAL`. The workers need the same
+        versions of qptlab and of its dependencies.
 
     Raises:
-      InputError: if Dask is not installed, or there is no scheduler at the address.
+      InputError: if Dask is not installed, or no scheduler answers at the address.
 
     >>> with executor("nowhere"):  # doctest: +SKIP
     ...     pass
@@ -31,18 +31,18 @@ def executor(address: str) -> Iterator[Executor]:
     try:
         import distributed
     except ImportError:
-        raise InputError('Dask is not installed; pip install "qptlab[cluster]" would do.') from None
+        raise InputError('Expected Dask, which is not installed; use pip install "qptlab[cluster]".') from None
     with contextlib.ExitStack() as stack:
-        # One thread each: what runs in a worker, PySCF or XLA, takes as many as it is given.
-        place = address if address != LOCAL else stack.enter_context(distributed.LocalCluster(
+        # One thread per worker: PySCF and XLA use as many threads as they may.
+        target = address if address != LOCAL else stack.enter_context(distributed.LocalCluster(
             n_workers=os.cpu_count(), threads_per_worker=1, dashboard_address=":0"
         ))
         try:
-            client = stack.enter_context(distributed.Client(place, timeout=10))
+            client = stack.enter_context(distributed.Client(target, timeout=10))
         except (OSError, ValueError) as error:
             raise InputError(
-                f"no scheduler of Dask's answers at {address} ({error}); the address of a running one, or {LOCAL}, "
-                "would do."
+                f"Expected a Dask scheduler at {address}, got no answer ({error}); use the address of a running "
+                f"scheduler, or {LOCAL}."
             ) from None
         yield client.get_executor()
 
@@ -50,7 +50,7 @@ def executor(address: str) -> Iterator[Executor]:
 def as_done(
     executor: Executor, function: Callable[[Job], Result], jobs: Sequence[Job]
 ) -> Iterator[tuple[Job, Result]]:
-    """Jobs with their results, as these are finished; what has not begun is called off when the caller stops."""
+    """Yield each job with its result, as they finish; if the caller stops, jobs that have not begun are cancelled."""
     waiting = {executor.submit(function, job): job for job in jobs}
     try:
         for future in as_completed(waiting):

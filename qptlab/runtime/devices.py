@@ -1,8 +1,8 @@
-"""One training over several devices, on one machine or many: geometries are shared out, parameters are everywhere.
+"""Data parallelism: one training on several devices, of one machine or several.
 
-Many machines are joined by `jax.distributed.initialize()`, called before anything else in every process; then each
-runs the same script. A batch's geometries, and what is made for them, are divided among processes and devices; the
-gradient is summed over all by XLA (data parallelism).
+Several machines are joined by `jax.distributed.initialize()`, which every process calls before anything else; then
+each runs the same script. The geometries of a batch are divided among processes and devices, parameters are replicated on
+all, and XLA sums the gradient.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,12 @@ Tree = TypeVar("Tree")
 
 
 class Devices:
-    """All devices of all processes, as a training sees them.
+    """All devices of all processes that share a training.
 
     Attributes:
-      split: how an array whose first axis is the geometries lies on them.
-      whole: how an array lies that all of them have.
+      split: sharding of an array whose first axis runs over geometries.
+      whole: sharding of an array that is replicated on all devices.
+      share: index of this process, and number of processes.
     """
 
     def __init__(self):
@@ -34,37 +35,37 @@ class Devices:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of devices."""
         return jax.device_count()
 
     def check(self, name: str, geometries: int) -> None:
-        """Raise an `InputError` if so many geometries cannot be divided among the devices."""
+        """Raise an `InputError` if a number of geometries cannot be divided among the devices."""
         if geometries % self.count:
             raise InputError(
-                f"a {name} of {geometries} geometries cannot be divided among {self.count} devices; a multiple of "
-                f"{self.count} would do."
+                f"Expected a {name} that can be divided among {self.count} devices, got {geometries} geometries; use "
+                f"a multiple of {self.count}."
             )
 
     def together(self, trees: Sequence[Tree]) -> Tree:
-        """What this process has of a batch, one for each geometry, as arrays that lie `split` over all devices."""
+        """Stack this process's part of a batch, one tree for each geometry, into arrays with sharding `split`."""
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
         if self.share[1] > 1:
             return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, np.asarray(x)), stacked)
         return jax.device_put(stacked, self.split) if self.count > 1 else stacked
 
     def everywhere(self, tree: Tree) -> Tree:
-        """What all processes have alike, on all devices."""
+        """Replicate a tree that is the same in all processes on all devices."""
         if self.count == 1:
             return tree
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.whole, np.asarray(x)), tree)
 
     def here(self, tree: Tree) -> Tree:
-        """What lies everywhere, on this process's first device alone."""
+        """Return a replicated tree on this process's first device."""
         return tree if self.count == 1 else jax.tree.map(lambda x: x.addressable_data(0), tree)
 
     def agreed(self, seconds: float, stop: bool) -> tuple[float, bool]:
-        """The first process's clock, and whether any process wants to stop: the same answer in all."""
+        """Return the first process's clock, and true if any process wants to stop: the same in all processes."""
         if self.share[1] == 1:
             return seconds, stop
-        found = multihost_utils.process_allgather(np.array([seconds, stop]))
-        return float(found[0, 0]), bool(found[:, 1].any())
+        gathered = multihost_utils.process_allgather(np.array([seconds, stop]))
+        return float(gathered[0, 0]), bool(gathered[:, 1].any())

@@ -1,30 +1,29 @@
-"""Work that takes more than a moment, in a thread of its own: with progress, and it can be called off."""
+"""Long work in a thread of its own, with progress; it can be cancelled."""
 
 import threading
 from collections.abc import Callable
 from typing import Any
 
 Report = Callable[[int, int, str], None]
-"""Tells how much is done, of how much, and what is being done; raises `Cancelled` where the work was called off."""
+"""Callback `report(done, total, text)` of the progress of work; it raises `Cancelled` if the work was cancelled."""
 
 
 class Cancelled(Exception):
-    """Raised inside work that was called off."""
+    """Exception inside work that was cancelled."""
 
 
 class Task:
-    """One piece of work under way; whoever began it asks for its result.
+    """Work in a background thread.
 
     Args:
-      work: called in the thread with `report`, whose calls `report(done, total, what)` tell how far it is and end
-        the work where it was called off.
-      name: of the thread.
+      work: function of one argument, a `Report`, which it calls to report progress; a call ends cancelled work.
+      name: name of the thread.
 
     Attributes:
-      share: done so far, 0 to 1.
-      text: what is being done.
-      result: of the work, once it is done.
-      error: what the work raised, if it did.
+      share: share of the work that is done, 0 to 1.
+      text: description of the present step.
+      result: result of the work, once it is done.
+      error: exception of the work, if there was one.
     """
 
     def __init__(self, work: Callable[[Report], Any], name: str):
@@ -37,30 +36,30 @@ class Task:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the work is under way."""
+        """True while the work is running."""
         return self._thread.is_alive()
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether it was called off."""
+        """True if the work was cancelled."""
         return self._cancelled.is_set()
 
     def cancel(self) -> None:
-        """Call it off; it ends at its next report."""
+        """Cancel the work; it ends at its next report."""
         self._cancelled.set()
         self.text = "ending"
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait until it has ended."""
+        """Wait until the work has ended."""
         self._thread.join(timeout)
 
-    def _report(self, done: int, total: int, what: str = "") -> None:
+    def _report(self, done: int, total: int, text: str = "") -> None:
         if self._cancelled.is_set():
             raise Cancelled
-        self.share, self.text = done / max(total, 1), what
+        self.share, self.text = done / max(total, 1), text
 
-    def _run(self, work) -> None:
+    def _run(self, work: Callable[[Report], Any]) -> None:
         try:
             self.result = work(self._report)
-        except Exception as error:  # noqa: BLE001  a thread's last words, shown by whoever began it
+        except Exception as error:  # noqa: BLE001  the caller shows any error of the thread
             self.error = error

@@ -1,4 +1,4 @@
-"""What is calculated: a molecule, its internal coordinates, the Kohn–Sham method, the names of basis sets.
+"""Systems to calculate: a molecule, its internal coordinates, the Kohn–Sham method, the names of basis sets.
 
 May import: `errors`, `units`.
 """

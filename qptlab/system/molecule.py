@@ -22,39 +22,39 @@ from qptlab.errors import MAX_SHOWN, InputError, shown
 from qptlab.units import BOHR_ANGSTROM
 
 MAX_ATOMIC_NUMBER = 36
-"""Krypton: elements beyond need effective core potentials, which are not implemented."""
+"""Krypton: heavier elements need effective core potentials, which are not implemented."""
 
 MIN_DISTANCE_ANGSTROM = 0.4
-"""Nuclei closer than this are taken for a mistake (the shortest bond, H–H, is 0.74 Å long)."""
+"""Smallest distance of two nuclei that is accepted (the shortest bond, H–H, is 0.74 Å long)."""
 
 MAX_XYZ_BYTES = 50_000_000
-"""Larger texts are refused before they are parsed: about a million atoms."""
+"""Largest text that is parsed: about a million atoms."""
 
 MAX_SMILES_CHARACTERS = 500
 
 BOND_FACTOR = 1.3
-"""Atoms nearer than this times the sum of their covalent radii count as bonded. At 500 K an X–H
-bond stretches by 20 %; the nearest non-bonded pairs lie beyond 1.5."""
+"""Two atoms are bonded if their distance is below this factor times the sum of their covalent radii. At 500 K an X–H
+bond stretches by 20 %; the nearest non-bonded pairs have a factor above 1.5."""
 
 
-class _NoSmiles(InputError):
-    """A text that is no SMILES at all, as against one of a molecule that cannot be used."""
+class _NotSmilesError(InputError):
+    """Error for a text that is not SMILES at all, unlike SMILES of a molecule that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Molecule:
-    """A molecule at one geometry.
+    """Molecule at one geometry.
 
     Attributes:
       symbols: element symbols, one per atom.
       positions: nuclear positions, bohr.
       charge: total charge, elementary charges.
-      name: what to call it on plots and in files.
-      spin: number of unpaired electrons (2S, as in PySCF); by default 0 or 1, whichever there can be.
+      name: name on plots and in files.
+      spin: number of unpaired electrons (2S, as in PySCF); by default 0 or 1, whichever the electrons allow.
 
     Raises:
-      InputError: for an unknown element, positions that are not finite or do not fit the symbols,
-        overlapping atoms, or a charge and spin that its electrons cannot have.
+      InputError: if an element is unknown, positions are not finite or do not fit the symbols, atoms overlap, or the
+        electrons cannot have the charge and spin.
 
     >>> Molecule.from_name("water").formula
     'H2O'
@@ -95,7 +95,7 @@ class Molecule:
 
     @property
     def occupied(self) -> tuple[int, ...]:
-        """Filled orbitals: their number for a closed shell, or that of each spin, the larger first."""
+        """Number of occupied orbitals: one number for a closed shell, else one for each spin, the larger first."""
         spin = cast(int, self.spin)  # known once the record is made
         return ((self.nelectron + spin) // 2, (self.nelectron - spin) // 2)[: 2 if spin else 1]
 
@@ -118,11 +118,13 @@ class Molecule:
         return frozenset((int(i), int(j)) for i, j in np.argwhere(near))
 
     def orders(self, other: "Molecule", limit: int = 1) -> Int[np.ndarray, "norder natm"]:
-        """Orders of the other's atoms in which it is a geometry of this molecule: elements, charge, spin, bonds.
+        """Return the orders of a second molecule's atoms that match the elements and bonds of this one.
+
+        There is none if the second is a different molecule, or has a different charge or spin.
 
         Args:
-          other: a molecule; other than this where no order is found.
-          limit: how many orders to look for at most; like atoms can often be exchanged.
+          other: second molecule.
+          limit: largest number of orders to return; equivalent atoms can often be exchanged.
         """
         same = (self.charge, self.spin) == (other.charge, other.spin)
         if not same or sorted(self.symbols) != sorted(other.symbols):
@@ -137,52 +139,51 @@ class Molecule:
             graph.add_edges_from(sorted(mol.bonds))
         matcher = nx.isomorphism.GraphMatcher(*graphs, node_match=lambda a, b: a["symbol"] == b["symbol"])
         maps = itertools.islice(matcher.isomorphisms_iter(), limit)
-        found = [[each[i] for i in range(len(self.symbols))] for each in maps]
-        return np.array(found, dtype=int).reshape(-1, len(self.symbols))
+        orders = [[mapping[i] for i in range(len(self.symbols))] for mapping in maps]
+        return np.array(orders, dtype=int).reshape(-1, len(self.symbols))
 
     def with_positions(self, positions: Float[np.ndarray, "natm 3"]) -> "Molecule":
-        """The same molecule at other positions, bohr."""
+        """Return the molecule at different positions, bohr."""
         return dataclasses.replace(self, positions=positions)
 
     def to_ase(self) -> ase.Atoms:
-        """An `ase.Atoms` (ångström), with charge and spin in `info`."""
+        """Return an `ase.Atoms` (ångström), with charge and spin in `info`."""
         info = {"charge": self.charge, "spin": self.spin}
         return ase.Atoms(self.symbols, self.positions_angstrom, info=info)
 
     def to_xyz(self) -> str:
-        """One frame of extended XYZ, ångström."""
+        """Return one frame of extended XYZ, ångström."""
         text = io.StringIO()
         ase.io.write(text, self.to_ase(), format="extxyz")
         return text.getvalue()
 
     @classmethod
     def from_name(cls, name: str) -> "Molecule":
-        """A built-in molecule at its GFN2-xTB minimum; `BUILTIN` lists the names.
+        """Return a built-in molecule at its GFN2-xTB minimum; `BUILTIN` lists the names.
 
         Raises:
-          InputError: if there is no such molecule.
+          InputError: if no built-in molecule has the name.
         """
         frames = _builtin()
         key = name.strip().lower().replace("-", " ")
         if key not in frames:
             raise InputError(
-                f"{name!r} is no built-in molecule; one of {', '.join(frames)} would do, "
-                "or a SMILES string, or the path of an XYZ file."
+                f"Expected the name of a built-in molecule, got {shown(name)}; use one of {', '.join(frames)}."
             )
-        return frames[key].with_positions(frames[key].positions)  # a copy: its owner may change it
+        return frames[key].with_positions(frames[key].positions)  # a copy, which the caller may change
 
     @classmethod
     def from_xyz(cls, source: str | pathlib.Path) -> "Molecule":
-        """The first frame of an XYZ file or of XYZ text (ångström).
+        """Return the first frame of an XYZ file or of XYZ text (ångström).
 
         Raises:
-          InputError: as `read_xyz`.
+          InputError: if `read_xyz` refuses it.
         """
         return read_xyz(source)[0]
 
     @classmethod
     def from_smiles(cls, smiles: str) -> "Molecule":
-        """A conformer of a SMILES string, by RDKit's ETKDG (fixed seed) and MMFF94 or UFF.
+        """Return a conformer of a SMILES string, by RDKit's ETKDG (fixed seed) and MMFF94 or UFF.
 
         Raises:
           InputError: if the text does not parse or no conformer is found.
@@ -197,16 +198,22 @@ class Molecule:
         )
 
         text = smiles.strip()
-        hint = "a valid SMILES string of one molecule, such as CCO for ethanol, would do."
+        hint = "use SMILES such as CCO for ethanol."
         if not text or len(text) > MAX_SMILES_CHARACTERS:
-            raise _NoSmiles(f"SMILES of {len(text)} characters cannot be used; {hint}")
+            raise _NotSmilesError(
+                f"Expected SMILES of 1 to {MAX_SMILES_CHARACTERS} characters, got {len(text)}; {hint}"
+            )
         with rdBase.BlockLogs():
             graph = Chem.MolFromSmiles(text)
             if graph is None or graph.GetNumAtoms() == 0:
-                raise _NoSmiles(f"SMILES {text!r} does not parse; {hint}")
+                raise _NotSmilesError(
+                    f"Expected SMILES of one molecule, got {shown(text)}, which does not parse; {hint}"
+                )
             graph = Chem.AddHs(graph)
             if EmbedMolecule(graph, randomSeed=7) != 0:
-                raise InputError(f"no 3D structure was found for SMILES {text!r}; an XYZ file would do.")
+                raise InputError(
+                    f"Expected SMILES for which RDKit finds a 3D structure, got {shown(text)}; use an XYZ file."
+                )
             if MMFFHasAllMoleculeParams(graph):
                 MMFFOptimizeMolecule(graph)
             elif UFFHasAllMoleculeParams(graph):
@@ -218,7 +225,7 @@ class Molecule:
 
     @classmethod
     def from_ase(cls, atoms: ase.Atoms, name: str = "") -> "Molecule":
-        """From an `ase.Atoms`; `info["charge"]` and `info["spin"]` are read where there are such."""
+        """Return the molecule of an `ase.Atoms`; charge and spin are read from `info`, if they are there."""
         charge, spin = (_whole(atoms.info.get(key), key) for key in ("charge", "spin"))
         return cls(
             tuple(atoms.get_chemical_symbols()),
@@ -230,14 +237,14 @@ class Molecule:
 
     @classmethod
     def parse(cls, text: str, spin: int | None = None) -> "Molecule":
-        """What a user typed or pasted: a built-in name, the path of an XYZ file, XYZ text or SMILES.
+        """Return the molecule of a user's text: a built-in name, the path of an XYZ file, XYZ text or SMILES.
 
         Args:
-          text: what was typed.
-          spin: number of unpaired electrons, if it is not what the text says or the lowest there can be.
+          text: text of the user.
+          spin: number of unpaired electrons; None for that of the text, or else the lowest possible.
 
         Raises:
-          InputError: if it is none of them, or cannot have that spin.
+          InputError: if the text is none of these, or the electrons cannot have the spin.
 
         >>> Molecule.parse("CCO").formula
         'C2H6O'
@@ -254,33 +261,34 @@ class Molecule:
             return cls.from_xyz(text if "\n" in stripped else stripped)
         try:
             return cls.from_smiles(stripped)
-        except _NoSmiles:
+        except _NotSmilesError:
             raise InputError(
-                f"{stripped[:60]!r} cannot be read as a molecule; a SMILES such as CCO would do, an .xyz file, "
-                f"or one of {', '.join(_builtin())}."
+                f"Expected a molecule, got {shown(stripped)}, which cannot be read as a molecule; use SMILES such as "
+                f"CCO, an .xyz file, or one of {', '.join(_builtin())}."
             ) from None
 
 
 def read_molecules(texts: Sequence[str]) -> list[Molecule]:
-    """Different molecules, from all that was named.
+    """Return the different molecules of several texts.
+
+    Molecules are different if their elements, charges, spins or bonds differ, whatever the order of their atoms.
 
     Args:
-      texts: each as for `Molecule.parse`; an XYZ file may hold several molecules, of each of which the first
-        frame is taken, and a `.smi` file has a SMILES at the beginning of each line. Molecules differ if their
-        elements, charges or bonds do, whatever the order of their atoms.
+      texts: texts as for `Molecule.parse`. An XYZ file may hold several molecules: the first frame of each is taken.
+        A `.smi` file has SMILES at the beginning of each line.
 
     Raises:
-      InputError: if one cannot be read.
+      InputError: if a text cannot be read.
 
     >>> [mol.formula for mol in read_molecules(["water", "CO", "OC", "CCO", "COC"])]
     ['H2O', 'CH4O', 'C2H6O', 'C2H6O']
     """
-    found: list[Molecule] = []
+    molecules: list[Molecule] = []
     for text in texts:
         for mol in _read_several(text):
-            if not any(len(mol.orders(other)) for other in found):
-                found.append(mol)
-    return found
+            if not any(len(mol.orders(earlier)) for earlier in molecules):
+                molecules.append(mol)
+    return molecules
 
 
 def _read_several(text: str) -> list[Molecule]:
@@ -292,22 +300,25 @@ def _read_several(text: str) -> list[Molecule]:
     try:
         lines = _read_limited(pathlib.Path(text)).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", "no text")
-        raise InputError(f"{text} cannot be read ({why}); a file with a SMILES per line would do.") from None
+        reason = getattr(error, "strerror", "not text")
+        raise InputError(
+            f"Expected a file of SMILES, got {text}, which cannot be read ({reason}); use a file with SMILES on each "
+            "line."
+        ) from None
     smiles = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
     if not smiles:
-        raise InputError(f"{text} holds no SMILES; one per line would do.")
-    return [Molecule.from_smiles(each) for each in smiles]
+        raise InputError(f"Expected SMILES on each line of {text}, got none; use lines such as CCO.")
+    return [Molecule.from_smiles(word) for word in smiles]
 
 
 def read_xyz(source: str | pathlib.Path) -> list[Molecule]:
-    """All frames of an XYZ or extended XYZ file, or of XYZ text (ångström).
+    """Return all frames of an XYZ or extended XYZ file, or of XYZ text (ångström).
 
     Args:
-      source: a path, or the text itself (anything with a line break in it is text).
+      source: path, or the text itself: anything with a line break is text.
 
     Raises:
-      InputError: if it cannot be read, is cut short, or a frame is no usable molecule.
+      InputError: if it cannot be read, is incomplete, or a frame is not a molecule that can be used.
     """
     if isinstance(source, str) and "\n" in source:
         title, name, path = "the XYZ text", "", None
@@ -317,43 +328,45 @@ def read_xyz(source: str | pathlib.Path) -> list[Molecule]:
     try:
         text = str(source) if path is None else _read_limited(path)
     except OSError as error:
-        raise InputError(f"{title} cannot be read ({error.strerror}); an XYZ file would do.") from None
+        raise InputError(
+            f"Expected an XYZ file, got {title}, which cannot be read ({error.strerror}); use an existing file."
+        ) from None
     except UnicodeDecodeError:
-        raise InputError(f"{title} is not text; an XYZ file would do.") from None
+        raise InputError(f"Expected an XYZ file, got {title}, which is not text; use a text file.") from None
     if len(text) > MAX_XYZ_BYTES:
-        raise InputError(f"{title} is larger than {MAX_XYZ_BYTES // 10**6} MB; a part of it would do.")
+        raise InputError(_too_large(title))
     text = text.lstrip("\ufeff")
     _check_counts(text.split("\n"), title)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # ASE warns of unusual comments; the atoms are what counts
+            warnings.simplefilter("ignore")  # ASE warns about unusual comments, which are not needed here
             frames = _frames(text)
-    # What ASE's reader has been seen to raise on texts that are no XYZ.
+    # Exceptions that ASE's reader was observed to raise for texts that are not XYZ.
     except (XYZError, ValueError, KeyError, IndexError, StopIteration, TypeError, RuntimeError,
             AttributeError, UnknownFileTypeError) as error:
-        why = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"{title} is not complete XYZ ({why}); each frame needs the number of atoms, a comment line, "
-            "and one line per atom: symbol, x, y, z in ångström."
+            f"Expected XYZ, got {title}, which is not complete XYZ ({reason}); use frames of the number of atoms, a "
+            "comment line, and one line per atom: symbol, x, y, z in ångström."
         ) from None
     if not frames:
-        raise InputError(f"{title} holds no frame; at least one would do.")
+        raise InputError(f"Expected at least one frame in {title}, got none; use a file with a molecule.")
     return [_frame(frame, index, name or title, len(frames)) for index, frame in enumerate(frames)]
 
 
 def _check_counts(lines: list[str], title: str) -> None:
-    """Frames hold as many lines as they announce; ASE would read on until it has counted that far."""
+    """Raise an `InputError` if a frame has fewer lines than it announces: ASE would read beyond the end."""
     start = 0
     while start < len(lines) and lines[start].strip():
         try:
             natm = int(lines[start])
         except ValueError:
-            return  # ASE says what is wrong
-        left = len(lines) - start - 2
-        if not 0 < natm <= left:
+            return  # ASE's message says what is wrong
+        remaining = len(lines) - start - 2
+        if not 0 < natm <= remaining:
             raise InputError(
-                f"{title} is not complete XYZ (line {start + 1} announces {natm} atoms, and {max(left, 0)} lines "
-                "for them follow); one line per atom would do: symbol, x, y, z in ångström."
+                f"Expected XYZ, got {title}, which is not complete XYZ (line {start + 1} announces {natm} atoms, and "
+                f"{max(remaining, 0)} lines for them follow); use one line per atom: symbol, x, y, z in ångström."
             )
         start += 2 + natm
         while start < len(lines) and lines[start].lstrip().startswith("VEC"):
@@ -370,24 +383,30 @@ def _frame(atoms: ase.Atoms, index: int, title: str, nframes: int) -> Molecule:
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"frame {index} of {title} cannot be used ({error}).") from None
+        raise InputError(
+            f"Expected a molecule in frame {index} of {title}, got one that cannot be used ({error}); correct it."
+        ) from None
+
+
+def _too_large(title: str) -> str:
+    return f"Expected a file of at most {MAX_XYZ_BYTES // 10**6} MB, got {title}, which is larger; use a part of it."
 
 
 def _read_limited(path: pathlib.Path) -> str:
     if path.is_file() and path.stat().st_size > MAX_XYZ_BYTES:
-        raise InputError(f"{path} is larger than {MAX_XYZ_BYTES // 10**6} MB; a part of it would do.")
+        raise InputError(_too_large(str(path)))
     return path.read_text()
 
 
 def _check_elements(symbols: Sequence[str], title: str) -> None:
     if not symbols:
-        raise InputError("a molecule without atoms was given; at least one atom would do.")
+        raise InputError("Expected at least one atom, got a molecule without atoms; use a symbol for each atom.")
     for index, symbol in enumerate(symbols):
         number = ase.data.atomic_numbers.get(symbol, 0)
         if not 1 <= number <= MAX_ATOMIC_NUMBER:
             raise InputError(
-                f"atom {index} of {title} is {shown(symbol)}, which is no element that qptlab knows; "
-                "a symbol from H to Kr would do."
+                f"Expected elements from H to Kr, but atom {index} of {title} is {shown(symbol)}; use an element's "
+                "symbol."
             )
 
 
@@ -396,38 +415,42 @@ def _whole(value, key: str) -> int | None:
         if value is not None and int(value) != value:
             raise ValueError
     except (TypeError, ValueError):
-        raise InputError(f"{key} {value} is not a whole number; 0 or 1 would do.") from None
+        raise InputError(f"Expected a whole number as {key}, got {key} {str(value)[:60]}; use 0 or 1.") from None
     return None if value is None else int(value)
 
 
 def _check_electrons(nelectron: int, charge: int, spin: int, title: str) -> None:
     if nelectron <= 0:
         raise InputError(
-            f"{title} has {nelectron} electrons at charge {charge}; a charge that leaves a positive number would do."
+            f"Expected a charge that leaves electrons, but {title} has {nelectron} electrons at charge {charge}; use "
+            "a smaller charge."
         )
     if not 0 <= spin <= nelectron or (nelectron - spin) % 2:
         raise InputError(
-            f"{title} has {nelectron} electrons at charge {charge}, of which {spin} cannot be unpaired; "
-            f"spin {nelectron % 2} would do."
+            f"Expected a spin that the electrons allow, but {title} has {nelectron} electrons at charge {charge}, of "
+            f"which {spin} cannot be unpaired; use spin {nelectron % 2}."
         )
 
 
 def _check_positions(symbols: Sequence[str], positions: np.ndarray, title: str) -> None:
     if positions.shape != (len(symbols), 3):
         raise InputError(
-            f"{title} has {len(symbols)} atoms but positions of shape {positions.shape}; "
-            f"({len(symbols)}, 3) would do."
+            f"Expected positions of shape ({len(symbols)}, 3) for the {len(symbols)} atoms of {title}, got "
+            f"{positions.shape}; use one row per atom."
         )
     if not np.isfinite(positions).all():
         atom = int(np.argwhere(~np.isfinite(positions).all(axis=1))[0, 0])
-        raise InputError(f"atom {atom} ({symbols[atom]}) of {title} has a position that is not a finite number.")
+        raise InputError(
+            f"Expected finite positions, but atom {atom} ({symbols[atom]}) of {title} has a position that is not a "
+            "finite number; correct it."
+        )
     distance = np.linalg.norm(positions[:, None] - positions[None], axis=-1) * BOHR_ANGSTROM
     distance[np.diag_indices(len(symbols))] = np.inf
     if distance.min() < MIN_DISTANCE_ANGSTROM:
         i, j = map(int, np.unravel_index(distance.argmin(), distance.shape))
         raise InputError(
-            f"atoms {i} ({symbols[i]}) and {j} ({symbols[j]}) of {title} are {distance[i, j]:.3f} Å apart; "
-            f"at least {MIN_DISTANCE_ANGSTROM} Å would do (positions are read in ångström)."
+            f"Expected atoms at least {MIN_DISTANCE_ANGSTROM} Å apart, but atoms {i} ({symbols[i]}) and {j} "
+            f"({symbols[j]}) of {title} are {distance[i, j]:.3f} Å apart; use positions in ångström."
         )
 
 
@@ -442,4 +465,4 @@ BUILTIN: tuple[str, ...] = (
     "hydrogen", "water", "ammonia", "methane", "ethanol", "malondialdehyde", "benzene", "uracil",
     "alanine dipeptide",
 )
-"""Names of the built-in molecules, small to large."""
+"""Names of the built-in molecules, from small to large."""
