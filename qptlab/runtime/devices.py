@@ -1,8 +1,8 @@
 """Data parallelism: one training on several devices, of one machine or several.
 
 Several machines are joined by `jax.distributed.initialize()`, which every process calls before anything else; then
-each runs the same script. The geometries of a batch are divided among processes and devices, parameters are replicated on
-all, and XLA sums the gradient.
+each runs the same script. The geometries of a batch are divided among processes and devices, parameters are
+replicated on all, and XLA sums the gradient.
 """
 
 from collections.abc import Sequence
