@@ -22,7 +22,7 @@ def test_labels_made_in_several_workers_are_those_made_here(tmp_path):
     maker = functools.partial(labels.from_pyscf, method=METHOD)
     told = []
     with cluster.executor(cluster.LOCAL) as executor:
-        done, found = labels.label([*mols, radical], maker, tmp_path / "labels.xyz", told.append, executor)
+        done, found, _ = labels.label([*mols, radical], maker, tmp_path / "labels.xyz", told.append, executor)
     assert (told[0], told[-1], len(told)) == (0, 5, 6)
     assert done == mols
     for mol, label in zip(mols, found, strict=True):
