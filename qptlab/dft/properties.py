@@ -64,7 +64,7 @@ def forces(
 
 @functools.lru_cache(maxsize=8)
 def _energy_and_slope(template: Template):
-    return template.value_and_slope(
+    return template.value_and_gradient(
         lambda ints, fock: energy(density_from_fock(fock, ints), ints)
     )
 

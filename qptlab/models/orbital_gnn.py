@@ -479,7 +479,7 @@ def _guess_slope(model, template):
         features = operators.invariants(matrices, positions, layout.members, layout.atoms)
         return model.estimate(params, scales, graph._replace(features=features, energy=low)).energy
 
-    return template.value_and_slope(energy)
+    return template.value_and_gradient(energy)
 
 
 def _embedded(graph, scales, nkind, config):

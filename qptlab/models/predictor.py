@@ -215,7 +215,7 @@ def energy_and_slope(
 
     The function is compiled once for each model and system.
     """
-    return system.value_and_slope(lambda sample, params: model.energy(params, sample))
+    return system.value_and_gradient(lambda sample, params: model.energy(params, sample))
 
 
 def turn_back(prediction: Prediction, system: System, pose: Pose) -> Prediction:

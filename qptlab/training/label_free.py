@@ -99,7 +99,7 @@ class LabelFree(Objective):
                 next(geometries.sample(mol, sampling, 0))
         if sampling.sampler == "model":
             for system in self.systems:
-                system.check_derivative()
+                system.check_differentiable()
 
     def init(self, seed: int) -> Params:
         """Return initial parameters."""
