@@ -229,7 +229,7 @@ BAD = [
     (["train", "water", "--loss", "love", "--out", "{tmp}/w"], "loss 'love'"),
     (["train", "water", "--guess", "huckel", "--out", "{tmp}/w"], "model guess 'huckel'"),
     (["train", "{tmp}/none.smi", "--out", "{tmp}/w"], "none.smi, which cannot be read"),
-    (["train", "water", "--sampler", "model", "--guess", "atomic-density", "--out", "{tmp}/w"], "guess with a derivative"),
+    (["train", "water", "--sampler", "model", "--guess", "atomic-density", "--out", "{tmp}/w"], "with a derivative"),
     (["bench", "labels", "--seeds", "0"], "0 seeds"),
     (["bench", "scf", "--minutes", "2"], "--minutes 2.0 was given for scf"),
     (["bench", "molecules", "--molecules", "water"], "1 molecules were given"),
