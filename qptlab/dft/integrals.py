@@ -273,7 +273,9 @@ class Template:
         """`Integrals` of one geometry (bohr), on the device."""
         return self.complete(self.host_integrals(positions, threads=None))
 
-    def value_and_gradient(self, function: Callable[..., Float[Array, ""]]) -> Callable[..., tuple[Array, np.ndarray]]:
+    def value_and_gradient(
+        self, function: Callable[..., Float[Array, ""]]
+    ) -> Callable[..., tuple[Array, np.ndarray]]:
         """A number that depends on the integrals, with its derivative with respect to positions.
 
         libcint runs before and after what is compiled. (Called back from inside it, two threads could wait for each

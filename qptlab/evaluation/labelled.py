@@ -15,7 +15,15 @@ from qptlab.evaluation.errors import ErrorSummary
 from qptlab.evaluation.labels import Label
 from qptlab.models.contract import Params, Prediction
 from qptlab.models.operators import Invariants
-from qptlab.models.orbital_gnn import GNNPredictor, Graph, OrbitalGNN, Scales, Size, Slope, slope
+from qptlab.models.orbital_gnn import (
+    GNNPredictor,
+    Graph,
+    GraphDerivatives,
+    OrbitalGNN,
+    Scales,
+    Size,
+    graph_derivatives,
+)
 from qptlab.system.molecule import Molecule
 from qptlab.units import AU_DEBYE, BOHR_ANGSTROM, HARTREE_EV, HARTREE_MEV
 
@@ -30,7 +38,7 @@ class Prepared(NamedTuple):
     """
 
     graphs: Graph
-    slopes: Slope | None
+    slopes: GraphDerivatives | None
     labels: Label
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Prepared":
@@ -65,7 +73,7 @@ def prepare(
     for done, mol in enumerate(mols, start=1):
         graphs.append(jax.tree.map(np.asarray, model.graph(mol, size)))
         if forces:  # there are as many numbers as a network reads for each coordinate: float32 saves memory
-            slopes.append(jax.tree.map(lambda x: x.astype(np.float32), slope(model, mol, size)))
+            slopes.append(jax.tree.map(lambda x: x.astype(np.float32), graph_derivatives(model, mol, size)))
         progress(done, len(mols))
     padded = [_pad(label, size.natm) for label in labels]
     return Prepared(_stack(graphs), _stack(slopes) if forces else None, _stack(padded))
@@ -99,12 +107,12 @@ def label_errors(predictor: GNNPredictor, data: Prepared) -> ErrorSummary:
 
 
 def predict_prepared(
-    model: OrbitalGNN, params: Params, scales: Scales, graph: Graph, slopes: Slope | None
+    model: OrbitalGNN, params: Params, scales: Scales, graph: Graph, slopes: GraphDerivatives | None
 ) -> tuple[Prediction, Float[Array, "natm 3"] | None]:
     """Predict one prepared geometry, and its forces if the derivatives of its input are there; differentiable."""
     if slopes is None:
-        return model.estimate(params, scales, graph), None
-    prediction, gradient = model.energy_and_bar(params, scales, graph)
+        return model.predict(params, scales, graph), None
+    prediction, gradient = model.predict_with_gradient(params, scales, graph)
     return prediction, _forces(gradient, slopes)
 
 
@@ -114,7 +122,7 @@ def _predict_all(model, params, scales, graphs, slopes):
     return jax.lax.map(lambda inputs: predict_prepared(model, params, scales, *inputs), (graphs, slopes))
 
 
-def _forces(gradient: Invariants, slopes: Slope) -> Float[Array, "natm 3"]:
+def _forces(gradient: Invariants, slopes: GraphDerivatives) -> Float[Array, "natm 3"]:
     terms = jax.tree.map(lambda g, s: jnp.tensordot(g, s, g.ndim), gradient, slopes.features)
     return -(jnp.asarray(slopes.energy) + sum(terms))
 

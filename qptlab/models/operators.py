@@ -1,11 +1,12 @@
-"""Low-cost quantum chemistry as input of a network: operators over orbitals, and numbers free of axes from them.
+"""Low-cost quantum chemistry as input of a network: operators over atomic orbitals, and invariants of them.
 
-After OrbNet (Qiao et al. 2020, arXiv:2007.08026), whose symmetry-adapted orbitals are, per atom and shell,
-eigenvectors of the density matrix's block. Their signs are arbitrary, and where two eigenvalues meet so are they: in
-dynamics of uracil some inside a p shell come within 0.001 of each other. What is summed over all orbitals of a shell
-depends on neither. So a shell is a node here, and what is said of two shells A and B are the sums Σ O_ij·Q_ij over
-the orbitals i of A and j of B, for each two operators O and Q: the same in any orthonormal basis of either shell,
-polynomials of matrix elements, and so as smooth as these.
+The nodes of OrbNet (Qiao et al. 2020, arXiv:2007.08026) are symmetry-adapted orbitals: for each shell of an atom, the
+eigenvectors of its block of the density matrix. Their signs are arbitrary. Where two eigenvalues are equal, the
+eigenvectors are arbitrary as well; in dynamics of uracil, some eigenvalues of a p shell differ by less than 0.001.
+A sum over all orbitals of a shell depends on neither. Therefore a node is a shell here. The features of two shells A
+and B are the sums Σ O_ij·Q_ij over the orbitals i of A and j of B, for each pair of operators O and Q. These sums are
+the same in any orthonormal basis of either shell. They are polynomials of matrix elements, and so they are as smooth
+as the matrix elements.
 """
 
 import functools
@@ -30,23 +31,25 @@ from qptlab.system.molecule import Molecule
 from qptlab.units import AU_DEBYE
 
 SOURCES = {"gfn1": ("fock", "dm", "overlap", "hcore"), "guess": ("fock", "dm", "overlap", "hcore", "coul")}
-"""Where operators come from, and which: GFN1-xTB, converged; or Hartree–Fock in `GUESS_METHOD`, one diagonalisation
-after the `minao` guess. (Its exchange matrix would say nothing new: it is 2·(hcore + coul − fock).)"""
+"""Sources of operators, with the names of their operators in order. "gfn1" is a converged GFN1-xTB calculation;
+"guess" is Hartree–Fock with `GUESS_METHOD`, one diagonalisation after the `minao` guess. The exchange matrix is left
+out because it follows from the others: it is 2·(hcore + coul − fock)."""
 
 GUESS_METHOD = Method("hf", "sto-3g", eri="exact")
-"""No grid, and few enough orbitals for exact integrals."""
+"""Method of the source "guess". It needs no grid, and has few enough orbitals for exact integrals."""
 
 TRIPLES = ((0, 0, 0), (0, 0, 1), (0, 1, 1), (1, 1, 1))
-"""Products of three of a shell's Fock and density blocks whose traces tell the eigenvalues of both apart."""
+"""Products of three operators whose traces over a shell are features: 0 is the Fock matrix, 1 the density matrix.
+Together with the traces of one and two blocks, they determine the eigenvalues of both blocks of a p shell."""
 
 
 class Shells(NamedTuple):
-    """The shells of a molecule's atomic orbitals.
+    """Shells of a molecule's atomic orbitals.
 
     Attributes:
-      kinds: of each shell, such as "O 2p".
-      atoms: the atom of each shell.
-      members: the shell of each atomic orbital.
+      kinds: kind of each shell, such as "O 2p".
+      atoms: index of each shell's atom.
+      members: index of each atomic orbital's shell.
     """
 
     kinds: tuple[str, ...]
@@ -55,14 +58,14 @@ class Shells(NamedTuple):
 
 
 class Operators(NamedTuple):
-    """What a low-cost calculation says of a geometry; in atomic units.
+    """Results of a low-cost calculation of one geometry, in atomic units.
 
     Attributes:
-      matrices: over atomic orbitals, those that `SOURCES` names.
-      energy: total energy.
-      dipole: moment about the origin.
-      charges: of the atoms.
-      gap: between the highest occupied and the lowest virtual level.
+      matrices: operators over atomic orbitals, in the order of `SOURCES`.
+      energy: total energy, hartree.
+      dipole: dipole moment about the origin, e·bohr.
+      charges: charges of the atoms, elementary charges.
+      gap: difference between the lowest virtual and the highest occupied orbital energy, hartree.
     """
 
     matrices: Float[Array | np.ndarray, "nop nao nao"]
@@ -73,12 +76,12 @@ class Operators(NamedTuple):
 
 
 class Invariants(NamedTuple):
-    """Numbers that no turn, shift or renumbering of axes changes.
+    """Features of shells and of pairs of shells that no rotation or translation of the molecule changes.
 
     Attributes:
-      shell: of each shell: traces of one, two and three of its blocks.
-      pair: of each two shells: a sum of products for each two operators.
-      distance: between the atoms of two shells, bohr.
+      shell: features of each shell: traces of products of one, two and three of its blocks of the operators.
+      pair: features of each pair of shells: Σ O_ij·Q_ij for each pair of operators.
+      distance: distance between the atoms of two shells, bohr.
     """
 
     shell: Float[Array, "nshell nfeature"]
@@ -86,49 +89,58 @@ class Invariants(NamedTuple):
     distance: Float[Array, "nshell nshell"]
 
 
-def check_source(given: str) -> None:
-    """Raise an `InputError` for what is none of `SOURCES`."""
-    if given not in SOURCES:
-        raise InputError(f"{shown(given)} is no source of operators; one of {', '.join(SOURCES)} would do.")
+def check_source(source: str) -> None:
+    """Raise an `InputError` for a name that is not one of `SOURCES`."""
+    if source not in SOURCES:
+        raise InputError(f"Expected one of {', '.join(SOURCES)} as source of operators, got {shown(source)}.")
 
 
 def shells(mol: Molecule, source: str) -> Shells:
-    """The shells of a molecule in the basis of a source.
+    """Return the shells of a molecule in the basis of a source.
+
+    Args:
+      mol: molecule; its geometry does not matter.
+      source: one of `SOURCES`.
 
     Raises:
-      InputError: for an unknown source, or as `operators`.
+      InputError: if the source is not one of `SOURCES`, or cannot treat the molecule.
     """
     check_source(source)
     return _cached_shells(mol.symbols, mol.charge, mol.spin, source)
 
 
 @functools.lru_cache(maxsize=1024)
-def _cached_shells(symbols, charge, spin, source):
-    # Any geometry does, and far apart no atoms collide.
-    apart = 10.0 * np.arange(3 * len(symbols)).reshape(-1, 3)
-    return _SHELLS[source](Molecule(symbols, apart, charge, spin=spin))
+def _cached_shells(symbols: tuple[str, ...], charge: int, spin: int, source: str) -> Shells:
+    # Shells do not depend on the geometry. Far from each other, no two atoms are too close for the programs.
+    positions = 10.0 * np.arange(3 * len(symbols)).reshape(-1, 3)
+    return _SHELLS[source](Molecule(symbols, positions, charge, spin=spin))
 
 
 def operators(mol: Molecule, source: str) -> Operators:
-    """One low-cost calculation.
+    """Run one low-cost calculation.
 
     Args:
-      mol: a closed shell.
+      mol: closed-shell molecule.
       source: one of `SOURCES`.
 
     Raises:
-      InputError: for an unknown source, an open shell, or where the calculation fails.
+      InputError: if the source is not one of `SOURCES`, if the molecule has unpaired electrons, or if the calculation
+        fails.
     """
     check_source(source)
     if mol.spin:
         raise InputError(
-            f"{mol.formula} has {mol.spin} unpaired electrons; a molecule without unpaired electrons would do."
+            f"Expected a closed-shell molecule, got {mol.formula} with {mol.spin} unpaired electrons; use a molecule "
+            "or a charge without unpaired electrons."
         )
     return _OPERATORS[source](mol)
 
 
 def guess_operators(ints: Integrals) -> tuple[Float[Array, "nop nao nao"], Float[Array, ""]]:
-    """The matrices of the source "guess", and its energy; differentiable.
+    """Return the matrices of the source "guess" and its energy, hartree; differentiable.
+
+    Args:
+      ints: integrals of `guess_template`.
 
     Raises:
       InputError: if the integrals lack exact exchange.
@@ -136,12 +148,12 @@ def guess_operators(ints: Integrals) -> tuple[Float[Array, "nop nao nao"], Float
     ints = ints.with_functional(GUESS_METHOD.xc)
     first = kohn_sham(ints.dm_guess, ints)
     dm = density_from_fock(first.fock, ints)
-    found = kohn_sham(dm, ints)
-    return jnp.stack([found.fock, dm, ints.overlap, ints.hcore, found.coul]), found.terms.e_tot
+    state = kohn_sham(dm, ints)
+    return jnp.stack([state.fock, dm, ints.overlap, ints.hcore, state.coul]), state.terms.e_tot
 
 
 def guess_template(mol: Molecule) -> Template:
-    """The template of `GUESS_METHOD`, which makes the integrals of the source "guess"."""
+    """Return the template of the integrals for the source "guess"."""
     return integrals.template(mol, GUESS_METHOD)
 
 
@@ -151,13 +163,13 @@ def invariants(
     members: Int[Array | np.ndarray, " nao"],
     atoms: Int[Array | np.ndarray, " nshell"],
 ) -> Invariants:
-    """Numbers free of axes from operators; differentiable.
+    """Return the invariant features of operators; differentiable.
 
     Args:
-      matrices: symmetric; the first two are the Fock and the density matrix.
-      positions: of the nuclei, bohr.
-      members: the shell of each atomic orbital.
-      atoms: the atom of each shell.
+      matrices: symmetric operators; the first two are the Fock and the density matrix.
+      positions: nuclear positions, bohr.
+      members: index of each atomic orbital's shell; -1 for an orbital that only pads the arrays.
+      atoms: index of each shell's atom.
     """
     nop, nshell = len(matrices), len(atoms)
     belongs = jax.nn.one_hot(members, nshell, dtype=matrices.dtype)  # [nao, nshell]
@@ -168,11 +180,11 @@ def invariants(
     single = [jnp.diagonal(block) @ belongs for block in blocks]
     double = [jnp.diagonal(pair[..., k]) for k in range(len(products))]
     triple = [jnp.diagonal(blocks[a] @ blocks[b] @ blocks[c]) @ belongs for a, b, c in TRIPLES]
-    there = positions[jnp.asarray(atoms)]
-    apart = jnp.asarray(atoms)[:, None] != jnp.asarray(atoms)  # the root has no derivative at zero
-    squared = jnp.where(apart, jnp.sum((there[:, None] - there) ** 2, axis=-1), 1.0)
+    centres = positions[jnp.asarray(atoms)]
+    on_two_atoms = jnp.asarray(atoms)[:, None] != jnp.asarray(atoms)  # the square root has no derivative at zero
+    squared = jnp.where(on_two_atoms, jnp.sum((centres[:, None] - centres) ** 2, axis=-1), 1.0)
     return Invariants(
-        jnp.stack([*single, *double, *triple], axis=-1), pair, jnp.where(apart, jnp.sqrt(squared), 0.0)
+        jnp.stack([*single, *double, *triple], axis=-1), pair, jnp.where(on_two_atoms, jnp.sqrt(squared), 0.0)
     )
 
 
@@ -189,28 +201,28 @@ def _gfn1_shells(mol: Molecule) -> Shells:
 
 
 def _gfn1_operators(mol: Molecule) -> Operators:
-    found = xtb.gfn1(mol)
-    overlap, coeff = found.get("overlap-matrix"), found.get("orbital-coefficients")
-    levels = found.get("orbital-energies")
-    projected = overlap @ coeff  # tblite gives its core Hamiltonian; the Fock matrix follows from the levels
+    result = xtb.gfn1(mol)
+    overlap, coeff = result.get("overlap-matrix"), result.get("orbital-coefficients")
+    levels = result.get("orbital-energies")
+    projected = overlap @ coeff  # tblite lacks the Fock matrix; it follows from the orbital energies
     fock = projected * levels @ projected.T
-    matrices = np.stack([fock, found.get("density-matrix"), overlap, found.get("hamiltonian-matrix")])
-    nocc = round(float(found.get("orbital-occupations").sum()) / 2)
+    matrices = np.stack([fock, result.get("density-matrix"), overlap, result.get("hamiltonian-matrix")])
+    nocc = round(float(result.get("orbital-occupations").sum()) / 2)
     return Operators(
-        matrices, np.asarray(found.get("energy")), found.get("dipole"), found.get("charges"),
+        matrices, np.asarray(result.get("energy")), result.get("dipole"), result.get("charges"),
         _gap(mol, nocc, levels),
     )
 
 
 def _guess_shells(mol: Molecule) -> Shells:
     template = guess_template(mol)
-    found: dict[tuple[int, str], int] = {}
+    indices: dict[tuple[int, str], int] = {}  # of each atom and kind
     members = []
     for label in template.ao_labels:
         atom, symbol, orbital = label.split()
         shell = re.match(r"\d+[spdf]", orbital)
-        members.append(found.setdefault((int(atom), f"{symbol} {shell[0] if shell else orbital}"), len(found)))
-    return Shells(tuple(kind for _, kind in found), np.array([atom for atom, _ in found]), np.array(members))
+        members.append(indices.setdefault((int(atom), f"{symbol} {shell[0] if shell else orbital}"), len(indices)))
+    return Shells(tuple(kind for _, kind in indices), np.array([atom for atom, _ in indices]), np.array(members))
 
 
 def _guess_operators(mol: Molecule) -> Operators:
@@ -224,17 +236,19 @@ def _guess_operators(mol: Molecule) -> Operators:
     )
 
 
-def _gap(mol, nocc, levels):
+def _gap(mol: Molecule, nocc: int, levels: Float[np.ndarray, " nmo"]) -> Float[np.ndarray, ""]:
     if nocc >= len(levels):
         raise InputError(
-            f"{mol.formula} fills all {len(levels)} orbitals of the low-cost method, and has no gap; a molecule with "
-            "an empty one would do."
+            f"Expected a molecule with an empty orbital, got {mol.formula}, which fills all {len(levels)} orbitals "
+            "of the low-cost method and has no gap; use a different molecule."
         )
     return np.asarray(levels[nocc] - levels[nocc - 1])
 
 
 @jax.jit
-def _compiled_guess(ints):
+def _compiled_guess(
+    ints: Integrals,
+) -> tuple[Float[Array, "nop nao nao"], Float[Array, ""], Float[Array, " nmo"]]:
     matrices, energy = guess_operators(ints)
     return matrices, energy, orbitals(matrices[0], ints)[0]
 

@@ -21,7 +21,7 @@ from qptlab.evaluation.labelled import Prepared
 from qptlab.evaluation.labels import Label, LabelledSet
 from qptlab.models.contract import Params, title_of
 from qptlab.models.operators import shells
-from qptlab.models.orbital_gnn import GNNConfig, GNNPredictor, Graph, OrbitalGNN, Scales, Slope
+from qptlab.models.orbital_gnn import GNNConfig, GNNPredictor, Graph, GraphDerivatives, OrbitalGNN, Scales
 from qptlab.system.molecule import Molecule
 from qptlab.training.config import TrainConfig
 from qptlab.training.loop import Feed, Gradient, Objective, Setting
@@ -287,7 +287,8 @@ class LabelledFeed(Feed):
 
 
 def multitask_loss(
-    params: Params, model: OrbitalGNN, weights: Any, scales: Scales, graph: Graph, slopes: Slope | None, label: Label
+    params: Params, model: OrbitalGNN, weights: Any, scales: Scales, graph: Graph, slopes: GraphDerivatives | None,
+    label: Label,
 ) -> Float[Array, ""]:
     """Return the weighted sum of mean squared errors of the properties of one geometry, in units of their scales.
 
