@@ -32,7 +32,7 @@ def measure(predictor: ql.CorrectionPredictor, mol: ql.Molecule) -> dict:
     frames = itertools.islice(stream, 0, (GEOMETRIES + 1) * STRIDE, STRIDE)
     rows = []
     for frame in frames:
-        system, pose = predictor.place(mol.with_positions(frame))
+        system, pose = predictor.locate(mol.with_positions(frame))
         began = time.perf_counter()
         found = predictor.in_frame(system, pose.positions)
         ours = time.perf_counter() - began

@@ -49,7 +49,7 @@ def test_errors_are_differences_to_a_converged_calculation(found, trained, geome
     """Worked out once more, by hand, from PySCF's own objects."""
     expected = []
     for mol in geometries:
-        pose = trained.predictor.place(mol)[1]
+        pose = trained.predictor.locate(mol)[1]
         mf = cases.rks(mol.with_positions(pose.positions), cases.QUICK_METHOD)
         mf.kernel()
         expected.append((float(trained.predictor(mol).energy) - mf.e_tot) * 27211.38602)

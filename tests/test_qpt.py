@@ -130,12 +130,12 @@ def test_isomers_are_told_apart_and_strangers_are_warned_of():
     model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), kinds)
     predict = ql.CorrectionPredictor(model, None, systems)
     for mol, system in zip(mols, systems, strict=True):
-        assert predict.place(mol)[0] is system
+        assert predict.locate(mol)[0] is system
     stretched = mols[2].with_positions(mols[2].positions * 1.5)
-    assert predict.place(stretched)[0] is systems[2]
+    assert predict.locate(stretched)[0] is systems[2]
     for _ in range(2):
         with pytest.warns(UserWarning, match="CH4O is not among the 3 molecules"):
-            found = predict.place(ql.Molecule.from_smiles("CO"))[0]
+            found = predict.locate(ql.Molecule.from_smiles("CO"))[0]
         assert found not in systems
     assert len(predict.systems) == 3
 
@@ -147,7 +147,7 @@ def test_a_strangers_integrals_are_held_as_those_trained_on():
     model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), kinds)
     predict = ql.CorrectionPredictor(model, None, systems)
     with pytest.warns(UserWarning, match="C6H6 is not among"):
-        found = predict.place(ql.Molecule.from_name("benzene"))[0]
+        found = predict.locate(ql.Molecule.from_name("benzene"))[0]
     assert found.template.eri == systems[0].template.eri == "exact"
 
 

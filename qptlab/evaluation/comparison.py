@@ -305,7 +305,7 @@ def _compare_with_pyscf(
         if not mols:
             raise InputError("Expected at least one geometry to evaluate, got none; use qptlab sample to draw some.")
         # All are brought into their frames first: a different molecule is found before any work is done.
-        placed = [predictor.place(mol) for mol in mols]
+        placed = [predictor.locate(mol) for mol in mols]
         geometries = reference.make_test_set(
             predictor, [(system, pose.positions) for system, pose in placed], progress
         )

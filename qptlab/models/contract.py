@@ -39,7 +39,7 @@ class Prediction(NamedTuple):
     """
 
     energy: Float[Array | np.ndarray, ""]
-    # `Model.provides` says which of these are there, so that None need not be expected everywhere.
+    # Typed Any, not "or None": `Model.provides` states which properties a model predicts.
     dipole: Any = None  # [3]
     charges: Any = None  # [natm]
     gap: Any = None  # []
@@ -60,8 +60,8 @@ class Model(Protocol):
       kind: name under which the model's network is registered, such as "qpt".
       config: settings of the network, an instance of the kind's registered dataclass.
       label: level of theory that the model predicts, such as "PBE/sto-3g".
-      method: the same as a `Method`; None where only the label is known.
-      charge: charge that is assumed for atoms given without one.
+      method: level of theory as a `Method`; None if only the label is known.
+      charge: charge that is assumed for atoms without a stated charge, such as an `ase.Atoms`.
       provides: names of the properties that the model predicts: fields of `Prediction`, and "forces".
     """
 
@@ -146,7 +146,7 @@ def register_kind(kind: str, config: type, title: str = "", presets: Mapping[str
     """Register a kind of model under a name.
 
     Args:
-      kind: name, as it stands in `config.json`.
+      kind: name of the kind in `config.json`.
       config: frozen dataclass of the network's settings; its fields hold JSON types only.
       title: name in tables and plots; by default the same as `kind`.
       presets: settings by name, from which a user can choose; by default the dataclass's default settings.

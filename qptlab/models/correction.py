@@ -1,7 +1,7 @@
-"""Models that correct the Fock matrix of a guess by a network, and continue with DFT iterations.
+"""Models that correct the Fock matrix of a guess density with a network, and then run DFT iterations.
 
-Any Haiku function from the features of a geometry to a correction is such a network. It is registered under a kind
-with `register_network`; the DFT iterations around it, the loss and the training are the same for all.
+Any Haiku function from the features of a geometry to a correction can be the network. It is registered under a kind
+with `register_network`. The DFT iterations, the loss and the training are the same for all networks.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ MAX_ITERATIONS = 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorrectionConfig:
-    """Settings that all networks share which correct a Fock matrix; a network's own settings inherit from it.
+    """Settings of every network that corrects a Fock matrix; the dataclass of a network's settings inherits from it.
 
     Attributes:
       iterations: number n of DFT iterations after the network; there are n + 1 diagonalisations in total.
@@ -54,11 +54,11 @@ def check_iterations(iterations: int) -> None:
 
 
 class Attention(NamedTuple):
-    """Attention of a network's heads.
+    """Attention weights of a network's heads.
 
     Attributes:
-      weights: weight with which the atomic orbital of a row attends to that of a column; each row sums to one.
-      mixing: coefficient with which each matrix of `features.BIASES` biases a head.
+      weights: attention weight of a column's atomic orbital for a row's atomic orbital; each row sums to one.
+      mixing: coefficient of each matrix of `features.BIASES` in the logits of a head.
     """
 
     weights: Float[Array, "layer head nao nao"]
@@ -120,7 +120,7 @@ def register_network(
 
 
 class CorrectionModel:
-    """A network in its DFT iterations: pure functions of parameters and samples.
+    """Network and DFT iterations: pure functions of parameters and samples.
 
     Geometries are in the molecule's frame (`frame.ReferenceFrame`). Parameters may be None: then the network is
     switched off, and the model is plain DFT iteration, the baseline.
@@ -161,8 +161,8 @@ class CorrectionModel:
         if params is None:
             return jnp.zeros_like(feats.fock_guess)
         delta = self._network.apply(params, feats).astype(feats.fock_guess.dtype)
-        both = feats.mask[:, None] & feats.mask
-        return jnp.where(both, 0.5 * (delta + delta.T), 0.0)
+        mask = feats.mask[:, None] & feats.mask
+        return jnp.where(mask, 0.5 * (delta + delta.T), 0.0)
 
     def attention(self, params: Params, feats: Features) -> Attention:
         """Return the attention of the network's heads.
@@ -177,7 +177,11 @@ class CorrectionModel:
     def refine(
         self, delta: Float[Array, "nao nao"], sample: Sample
     ) -> tuple[Float[Array, "nao nao"], Float[Array, "nao nao"]]:
-        """Iterate from a correction of the guess's Fock matrix; differentiable in the correction.
+        """Run the DFT iterations from a correction of the guess's Fock matrix; differentiable in the correction.
+
+        Args:
+          delta: correction, hartree.
+          sample: geometry.
 
         Returns:
           The last Fock matrix that was diagonalised, hartree, and its density matrix, electrons per pair of atomic
@@ -202,7 +206,7 @@ class CorrectionModel:
         return total_energy(self.density(params, sample), sample.ints)
 
     def predict(self, params: Params | None, sample: Sample) -> Prediction:
-        """Return the predicted density with its energy, Fock matrix and orbitals; not for differentiation."""
+        """Return the predicted density with its energy, Fock matrix and orbitals; it cannot be differentiated."""
         dm = self.density(params, sample)
         state = kohn_sham(dm, sample.ints)
         mo_energy, mo_coeff = orbitals(state.fock, sample.ints)

@@ -13,7 +13,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ase.data
 import haiku as hk
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from qptlab.dft.integrals import Template
+from qptlab.dft.integrals import Integrals, Template
 from qptlab.dft.padding import fill
 from qptlab.errors import InputError, shown
 from qptlab.models import files, operators
@@ -503,7 +503,7 @@ _many_invariants = jax.jit(jax.vmap(operators.invariants, (0, 0, None, None)))
 def _guess_gradient(model: OrbitalGNN, template: Template) -> Callable[..., tuple[Array, np.ndarray]]:
     """Return a function from positions, parameters, scales, graph and layout to the energy and its gradient."""
 
-    def energy(ints, params, scales, graph, layout):
+    def energy(ints: Integrals, params: Params, scales: Scales, graph: Graph, layout: _Layout) -> Any:
         matrices, low_cost_energy = operators.guess_operators(ints)
         padding = len(layout.members) - template.nao
         matrices = jnp.pad(matrices, ((0, 0), (0, padding), (0, padding)))

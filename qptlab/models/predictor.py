@@ -1,4 +1,4 @@
-"""Trained models that correct a Fock matrix, for any pose of their molecules; they warn about other molecules."""
+"""Trained models that correct a Fock matrix. They predict any pose of a molecule, and warn about new molecules."""
 
 import concurrent.futures
 import dataclasses
@@ -111,7 +111,7 @@ class CorrectionPredictor:
         return CorrectionPredictor(self.model, None, self.systems)
 
     def __call__(self, mol: Molecule) -> Prediction:
-        """Predict a geometry; matrices are over the atomic orbitals of `mol` as given, in PySCF's order.
+        """Predict a geometry. Matrices are over the atomic orbitals of `mol`, in PySCF's order.
 
         Warns:
           UserWarning: if the model was trained on several molecules, and not on this one.
@@ -120,43 +120,51 @@ class CorrectionPredictor:
           InputError: if the model was trained on one molecule and this is a different one, or if the molecule has
             atomic orbitals that no molecule of the training set has.
         """
-        return self._predict(mol, *self.place(mol))
+        return self._predict(mol, *self.locate(mol))
 
     def map(self, mols: Sequence[Molecule]) -> Iterator[Prediction]:
-        """Predict several geometries in order; as many at a time as there are cores.
+        """Predict several geometries, in order and in parallel.
 
         Raises:
-          InputError: as calling the predictor, before any geometry is predicted.
+          InputError: if the model cannot predict one of the molecules (see `locate`), before any is predicted.
         """
-        placed = [(mol, *self.place(mol)) for mol in mols]
-        for system in {id(system): system for _, system, _ in placed}.values():
+        located = [(mol, *self.locate(mol)) for mol in mols]
+        for system in {id(system): system for _, system, _ in located}.values():
             self.in_frame(system, system.frame.reference_positions)  # compiles once, not in each thread
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            yield from pool.map(lambda arguments: self._predict(*arguments), placed)
+            yield from pool.map(lambda arguments: self._predict(*arguments), located)
 
     def forces(self, mol: Molecule) -> Float[np.ndarray, "natm 3"]:
         """Return minus the derivative of the predicted energy with respect to positions, hartree per bohr.
 
-        The derivative is taken through the network, the DFT iterations, the integrals and the molecule's frame: it
-        agrees with finite differences of predicted energies, self-consistent or not.
+        The network, the DFT iterations, the integrals and the molecule's frame are all differentiated. Therefore the
+        forces agree with finite differences of predicted energies, even if the density is not self-consistent.
 
         Raises:
-          InputError: as calling the predictor.
+          InputError: if the model cannot predict the molecule (see `locate`), or if its guess has no derivative.
         """
         return self.energy_and_forces(mol)[1]
 
     def energy_and_forces(self, mol: Molecule) -> tuple[float, Float[np.ndarray, "natm 3"]]:
-        """Return the predicted energy, hartree, and `forces`.
+        """Return the predicted energy, hartree, and the forces, hartree per bohr.
 
         Raises:
-          InputError: as calling the predictor.
+          InputError: if the model cannot predict the molecule (see `locate`), or if its guess has no derivative.
         """
-        system, pose = self.place(mol)
+        system, pose = self.locate(mol)
         energy, gradient = energy_and_slope(self.model, system)(pose.positions, self.params)
         return float(energy), -system.frame.pull_back(pose, gradient)
 
-    def place(self, mol: Molecule) -> tuple[System, Pose]:
-        """Return a molecule's system and its pose in the frame; raises and warns as calling the predictor."""
+    def locate(self, mol: Molecule) -> tuple[System, Pose]:
+        """Return the system of a molecule and the pose of its geometry in the frame.
+
+        Warns:
+          UserWarning: if the model was trained on several molecules, and not on this one.
+
+        Raises:
+          InputError: if the model was trained on one molecule and this is a different one, or if the molecule has
+            atomic orbitals that no molecule of the training set has.
+        """
         if len(self.systems) == 1:
             return self.systems[0], self.systems[0].frame.pose_molecule(mol)
         system = self._trained_system(mol)
@@ -169,7 +177,7 @@ class CorrectionPredictor:
         return system, system.frame.pose_molecule(mol)
 
     def _predict(self, mol: Molecule, system: System, pose: Pose) -> Prediction:
-        prediction = turn_back(self.in_frame(system, pose.positions), system, pose)
+        prediction = to_input_frame(self.in_frame(system, pose.positions), system, pose)
         method = system.template.method
         return prediction._replace(
             dipole=dipole_debye(mol, method, prediction.dm) / AU_DEBYE,
@@ -195,7 +203,7 @@ class CorrectionPredictor:
         return bonded[0] if bonded else None
 
     def in_frame(self, system: System, positions: Float[np.ndarray, "natm 3"]) -> Prediction:
-        """Predict a geometry (bohr) that lies in its molecule's frame; without dipole moment and charges."""
+        """Predict a geometry from positions in the molecule's frame, bohr; without dipole moment and charges."""
         sample = system.sample(system.host_integrals(positions))
         padded = jax.tree.map(np.asarray, self.model.compiled_predict(self.params, sample))
         nao, nocc = system.template.nao, int(padded.nocc)  # orbitals of padding come last, with the highest energies
@@ -218,24 +226,24 @@ def energy_and_slope(
     return system.value_and_gradient(lambda sample, params: model.energy(params, sample))
 
 
-def turn_back(prediction: Prediction, system: System, pose: Pose) -> Prediction:
-    """Transform a prediction from the molecule's frame to the atomic orbitals of the geometry as given."""
+def to_input_frame(prediction: Prediction, system: System, pose: Pose) -> Prediction:
+    """Transform matrices of a prediction from the molecule's frame to the atomic orbitals of the input geometry."""
     template = integrals.template(system.molecule, system.template.method)
     rotation = np.asarray(grid.ao_rotation(jnp.asarray(pose.rotation), template.basis))
     inverse = np.argsort(_ao_order(pose.order, template.ao_atom))
 
-    def matrix(m):
-        return (rotation.T @ m @ rotation)[np.ix_(inverse, inverse)]
+    def transform(matrix):
+        return (rotation.T @ matrix @ rotation)[np.ix_(inverse, inverse)]
 
     return prediction._replace(
-        fock=matrix(prediction.fock),
-        dm=matrix(prediction.dm),
+        fock=transform(prediction.fock),
+        dm=transform(prediction.dm),
         mo_coeff=(rotation.T @ prediction.mo_coeff)[inverse],
     )
 
 
 def _ao_order(atom_order: Int[np.ndarray, " natm"], ao_atom: Int[np.ndarray, " nao"]) -> Int[np.ndarray, " nao"]:
-    """Return the index, in the geometry as given, of each atomic orbital of the frame."""
+    """Return the index in the input of each atomic orbital of the frame."""
     counts = np.bincount(ao_atom)  # per atom of the frame
     input_counts = np.empty_like(counts)
     input_counts[atom_order] = counts
