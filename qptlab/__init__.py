@@ -90,10 +90,10 @@ def workbench(trainer: Trainer | None = None, **choices):
 __all__ = [
     "BUILTIN", "FUNCTIONALS", "Attention", "CorrectionConfig", "CorrectionModel", "CorrectionPredictor",
     "ErrorSummary", "Evaluation", "Features", "Functional", "GNNConfig", "GNNPredictor", "InputError",
-    "Integrals", "LabelledSet", "Method", "Model", "ModelCalculator", "Molecule", "OrbitalGNN", "Prediction",
-    "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampling", "TaskWeights", "TrainConfig", "Trainer",
-    "build_integrals", "charges", "density_from_fock", "dipole_debye", "energy", "evaluate", "fock", "forces",
-    "guess", "kohn_sham", "load", "make_objective", "make_systems", "orbitals", "plot", "read_labels",
-    "read_molecules", "read_xyz", "register_functional", "register_network", "relax", "require", "sample", "scf",
-    "scf_batch", "template", "train", "with_guess", "workbench",
+    "Integrals", "LabelledSet", "Method", "Model", "ModelCalculator", "Molecule", "OrbitalGNN", "PredictedSet",
+    "Prediction", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampling", "TaskWeights", "TrainConfig",
+    "Trainer", "build_integrals", "charges", "density_from_fock", "dipole_debye", "energy", "evaluate", "fock",
+    "forces", "guess", "kohn_sham", "load", "make_objective", "make_systems", "orbitals", "plot", "read_labels",
+    "read_molecules", "read_predictions", "read_xyz", "register_functional", "register_network", "relax",
+    "require", "sample", "scf", "scf_batch", "template", "train", "with_guess", "workbench", "write_predictions",
 ]

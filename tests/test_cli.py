@@ -1,6 +1,7 @@
 """The command line: JSON for scripts, sentences for people, no traceback for anyone."""
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -8,17 +9,18 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import cases
 import h5py
 import nbformat
 import numpy as np
 import pytest
+import typer
 
 import qptlab as ql
-from qptlab.cli import lab, main
+from qptlab.cli import app, lab, main, train
 from qptlab.evaluation import labels
-from qptlab.training import supervised as multitask
 
 WATER_XYZ = "3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
 QUICK = ["--xc", "lda", "--basis", "sto-3g", "--grid-level", "0"]
@@ -208,7 +210,7 @@ BAD = [
     (["energy", "water", "--xc", "b3lyp6"], "b3lyp6"),
     (["energy", "water", "--guess", "huckel"], "huckel"),
     (["energy", "water", "--solver", "newton"], "newton"),
-    (["energy", "water", "--eri", "exact", "--auxbasis", "def2-svp-jkfit"], "'fitted' would do"),
+    (["energy", "water", "--eri", "exact", "--auxbasis", "def2-svp-jkfit"], "eri='fitted'"),
     (["energy", "water", "--damping", "1"], "damping 1.0"),
     (["train", "[CH3]", "--out", "{tmp}/w"], "closed-shell"),
     (["bench", "speed"], "'speed'"),
@@ -319,13 +321,13 @@ def labelled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def orbital_gnn(labelled):
-    """The file of an OrbitalGNN trained from a shell, and what was said."""
+    """The folder of an OrbitalGNN trained from a shell, and the record that was printed."""
     capture = io.StringIO()
     with pytest.raises(SystemExit) as ended, contextlib.redirect_stdout(capture):
-        main(["train-gnn", str(labelled / "labels.xyz"), "--out", str(labelled / "model.h5"), "--steps", "50",
-              "--tasks", "energy,dipole", "--held-out", "0.25", "--theory", "LDA/STO-3G", "--json"])
+        main(["train", "--labels", str(labelled / "labels.xyz"), "--out", str(labelled / "model"), "--steps", "50",
+              "--tasks", "energy,dipole", "--validation", "0.25", "--theory", "LDA/STO-3G", "--json"])
     assert ended.value.code == 0
-    return labelled / "model.h5", json.loads(capture.getvalue())
+    return labelled / "model", json.loads(capture.getvalue())
 
 
 def test_labels_are_made_once(call, labelled):
@@ -346,23 +348,26 @@ def test_labels_of_another_basis_are_not_mixed_in(call, labelled):
 @pytest.mark.parametrize("seed", range(3))
 def test_an_element_of_one_frame_is_learned_whatever_the_seed(call, labelled, tmp_path, seed):
     """Judged by such a frame, a model would be asked for what it never saw."""
-    mols, known = labels.read(labelled / "labels.xyz")
+    water = ql.read_labels(labelled / "labels.xyz").take(range(4))
     fluoride = ql.Molecule(("H", "F"), np.array([[0, 0, 0], [0, 0, 1.75]]))
     label = labels.from_pyscf(fluoride, ql.Method("lda", "sto-3g", grid_level=0))
-    labels.write(tmp_path / "more.xyz", [*mols[:4], fluoride], [*known[:4], label])
-    status, out, _ = call("train-gnn", tmp_path / "more.xyz", "--out", tmp_path / "m.h5", "--steps", "1", "--tasks",
-                          "energy", "--held-out", "0.4", "--seed", seed, "--json")
-    assert (status, "F" in ql.load(tmp_path / "m.h5").model.elements) == (0, True)
-    assert json.loads(out)["energy_mae_mev"] < 27211
+    labels.write(
+        tmp_path / "more.xyz", ql.LabelledSet([*water.molecules, fluoride], [*water.labels, label], water.theory)
+    )
+    status, out, _ = call("train", "--labels", tmp_path / "more.xyz", "--out", tmp_path / "m", "--steps", "1",
+                          "--tasks", "energy", "--validation", "0.4", "--seed", seed, "--json")
+    assert (status, "F" in ql.load(tmp_path / "m").model.elements) == (0, True)
+    assert json.loads(out)["validation_mae_mev"] < 27211
 
 
 def test_a_training_that_is_stopped_by_the_keyboard_ends_with_status_one(call, labelled, monkeypatch, tmp_path):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(multitask, "train_gnn", stop)
-    status, _, err = call("train-gnn", labelled / "labels.xyz", "--out", tmp_path / "m.h5", "--tasks", "energy")
-    assert (status, "stopped." in err) == (1, True)
+    monkeypatch.setattr(train, "time", types.SimpleNamespace(sleep=stop))
+    status, _, err = call("train", "--labels", labelled / "labels.xyz", "--out", tmp_path / "m", "--tasks", "energy")
+    assert status == 1
+    assert re.search(r"stopped at step \d+; use --resume to continue", err)
 
 
 def test_a_teacher_says_labels_in_place_of_pyscf(call, trained, frames, tmp_path):
@@ -375,19 +380,20 @@ def test_a_teacher_says_labels_in_place_of_pyscf(call, trained, frames, tmp_path
 
 def test_an_orbital_gnn_is_trained_judged_and_used_from_a_shell(call, labelled, orbital_gnn, tmp_path):
     path, record = orbital_gnn
-    keys = {"energy_mae_mev", "forces_mae_mev_angstrom", "dipole_mae_debye", "charge_mae", "gap_mae_ev"}
-    assert set(record) == {"out", "n", "baselines", *keys}
-    assert record["n"] == 2
-    assert record["forces_mae_mev_angstrom"] is None  # was not to be learned
-    assert set(record["baselines"]["low_cost"]) == keys
+    errors = record["validation"]
+    keys = {"energy_mae_mev", "energy_max_mev", "dipole_mae_debye", "charge_mae", "gap_mae_ev"}
+    assert set(errors) == {"n", "baselines", *keys}  # forces were not to be learned
+    assert (record["kind"], record["steps"], errors["n"]) == ("orbital-gnn", 50, 2)
+    assert set(errors["baselines"]["no_network"]) == keys
+    assert record["validation_mae_mev"] == errors["energy_mae_mev"]
 
     status, out, _ = call("evaluate", path, "--geometries", labelled / "labels.xyz", "--json")
     judged = json.loads(out)
     assert (status, judged["n"]) == (0, 8)
     assert judged["forces_mae_mev_angstrom"] > 0
     status, out, _ = call("evaluate", path, "--geometries", labelled / "labels.xyz")
-    assert "without it" in out
-    assert "energy, meV" in out
+    assert "GFN1-xTB" in out
+    assert "energy MAE, meV" in out
 
     status, _, _ = call("predict", path, "--geometries", labelled / "frames.xyz", "--out", tmp_path / "p.h5")
     assert status == 0
@@ -414,18 +420,81 @@ def test_a_molecule_is_relaxed_from_a_shell(call, orbital_gnn, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train-gnn", "labels.xyz", "--out", "m.h5", "--tasks", "energy,colour"], "tasks colour are not known"),
-        (["train-gnn", "frames.xyz", "--out", "m.h5"], "frame 0 of {}/frames.xyz has no energy"),
-        (["train-gnn", "labels.xyz", "--out", "m.h5", "--held-out", "0"], "leaves none to learn or to judge by"),
-        (["train-gnn", "labels.xyz", "--out", "m.h5", "--held-out", "nan"], "a share of nan of 8 frames"),
-        (["train-gnn", "labels.xyz", "--out", "m.h5", "--seed", "-1"], "-1"),
-        (["evaluate", "labels.xyz", "--geometries", "labels.xyz"], "holds no OrbitalGNN"),
+        (["--labels", "labels.xyz", "--tasks", "energy,colour"], "got colour"),
+        (["--labels", "frames.xyz"], "frame 0 of {}/frames.xyz has no energy"),
+        (["--labels", "labels.xyz", "--validation", "0"], "got 0"),
+        (["--labels", "labels.xyz", "--validation", "nan"], "got nan"),
+        (["--labels", "labels.xyz", "--validation", "8"], "to hold out 8, got 8"),
+        (["--labels", "labels.xyz", "--seed", "-1"], "-1"),
+        (["--labels", "labels.xyz", "--model", "qpt"], "use ql.GNNConfig()"),
+        (["--labels", "labels.xyz", "--reuse", "3"], "Expected no --reuse for a training on --labels"),
+        (["--labels", "labels.xyz", "--preset", "tiny"], "Expected no --preset for a model of kind orbital-gnn"),
+        (["water", "--labels", "labels.xyz"], "got both"),
+        ([], "got neither"),
+        (["water", "--model", "orbital-gnn"], "use ql.QPTConfig()"),
+        (["water", "--model", "mine"], "'mine'"),
+        (["water", "--tasks", "energy"], "Expected no --tasks for a training without --labels"),
+        (["water", "--validation", "0.5"], "0.5"),
     ],
 )
-def test_what_an_orbital_gnn_cannot_use_is_said(call, labelled, tmp_path, arguments, said):
-    given = [str(labelled / each) if each.endswith(".xyz") else each for each in arguments]
-    given = [str(tmp_path / each) if each == "m.h5" else each for each in given]
-    status, _, err = call(*given)
+def test_a_training_that_does_not_fit_its_data_is_refused(call, labelled, tmp_path, arguments, said):
+    words = [str(labelled / word) if word.endswith(".xyz") else word for word in arguments]
+    status, _, err = call("train", *words, "--out", tmp_path / "m")
     assert status == 2
     assert said.format(labelled) in err
-    assert not (tmp_path / "m.h5").exists()
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_file_that_is_no_model_is_refused(call, labelled):
+    status, _, err = call("evaluate", labelled / "labels.xyz", "--geometries", labelled / "labels.xyz")
+    assert status == 2
+    assert "Expected a model file" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (["water"], (ql.Method(), ql.QPTConfig(), ql.TrainConfig())),
+        (["--labels", "labels.xyz"], (None, ql.GNNConfig(), ql.TrainConfig.supervised())),
+        (
+            ["water", "--xc", "pbe0", "-n", "1", "--steps", "7", "--train-iterations", "-1", "--sigma", "0.1",
+             "--weight-decay", "0.5"],
+            (
+                ql.Method("pbe0"), ql.QPTConfig(iterations=1),
+                ql.TrainConfig(
+                    minutes=None, steps=7, iterations=None, sampling=ql.Sampling(sigma_bohr=0.1), weight_decay=0.5
+                ),
+            ),
+        ),
+        (
+            ["--labels", "labels.xyz", "--source", "guess", "--minutes", "2", "--tasks", "energy"],
+            (
+                None, ql.GNNConfig("guess"),
+                ql.TrainConfig.supervised(minutes=2.0, steps=None, tasks=ql.TaskWeights.only("energy")),
+            ),
+        ),
+    ],
+)
+def test_an_option_that_is_not_used_has_pythons_default(call, labelled, tmp_path, monkeypatch, arguments, settings):
+    class Recorded(Exception):  # noqa: N818
+        pass
+
+    def record(data, *values, resume):
+        raise Recorded(*values[:3])
+
+    monkeypatch.setattr(ql, "Trainer", record)
+    with pytest.raises(Recorded) as recorded:
+        words = [str(labelled / word) if word.endswith(".xyz") else word for word in arguments]
+        main(["train", *words, "--out", str(tmp_path / "m")])
+    assert recorded.value.args == settings
+
+
+def test_every_setting_of_a_training_is_an_option_with_a_description():
+    options = {option.name: option.help or "" for option in typer.main.get_command(app).commands["train"].params}
+    settings = {"xc", "basis", "grid_level", "eri", "auxbasis", "tasks", "sampler", "train_iterations"}
+    for config in (ql.QPTConfig, ql.GNNConfig, ql.TrainConfig):
+        settings |= {field.name for field in dataclasses.fields(config)} - {"sampling"}
+    assert settings <= set(options)
+    assert not [name for name in settings if not options[name].endswith(".")]
+    assert "one of minao, " in options["guess"]
+    assert options["batch"].endswith("Default: 4. With --labels: 8.")

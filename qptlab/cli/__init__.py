@@ -1,7 +1,7 @@
-"""The same actions from a shell: `qptlab`, or `python -m qptlab`.
+"""Command line: `qptlab`, or `python -m qptlab`.
 
-With --json a command prints one JSON object on stdout and nothing else there; progress goes to
-stderr. Exit status: 0 done, 2 bad input with one line on stderr, 1 anything else.
+With --json a command prints one JSON object on stdout and nothing else there; progress goes to stderr. The exit
+status is 0 if the command succeeded, 2 for wrong input, with one line on stderr, and 1 for every other failure.
 """
 
 import shlex
@@ -11,7 +11,7 @@ from typing import cast
 
 import typer
 
-from qptlab.cli import benchmarks, engine, lab, models, orbital_gnn
+from qptlab.cli import benchmarks, engine, lab, labels, models, train
 from qptlab.cli.console import fail
 from qptlab.errors import InputError
 
@@ -21,33 +21,39 @@ app = typer.Typer(
     help="Neural networks trained by backpropagating through density functional theory.",
 )
 
-for _command in (
-    engine.energy, models.train, models.evaluate, models.predict, models.relax, engine.sample, orbital_gnn.label,
-    orbital_gnn.train_gnn, lab.lab, benchmarks.bench, engine.info,
-):
-    app.command()(_command)
+COMMANDS = {
+    command.__name__: app.command()(command) for command in (
+        engine.energy, train.train, models.evaluate, models.predict, models.relax, engine.sample, labels.label,
+        lab.lab, benchmarks.bench, engine.info,
+    )
+}
+"""Functions of the commands by name."""
 
-# typer brings its own copy of click from 0.20 on; this is the class of usage errors in either case.
+# typer has its own copy of click since 0.20; this is the class of usage errors in both cases.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
-
 TYPER_STOPPED = 130
-"""What typer makes of Ctrl-C."""
+"""Status that typer returns after Ctrl-C."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with the status that the module's docstring names."""
-    given = sys.argv[1:] if arguments is None else arguments
+    """Run the command line, and exit with the status that the package's docstring states.
+
+    Args:
+      arguments: command and options; by default those of the process.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
     warnings.showwarning = lambda message, *_, **__: fail(str(message), 0)
     try:
-        status = app(given or ["--help"], standalone_mode=False)
+        status = app(words or ["--help"], standalone_mode=False)
         if status == TYPER_STOPPED:
             raise KeyboardInterrupt
     except InputError as error:
         status = fail(str(error), 2)
     except _UsageError as error:
-        what = error.format_message().rstrip(".")
-        status = fail(f"{what}, in: qptlab {shlex.join(given)}; qptlab --help says what would do.", 2)
+        command = next((f" {word}" for word in words[:1] if word in COMMANDS), "")
+        message = f"{error.format_message().rstrip('.')}, in: qptlab {shlex.join(words)}"
+        status = fail(f"{message}; use qptlab{command} --help for the accepted values.", 2)
     except (typer.Abort, KeyboardInterrupt):
         status = fail("stopped.", 1)
     except (RuntimeError, MemoryError, OSError) as error:

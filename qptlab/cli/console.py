@@ -1,37 +1,34 @@
-"""What the commands share: options, and how they speak."""
+"""Options that several commands share, and their output."""
 
 import json
 import pathlib
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+import qptlab as ql
+from qptlab.cli.settings import Options
 from qptlab.errors import InputError
 from qptlab.sampling.geometries import SAMPLERS
-from qptlab.system.functional import FUNCTIONALS
-from qptlab.system.method import ERI_FORMS
 
 stderr = Console(stderr=True, highlight=False)
 
 MoleculeArgument = Annotated[
     str, typer.Argument(metavar="MOLECULE", help="A built-in name, a SMILES or an XYZ file (ångström).")
 ]
-XC = Annotated[str, typer.Option("--xc", help=f"Functional, one of {', '.join(FUNCTIONALS)}.")]
-Basis = Annotated[str, typer.Option("--basis", help="A basis set by PySCF's name.")]
-GridLevel = Annotated[int, typer.Option("--grid-level", help="PySCF's grid level, 0 to 5.")]
-Eri = Annotated[str, typer.Option("--eri", help=f"Two-electron integrals, one of {', '.join(ERI_FORMS)}.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything that is random.")]
-Sampler = Annotated[str, typer.Option("--sampler", help=f"One of {', '.join(SAMPLERS)}.")]
-Temperature = Annotated[float, typer.Option("--temperature", help="Of md, kelvin.")]
-Frames = Annotated[str, typer.Option("--frames", help="XYZ file of the user's frames, for --sampler file.")]
-Molecules = Annotated[
-    list[str],
-    typer.Argument(metavar="MOLECULE...", help="As elsewhere; an XYZ file of several, or a .smi file, too."),
+Sampler = Annotated[
+    str | None, typer.Option("--sampler", help=f"Source of geometries, one of {', '.join(SAMPLERS)}. Default: md.")
 ]
+Temperature = Annotated[float | None, typer.Option("--temperature", help="Temperature, K; for md, modes and model.")]
+Sigma = Annotated[
+    float | None, typer.Option("--sigma", help="Standard deviation of displacements, bohr; for perturb.")
+]
+Frames = Annotated[str | None, typer.Option("--frames", help="XYZ file of frames, for --sampler file.")]
 Geometries = Annotated[
-    pathlib.Path, typer.Option("--geometries", help="(Multi-frame) XYZ file, ångström.")
+    pathlib.Path, typer.Option("--geometries", help="XYZ file with one or more frames, ångström.")
 ]
 Dask = Annotated[
     str | None,
@@ -39,29 +36,54 @@ Dask = Annotated[
 ]
 
 
-def print_json(record: dict) -> None:
-    """One object, alone on stdout."""
+def method_options(defaults: Mapping[str, Any] | None = None) -> Options:
+    """Return the options of a Kohn–Sham method.
+
+    Args:
+      defaults: defaults that differ from those of `Method`.
+    """
+    xc = f"Functional, one of {', '.join(ql.FUNCTIONALS)}."
+    return Options(ql.Method, panel="Method", defaults=defaults or {}, help={"xc": xc})
+
+
+METHOD = method_options()
+"""Options of a Kohn–Sham method."""
+
+
+def sampling(
+    sampler: str | None = None,
+    temperature: float | None = None,
+    sigma: float | None = None,
+    frames: str | None = None,
+) -> ql.Sampling:
+    """Return the sampler that the options of a command describe."""
+    values = {"sampler": sampler, "temperature": temperature, "sigma_bohr": sigma, "path": frames}
+    return ql.Sampling(**{name: value for name, value in values.items() if value is not None})
+
+
+def print_json(record: dict[str, Any]) -> None:
+    """Print one object, alone on stdout."""
     typer.echo(json.dumps(record))
 
 
 def fail(message: str, status: int) -> int:
-    """Say what is wrong in one line on stderr; returns the exit status."""
+    """Print an error in one line on stderr, and return the exit status."""
     stderr.print("qptlab: " + " ".join(message.split()), markup=False, soft_wrap=True)
     return status
 
 
 def refuse_existing(path: pathlib.Path) -> None:
-    """Check a file that is to be made.
+    """Check the path of a new file.
 
     Raises:
-      InputError: if it is there, or its folder is not.
+      InputError: if the file exists, or its folder does not.
     """
     if path.exists():
-        raise InputError(f"{path} exists and is not overwritten; a new name would do.")
+        raise InputError(f"Expected a new file, got {path}, which exists and is not overwritten; use a new name.")
     check_folder(path)
 
 
 def check_folder(path: pathlib.Path) -> None:
-    """Raise an `InputError` if the folder of a file that is to be written is not there."""
+    """Raise an `InputError` if the folder of a file that will be written does not exist."""
     if not path.parent.is_dir():
-        raise InputError(f"folder {path.parent} does not exist; an existing folder would do.")
+        raise InputError(f"Expected an existing folder, got {path.parent}, which does not exist; create it first.")

@@ -7,54 +7,48 @@ import os
 import pathlib
 import platform
 import time
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 import qptlab as ql
 from qptlab.cli.console import (
-    XC,
-    Basis,
-    Eri,
-    GridLevel,
+    METHOD,
+    Frames,
     Json,
     MoleculeArgument,
     Sampler,
-    Seed,
+    Sigma,
     Temperature,
     print_json,
     refuse_existing,
+    sampling,
     stderr,
 )
-from qptlab.dft.scf import GUESSES, SOLVERS
+from qptlab.cli.settings import Options, takes
 from qptlab.errors import InputError
 from qptlab.evaluation import reference
 from qptlab.runtime import memory
 from qptlab.training.run import LIBRARIES
 from qptlab.units import HARTREE_MEV
 
+SCF = Options(ql.scf, ("guess", "solver", "level_shift", "damping"), panel="SCF")
 
+
+@takes(METHOD, SCF)
 def energy(
     molecule: MoleculeArgument,
-    xc: XC = "pbe",
-    basis: Basis = "def2-svp",
-    grid_level: GridLevel = 1,
-    eri: Eri = "auto",
-    auxbasis: Annotated[str | None, typer.Option("--auxbasis", help="For fitted integrals; default PySCF's.")] = None,
-    spin: Annotated[int | None, typer.Option("--spin", help="Unpaired electrons; default 0 or 1.")] = None,
-    guess: Annotated[str, typer.Option("--guess", help=f"One of {', '.join(GUESSES)}.")] = "minao",
-    solver: Annotated[str, typer.Option("--solver", help=f"One of {', '.join(SOLVERS)}.")] = "diis",
-    level_shift: Annotated[float, typer.Option("--level-shift", help="Of virtual levels, hartree.")] = 0.0,
-    damping: Annotated[float, typer.Option("--damping", help="Share of the last Fock matrix kept.")] = 0.0,
-    forces: Annotated[bool, typer.Option("--forces", help="Also the forces on the atoms.")] = False,
+    spin: Annotated[int | None, typer.Option("--spin", help="Number of unpaired electrons. Default: 0 or 1.")] = None,
+    forces: Annotated[bool, typer.Option("--forces", help="Also compute the forces on the atoms.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Compare with PySCF.")] = False,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
-    """A converged DFT energy, unrestricted where there are unpaired electrons."""
-    mol, method = ql.Molecule.parse(molecule, spin), ql.Method(xc, basis, grid_level, eri, auxbasis)
+    """Compute a converged DFT energy. Molecules with unpaired electrons are unrestricted."""
+    mol, method = ql.Molecule.parse(molecule, spin), ql.Method(**METHOD.values(settings))
     began = time.perf_counter()
-    result = ql.scf(mol, method, guess=guess, solver=solver, level_shift=level_shift, damping=damping)
+    result = ql.scf(mol, method, **SCF.values(settings))
     record = {
         "energy_ha": float(result.energy),
         "converged": bool(result.converged),
@@ -76,33 +70,34 @@ def energy(
         _print_energy(mol, method, record)
     if not result.converged:
         stderr.print(
-            f"qptlab: the SCF did not converge in {record['cycles']} cycles: the energy is not final; "
-            "--level-shift 0.3, --damping 0.5 or another --guess would be worth a try.", soft_wrap=True
+            f"qptlab: the SCF did not converge in {record['cycles']} cycles, so that the energy is not final; use "
+            "--level-shift 0.3, --damping 0.5 or a different --guess.", soft_wrap=True
         )
         raise typer.Exit(1)
 
 
-def _pyscf_energies(mol, method, record) -> dict:
-    """PySCF's energy with exact integrals and, where ours are fitted, with the same fit."""
-    answer = reference.converged(mol, method)
-    found = {"pyscf_energy_ha": answer.energy, "error_mev": (record["energy_ha"] - answer.energy) * HARTREE_MEV}
+def _pyscf_energies(mol: ql.Molecule, method: ql.Method, record: dict[str, Any]) -> dict[str, float]:
+    """Return PySCF's energy with exact integrals and, if ours are fitted, with the same fit."""
+    exact = reference.converged(mol, method).energy
+    energies = {"pyscf_energy_ha": exact, "error_mev": (record["energy_ha"] - exact) * HARTREE_MEV}
     if record["eri"] == "fitted":
         fitted = reference.converged(mol, method, fitted=True).energy
-        found["pyscf_fitted_energy_ha"] = fitted
-        found["error_same_fit_mev"] = (record["energy_ha"] - fitted) * HARTREE_MEV
-    return found
+        energies["pyscf_fitted_energy_ha"] = fitted
+        energies["error_same_fit_mev"] = (record["energy_ha"] - fitted) * HARTREE_MEV
+    return energies
 
 
-def _print_energy(mol, method, record) -> None:
+def _print_energy(mol: ql.Molecule, method: ql.Method, record: dict[str, Any]) -> None:
+    """Print the results of `energy` for people."""
     unpaired = f"  {mol.spin} unpaired" if mol.spin else ""
     typer.echo(f"{mol.formula}{unpaired}  {method.label}  grid level {method.grid_level}  {record['eri']} integrals")
     typer.echo(f"energy        {record['energy_ha']:.9f} hartree, {record['cycles']} cycles")
     if record["gap_ha"] is not None:
         typer.echo(f"HOMO–LUMO gap {record['gap_ha']:.6f} hartree")
     typer.echo(f"dipole        {np.linalg.norm(record['dipole_debye']):.4f} debye")
-    pull = record.get("forces_ha_per_bohr")
+    forces = record.get("forces_ha_per_bohr")
     for index, symbol in enumerate(mol.symbols):
-        force = "  force " + " ".join(f"{x:12.8f}" for x in pull[index]) + " hartree/bohr" if pull else ""
+        force = "  force " + " ".join(f"{x:12.8f}" for x in forces[index]) + " hartree/bohr" if forces else ""
         typer.echo(f"{index:4} {symbol:2}       Mulliken charge {record['charges'][index]:8.4f}{force}")
     for key, name in (("", "PySCF"), ("fitted_", "PySCF, fitted")):
         if f"pyscf_{key}energy_ha" in record:
@@ -114,21 +109,23 @@ def sample(
     molecule: MoleculeArgument,
     out: Annotated[pathlib.Path, typer.Option("--out", help="A new XYZ file.")],
     n: Annotated[int, typer.Option("--n", help="Number of frames.")] = 100,
-    sampler: Sampler = "md",
-    temperature: Temperature = 500.0,
-    sigma: Annotated[float, typer.Option("--sigma", help="Of perturb, bohr.")] = 0.05,
+    sampler: Sampler = None,
+    temperature: Temperature = None,
+    sigma: Sigma = None,
+    frames: Frames = None,
     stride: Annotated[int, typer.Option("--stride", help="Keep every n-th geometry.")] = 8,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random numbers.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Draw geometries of a molecule into an XYZ file, from a stream that no training sees."""
-    if n < 1 or stride < 1 or seed < 0:
-        raise InputError(f"n {n}, stride {stride}, seed {seed} cannot be used; 100, 8 and 0 would do.")
+    """Draw geometries of a molecule into an XYZ file, from a stream that no training uses."""
+    for name, value, least in (("n", n, 1), ("stride", stride, 1), ("seed", seed, 0)):
+        if value < least:
+            raise InputError(f"Expected a whole number from {least} as --{name}, got {value}; use {least}.")
     mol = ql.Molecule.parse(molecule)
-    stream = ql.sample(mol, ql.Sampling(sampler, temperature, sigma), seed, validation=True)
+    stream = ql.sample(mol, sampling(sampler, temperature, sigma, frames), seed, validation=True)
     refuse_existing(out)
-    frames = [mol.with_positions(next_) for next_ in itertools.islice(stream, 0, n * stride, stride)]
-    out.write_text("".join(frame.to_xyz() for frame in frames))
+    drawn = itertools.islice(stream, 0, n * stride, stride)
+    out.write_text("".join(mol.with_positions(positions).to_xyz() for positions in drawn))
     if as_json:
         print_json({"out": str(out), "n": n})
     else:
@@ -136,7 +133,7 @@ def sample(
 
 
 def info(as_json: Json = False) -> None:
-    """Versions, devices and memory."""
+    """Print versions, devices and memory."""
     import jax
 
     record = {

@@ -51,7 +51,7 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
             if file.attrs.get("format") != FORMAT:
                 raise ValueError("it does not say that it is one")
             description = json.loads(str(file.attrs["description"]))
-            for name, dataset in _datasets(file):
+            for name, dataset in datasets(file):
                 group, key = name.rsplit("/", 1)
                 arrays.setdefault(group, {})[key] = dataset[()]
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -63,8 +63,11 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
     return description, arrays
 
 
-def _datasets(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
-    # External and soft links are not followed: a file must not read from outside of itself.
+def datasets(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
+    """Yield all datasets of a group with their paths in it.
+
+    External and soft links are not followed: a file must not read from outside of itself.
+    """
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             continue
@@ -72,7 +75,7 @@ def _datasets(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.D
         if isinstance(item, h5py.Dataset):
             yield f"{prefix}{name}", item
         elif isinstance(item, h5py.Group):
-            yield from _datasets(item, f"{prefix}{name}/")
+            yield from datasets(item, f"{prefix}{name}/")
 
 
 def molecule_record(mol: Molecule) -> dict:

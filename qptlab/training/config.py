@@ -84,7 +84,7 @@ class TrainConfig:
       weight_decay: weight decay of AdamW.
       averaging: decay, update by update, of the mean of parameters that is used for prediction; 0 for the last ones.
       validation: number of geometries on which errors are measured: of an independent trajectory or, for labels, of
-        the labelled set, which then are not trained on.
+        the labelled set, which then are not trained on. A number below 1 is a share of the labelled set.
       tasks: weights of the properties that are learned from labels.
     """
 
@@ -102,7 +102,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     weight_decay: float = 1e-4
     averaging: float = 0.98
-    validation: int = 16
+    validation: int | float = 16
     tasks: TaskWeights = dataclasses.field(default_factory=TaskWeights)
 
     def __post_init__(self):
@@ -112,7 +112,8 @@ class TrainConfig:
             raise InputError(f"Expected one of {', '.join(LOSSES)} as loss, got {shown(self.loss)}.")
         if self.iterations is not None:
             check_iterations(self.iterations)
-        for name in ("steps", "batch", "microbatch", "reuse", "validation"):
+        self._check_validation()
+        for name in ("steps", "batch", "microbatch", "reuse"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"Expected a whole number from 1 as {name}, got {shown(value)}; use 1, for example.")
@@ -131,6 +132,14 @@ class TrainConfig:
                     "example."
                 )
 
+    def _check_validation(self) -> None:
+        count = self.validation
+        if not (count >= 1 if isinstance(count, int) else isinstance(count, float) and 0 < count < 1):
+            raise InputError(
+                f"Expected a whole number from 1 or a share below 1 as validation, got {count!r}; use 16, or 0.2 for "
+                "labels."
+            )
+
     def _check_budget(self) -> None:
         if self.minutes is None and self.steps is None:
             raise InputError("Expected minutes or steps of training, got neither; use minutes=1, for example.")
@@ -148,6 +157,7 @@ class TrainConfig:
         """
         defaults = {
             "minutes": None, "steps": 1500, "batch": 8, "learning_rate": 2e-3, "clip_norm": 10.0, "averaging": 0.99,
+            "validation": 0.2,
         }
         return cls(**(defaults | changes))
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from qptlab.dft.energy import energy as total_energy
 from qptlab.dft.energy import kohn_sham
+from qptlab.errors import InputError
 from qptlab.evaluation import reference
 from qptlab.evaluation.errors import ErrorSummary
 from qptlab.evaluation.reference import TestSet
@@ -93,6 +94,11 @@ class LabelFree(Objective):
     def check(self, config: TrainConfig) -> None:
         """Raise an `InputError` for settings that this objective cannot be trained with."""
         self.method.functional.require_pyscf_name()  # validation compares with PySCF
+        if not isinstance(config.validation, int):
+            raise InputError(
+                f"Expected a number of geometries as validation for a training without labels, got "
+                f"{config.validation}; use 16, for example."
+            )
         sampling = config.sampling
         if sampling.sampler in ("file", "torsions", "conformers"):
             for mol in self.molecules:

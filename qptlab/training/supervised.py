@@ -206,9 +206,11 @@ class Supervised(Objective):
         return hashlib.sha256(self._text.encode()).hexdigest()
 
     def _split(self, config: TrainConfig) -> tuple[LabelledSet, LabelledSet]:
-        """Return the training set and the validation set, at most a fifth of the labelled geometries."""
-        count = len(self.data.molecules)
-        return self.data.split(max(1, min(config.validation, count // 5)), config.seed)
+        """Return the training set and the validation set."""
+        count = config.validation
+        if isinstance(count, float):
+            count = max(1, round(count * len(self.data.molecules)))
+        return self.data.split(count, config.seed)
 
     def _prepare(self, data: LabelledSet, config: TrainConfig, progress: Callable[[int, int], None]) -> Prepared:
         if self._prepared is not None:

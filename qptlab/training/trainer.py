@@ -22,6 +22,7 @@ import jax
 import psutil
 
 from qptlab.errors import InputError
+from qptlab.evaluation.errors import ErrorSummary
 from qptlab.models.contract import Model
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
@@ -95,6 +96,7 @@ class Trainer:
       status: `ready`, `compiling`, `running`, `paused`, `finished`, `stopped` or `failed`.
       error: exception that ended a failed training.
       validation: validation geometries with their references, once they are computed.
+      errors: name and errors of the model and of each baseline at the last validation, the model first.
       executables: compiled functions of a training step, by name, and the time that compiling took, s.
 
     Raises:
@@ -161,6 +163,7 @@ class Trainer:
         self.status = "ready"
         self.error: BaseException | None = None
         self.validation: Any = None
+        self.errors: list[tuple[str, ErrorSummary]] = []
         # All errors of the user are found here, before a thread or a folder exists.
         check_memory(objective)
         check_devices(train_config)
@@ -391,7 +394,7 @@ class Trainer:
         if state is None:
             return {}
         began = time.perf_counter()
-        table = self._objective.validate(validation, state.average)
+        self.errors = table = self._objective.validate(validation, state.average)
         self._validated_at = time.perf_counter()
         # The first validation compiles, which does not count as its cost.
         self._validation_cost = self._validated_at - began if self._validations else 0.0

@@ -1,0 +1,187 @@
+"""The command that trains a model of any kind."""
+
+import pathlib
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+import qptlab as ql
+from qptlab.cli.console import METHOD, Frames, Json, Sampler, Sigma, Temperature, print_json, sampling, stderr
+from qptlab.cli.settings import Options, refuse, takes
+from qptlab.errors import InputError
+from qptlab.models.contract import config_class, kinds
+from qptlab.training.config import TASKS
+
+NETWORKS = {
+    kind: Options(config_class(kind), panel=f"Network {kind}", flags={"iterations": "-n"}) for kind in kinds()
+}
+"""Options of the network of each registered kind."""
+
+_DEFAULT, _SUPERVISED = ql.TrainConfig(), ql.TrainConfig.supervised()
+_CHANGED = {name: value for name, value in vars(_SUPERVISED).items() if value != getattr(_DEFAULT, name)}
+
+TRAINING = Options(
+    ql.TrainConfig,
+    panel="Training",
+    renamed={"iterations": "train_iterations"},
+    help={"iterations": "DFT iterations after the network during training; -1 for as many as in prediction."},
+    remarks={name: f"With --labels: {'none' if value is None else value}." for name, value in _CHANGED.items()},
+)
+"""Options of the training."""
+
+WITHOUT_LABELS = (*METHOD.fields, "sampler", "temperature", "sigma", "frames", "loss", "train_iterations", "reuse")
+"""Options of a training without labels."""
+
+
+@takes(METHOD, *NETWORKS.values(), TRAINING)
+def train(
+    out: Annotated[pathlib.Path, typer.Option("--out", help="The run's folder, new or empty.")],
+    molecules: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MOLECULE",
+            help="Built-in names, SMILES, XYZ files (ångström) or .smi files; not with --labels.",
+        ),
+    ] = None,
+    labels: Annotated[
+        pathlib.Path | None, typer.Option("--labels", help="Train on the labels of this extended XYZ file.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help=f"Kind of model, one of {', '.join(kinds())}. By default the data decide."),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", help=f"Properties to learn from labels, with commas, among {', '.join(TASKS)}."),
+    ] = None,
+    theory: Annotated[
+        str | None, typer.Option("--theory", help="Level of theory of the labels, if the file does not state it.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    sampler: Sampler = None,
+    temperature: Temperature = None,
+    sigma: Sigma = None,
+    frames: Frames = None,
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Train a model: a QPT on molecules, without labels, or an OrbitalGNN on labels."""
+    if (not molecules) == (labels is None):
+        raise InputError(
+            "Expected molecules or --labels FILE, got "
+            f"{'both' if molecules else 'neither'}; use qptlab train water --out runs/water, for example."
+        )
+    settings |= {"sampler": sampler, "temperature": temperature, "sigma": sigma, "frames": frames}
+    kind = model or ("qpt" if molecules else "orbital-gnn")
+    config = _network(kind, settings)
+    if labels is None:
+        refuse({"tasks": tasks, "theory": theory}, ("tasks", "theory"), "for a training without --labels")
+        data, method = ql.read_molecules(molecules or []), ql.Method(**METHOD.values(settings))
+        samples = sampling(sampler, temperature, sigma, frames)
+        train_config = ql.TrainConfig(**_training(settings), sampling=samples)
+    else:
+        refuse(settings, WITHOUT_LABELS, "for a training on --labels")
+        data, method = ql.read_labels(labels), None
+        data = data._replace(theory=theory or data.theory)
+        weights = ql.TaskWeights.only(*(task.strip() for task in tasks.split(","))) if tasks else ql.TaskWeights()
+        train_config = ql.TrainConfig.supervised(**_training(settings), tasks=weights)
+    trainer = ql.Trainer(data, method, config, train_config, out, resume=resume)
+    try:
+        _follow(trainer)
+    except KeyboardInterrupt:
+        trainer.stop()
+        stderr.print(f"qptlab: stopped at step {trainer.step}; use --resume to continue.")
+        raise typer.Exit(1) from None
+    trainer.run()  # has ended: raises the error of the training, if there is one
+    record = _summary(trainer)
+    if as_json:
+        print_json(record)
+    else:
+        _print_summary(trainer, record)
+
+
+def _network(kind: str, settings: dict[str, Any]) -> Any:
+    """Return the settings of a network of a kind. Options of other kinds are refused."""
+    cls = config_class(kind)
+    options = NETWORKS[kind]
+    others = {name for group in NETWORKS.values() for name in group.fields} - set(options.fields)
+    refuse(settings, sorted(others), f"for a model of kind {kind}, which has {', '.join(options.fields)}")
+    return cls(**options.values(settings))
+
+
+def _training(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the training that were given; if only one limit was given, there is no other one."""
+    values = TRAINING.values(settings)
+    if ("minutes" in values) != ("steps" in values):
+        values = {"minutes": None, "steps": None} | values
+    if values.get("iterations") == -1:
+        values["iterations"] = None
+    return values
+
+
+def _summary(trainer: ql.Trainer) -> dict[str, Any]:
+    """Return the numbers of a training that has ended, with the keys of ``--json``."""
+    rows, predictor = trainer.rows, trainer.predictor
+    last = next((row for row in reversed(rows) if "validation_mae_mev" in row), {})
+    has_energy = bool(rows) and trainer.method is not None and trainer.train_config.loss != "labels"
+    return {
+        "out": str(trainer.out),
+        "kind": trainer.objective.kind,
+        "molecules": [mol.formula for mol in trainer.molecules],
+        "eri": predictor.systems[0].template.eri if isinstance(predictor, ql.CorrectionPredictor) else None,
+        "steps": trainer.step,
+        "seconds": rows[-1]["seconds"] if rows else 0.0,
+        "energy_ha": rows[-1]["energy_ha"] if has_energy else None,
+        "validation_mae_mev": last.get("validation_mae_mev"),
+        "no_network_mae_mev": last.get("no_network_mae_mev"),
+        "pyscf_stopped_mae_mev": last.get("pyscf_stopped_mae_mev"),
+        "validation": _validation(trainer) if trainer.errors else None,
+        "data_wait_s": sum(row["data_wait_s"] for row in rows),
+        "compile_s": sum(row["compile_s"] for row in rows),
+    }
+
+
+def _validation(trainer: ql.Trainer) -> dict[str, Any]:
+    """Return the errors of the model and of its baselines at the last validation."""
+    (_, errors), *baselines = trainer.errors
+    return {
+        "n": len(trainer.objective.validation_molecules(trainer.validation)),
+        **errors.to_dict(),
+        "baselines": {name: summary.to_dict() for name, summary in baselines},
+    }
+
+
+def _print_summary(trainer: ql.Trainer, record: dict[str, Any]) -> None:
+    """Print the summary for people."""
+    integrals = f", {record['eri']} integrals" if record["eri"] else ""
+    typer.echo(f"{record['steps']} steps in {record['seconds']:.0f} s{integrals}, kept in {record['out']}")
+    for key in ("validation_mae_mev", "no_network_mae_mev", "pyscf_stopped_mae_mev"):
+        if record[key] is not None:
+            typer.echo(f"{key:24} {record[key]:.5g}")
+
+
+def _follow(trainer: ql.Trainer) -> None:
+    """Show the events of a trainer on stderr until it ends."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr) as bar:
+        task = bar.add_task("starting", total=1.0)
+        seen = len(trainer.events())  # a resumed run brings its earlier ones
+        trainer.start()
+        alive = True
+        while alive:
+            alive = trainer.is_alive
+            new = trainer.events(seen)
+            seen += len(new)
+            for event in new:
+                if event.kind == "step" and event.row is not None:
+                    done = trainer.train_config.progress(event.row["step"], event.row["seconds"])
+                    bar.update(task, completed=done)
+                elif event.kind == "validation" and event.row is not None:
+                    bar.update(task, description=f"step {event.row['step']}: {event.text}")
+                    if not stderr.is_terminal:
+                        stderr.print(f"step {event.row['step']}: {event.text}")
+                elif event.kind in ("compiling", "news"):
+                    bar.update(task, description=event.text)
+            time.sleep(0.2)
