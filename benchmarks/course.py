@@ -1,11 +1,11 @@
-"""The whole course, in full length, as a class runs it: time and memory of each notebook.
+"""Time and memory of each notebook of the course in full length.
 
     PATH=.venv/bin:$PATH binder/postBuild
     python benchmarks/course.py
 
-Each notebook is executed from top to bottom in a kernel of its own, one after the other, as on mybinder.org: after
-`binder/postBuild`, which compiles, by `binder/start`, and told that there are 2 GiB. Memory is the kernel's largest,
-as Linux counts it. Writes `results/course.json` and `.md`.
+The notebooks are executed one after the other, each from top to bottom in a new kernel, as on mybinder.org: after
+`binder/postBuild`, which compiles, and through `binder/start`, with a limit of 2 GiB. Memory is the kernel's largest
+resident memory. Writes `results/course.json` and `.md`.
 """
 
 import pathlib
@@ -17,6 +17,7 @@ import nbformat
 import typer
 from nbclient import NotebookClient
 
+from qptlab import tables
 from qptlab.benchmarking import bench
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -27,26 +28,30 @@ MEMORY = 2 * 2**30
 
 def main() -> None:
     """Measure, and write the table."""
-    said = subprocess.run([ROOT / "binder/start", "env", "-0"], capture_output=True, text=True, check=True).stdout
-    environment = dict(line.split("=", 1) for line in said.split("\0") if line) | {"MEM_LIMIT": str(MEMORY)}
+    output = subprocess.run([ROOT / "binder/start", "env", "-0"], capture_output=True, text=True, check=True).stdout
+    environment = dict(line.split("=", 1) for line in output.split("\0") if line) | {"MEM_LIMIT": str(MEMORY)}
     rows = []
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         rows.append(_execute(path, environment))
         typer.echo(f"{rows[-1]['notebook']}: {rows[-1]['seconds']:.0f} s, {rows[-1]['peak_mib']:.0f} MiB")
     record = {"command": COMMAND, "machine": bench.machine(), "rows": rows}
     results = pathlib.Path(__file__).parent / "results"
-    lines = ["| notebook | time, min | memory, GiB |", "|---|--:|--:|"]
-    lines += [f"| {row['notebook']} | {row['seconds'] / 60:.1f} | {row['peak_mib'] / 1024:.2f} |" for row in rows]
-    total, most = sum(row["seconds"] for row in rows), max(row["peak_mib"] for row in rows)
-    lines.append(f"| all; the largest | {total / 60:.1f} | {most / 1024:.2f} |")
+    total, largest = sum(row["seconds"] for row in rows), max(row["peak_mib"] for row in rows)
+    lines = [(row["notebook"], row["seconds"], row["peak_mib"]) for row in rows]
+    cells = [
+        [name, f"{seconds / 60:.1f}", f"{mib / 1024:.2f}"]
+        for name, seconds, mib in [*lines, ("sum of times; largest memory", total, largest)]
+    ]
     bench.keep(results, "course", record, "\n".join([
-        "# The course, in full", "", f"    {COMMAND}", "", bench.place(record["machine"]), "", *lines, "",
+        "# The course, in full", "", f"    {COMMAND}", "", bench.describe(record["machine"]), "",
+        tables.table(["notebook", "time, min", "memory, GiB"], cells), "",
     ]))
 
 
 def _execute(path: pathlib.Path, environment: dict[str, str]) -> dict:
-    place = {"metadata": {"path": str(NOTEBOOKS)}}
-    client = NotebookClient(nbformat.read(path, as_version=4), timeout=1200, resources=place)
+    """Execute a notebook; return its time, s, and the kernel's largest memory, MiB."""
+    resources = {"metadata": {"path": str(NOTEBOOKS)}}
+    client = NotebookClient(nbformat.read(path, as_version=4), timeout=1200, resources=resources)
     began = time.perf_counter()
     with client.setup_kernel(env=environment):
         for index, cell in enumerate(client.nb.cells):

@@ -1,10 +1,11 @@
-"""How fast the workbench answers, in a real JupyterLab in headless Chromium on the same machine.
+"""Response times of the workbench in JupyterLab with headless Chromium on the same machine.
 
     python benchmarks/latency.py [--molecule uracil] [--basis def2-svp]
 
-A click on an orbital until its surface is drawn (training paused); a cell's answer while training; steps per second
-with the monitor in the page and without any view, taking turns; Start until the first point of the curve, in a kernel
-that has one core, as on mybinder.org, and in one that has all. Writes `results/latency.json` and `.md`.
+Measured are: the time from a click on an orbital until its surface is drawn (training paused); the time of a cell's
+answer during training; steps per second with the monitor in the page and without any view, in turns; the time from
+"Start" to the first point of the curve, in a kernel with one core, as on mybinder.org, and in one with all cores.
+Writes `results/latency.json` and `.md`.
 """
 
 import contextlib
@@ -14,12 +15,14 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Annotated
 
 import nbformat
 import typer
 from playwright.sync_api import sync_playwright
 
+from qptlab import tables
 from qptlab.benchmarking import bench
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
@@ -39,48 +42,49 @@ import qptlab as ql
 app = ql.workbench(molecule="water", basis="sto-3g", iterations=1, minutes=2.0)
 app
 """
-"""The first notebook's training, with the compilations that any kernel before has left in the cache."""
+"""Training of the first notebook; earlier kernels have left compiled functions in the cache."""
 
 DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 TURNS = 5
-"""Of measuring a training with and without the monitor."""
+"""Number of measurements of a training with and without the monitor."""
 
 SECONDS = 20
+"""Time of such a measurement."""
 
 
 def main(
-    molecule: Annotated[str, typer.Option(help="For the clicks.")] = "uracil", basis: str = "def2-svp"
+    molecule: Annotated[str, typer.Option(help="Molecule of the clicks.")] = "uracil", basis: str = "def2-svp"
 ) -> None:
     """Measure, and write the table."""
     rows = []
     for part in (_speed, functools.partial(_clicks, molecule=molecule, basis=basis), _first_points):
         folder = pathlib.Path(tempfile.mkdtemp())
-        # Kernels end with their server: each part has the machine for itself.
+        # Kernels end with their server, so that no part slows the next one.
         with lab.server(folder) as address, sync_playwright() as playwright:
             browser = lab.launch(playwright)
-            found = part(functools.partial(_notebook, browser, address, folder))
+            measured = part(functools.partial(_notebook, browser, address, folder))
             browser.close()
-        typer.echo("\n".join(f"{row['what']}: {row['median']:.3g}" for row in found), err=True)
-        rows += found
+        typer.echo("\n".join(f"{row['what']}: {row['median']:.3g}" for row in measured), err=True)
+        rows += measured
     record = {"command": f"python benchmarks/latency.py --molecule {molecule} --basis {basis}",
               "machine": bench.machine(), "rows": rows}
     results = pathlib.Path(__file__).parent / "results"
-    lines = ["| | median | largest | to reach |", "|---|--:|--:|--:|"]
-    lines += [f"| {row['what']} | {row['median']:.3g} | {row['largest']:.3g} | {row['goal']} |" for row in rows]
+    lines = [[row["what"], f"{row['median']:.3g}", f"{row['largest']:.3g}", row["goal"]] for row in rows]
+    table = tables.table(["", "median", "largest", "target"], lines)
     bench.keep(results, "latency", record, "\n".join([
-        "# How fast the workbench answers", "", f"    {record['command']}", "", bench.place(bench.machine()), "",
+        "# Response times of the workbench", "", f"    {record['command']}", "", bench.describe(bench.machine()), "",
         "Browser, kernel and training share these cores; the processor draws WebGL (SwiftShader). A difference of "
-        "two rates of training varies by some 5 % from turn to turn: all turns stand in the JSON.", "", *lines, "",
+        "two rates of training varies by some 5 % from turn to turn; the JSON file has all turns.", "", table, "",
     ]))
-    typer.echo("\n".join(lines))
+    typer.echo(table)
 
 
 @contextlib.contextmanager
 def _notebook(browser, address, folder, code):
-    """A notebook of one cell, run until the workbench has come; its training ends with it."""
+    """Open a notebook of one cell, run it until the workbench is there, and stop its training afterwards."""
     name = f"{time.monotonic_ns()}.ipynb"
-    # Without the name of a kernel, JupyterLab asks which one to take.
+    # Without the name of a kernel, JupyterLab asks for one.
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     cells = [nbformat.v4.new_code_cell(code)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / name)
@@ -92,7 +96,8 @@ def _notebook(browser, address, folder, code):
     opened.close()
 
 
-def _first_points(open_notebook):
+def _first_points(open_notebook: Callable) -> list[dict]:
+    """Measure the time from "Start" to the first point of the curve."""
     rows = []
     for cores, goal in ((1, 20), (None, "")):
         seconds = []
@@ -111,8 +116,8 @@ def _first_points(open_notebook):
     return rows
 
 
-def _speed(open_notebook):
-    """Steps per second of water in STO-3G, seen and unseen; and a cell's answers meanwhile."""
+def _speed(open_notebook: Callable) -> list[dict]:
+    """Measure steps per second of water in STO-3G with and without the monitor, and the time of a cell's answer."""
     with open_notebook(WORKBENCH) as opened:
         opened.add_and_run("t = begin('water', 'sto-3g', 'seen', 4); app.session.trainer = t.start(); print()")
         opened.show("training")
@@ -126,8 +131,8 @@ def _speed(open_notebook):
             answers.append(time.perf_counter() - began)
         for turn in range(TURNS):
             rates = {}
-            for seen in (True, False)[:: 1 if turn % 2 else -1]:  # by turns first, should the machine drift
-                # Without a trainer in the session no view has anything to show.
+            for seen in (True, False)[:: 1 if turn % 2 else -1]:  # in alternating order, in case the machine drifts
+                # Without a trainer in the session, views show nothing.
                 opened.add_and_run(f"app.session.trainer = {'t' if seen else None}; print()")
                 opened.show("training")
                 wait = f"import asyncio; n = t.step; await asyncio.sleep({SECONDS})"
@@ -142,7 +147,8 @@ def _speed(open_notebook):
     ]
 
 
-def _clicks(open_notebook, molecule, basis):
+def _clicks(open_notebook: Callable, molecule: str, basis: str) -> list[dict]:
+    """Measure the time from the choice of an orbital until its surface is drawn."""
     with open_notebook(WORKBENCH) as opened:
         begin = f"t = begin('{molecule}', '{basis}', 'clicks', 2)"
         opened.add_and_run(f"{begin}; app.session.trainer = t.start(); print()")

@@ -1,10 +1,10 @@
-"""The MD17 table: a QPT on water, ethanol, malondialdehyde and uracil beside the published label-trained networks.
+"""MD17 table: a QPT on water, ethanol, malondialdehyde and uracil, and the published networks trained on labels.
 
     python benchmarks/md17.py --minutes 10 --molecules water,ethanol            # two cores
     python benchmarks/md17.py --minutes 60 --preset base --precision bfloat16 --batch 32   # a GPU
 
-Writes `results/md17-XC.json` and `.md`. Each training is judged on geometries of an independent GFN2-xTB trajectory
-at 500 K.
+Writes `results/md17-XC.json` and `.md`. Errors are measured on geometries of an independent GFN2-xTB trajectory at
+500 K.
 """
 
 import pathlib
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from qptlab import tables
 from qptlab.benchmarking import bench, studies
 from qptlab.benchmarking.studies import Setting, Study
 from qptlab.models.qpt import QPTConfig
@@ -30,16 +31,16 @@ PUBLISHED = {
     "QPT (paper), 31 h on uracil": {"fock": (None, None, None, 39.46), "levels": (None, None, None, 409.21),
                                     "energy": (None, None, None, 0.524)},
 }
-"""Fock matrix and occupied orbital energies in µHa, energy in meV. The paper's QPT: B3LYP with VWN5, no labels; all
-others: trained on labels, PBE/def2-SVP."""
+"""Errors of the Fock matrix and of occupied orbital energies in µHa, of the energy in meV. The paper's QPT has B3LYP
+with VWN5 and no labels; all others were trained on labels, PBE/def2-SVP."""
 
 LEVELS_MEV = (10.0, 1.0, 0.1, 0.01)
 
 
 def main(
-    molecules: Annotated[str, typer.Option(help="With commas.")] = ",".join(MOLECULES),
-    minutes: Annotated[float, typer.Option(help="Of each training.")] = 10.0,
-    xc: Annotated[str, typer.Option(help="b3lyp5, as the paper's QPT, or pbe, as the others.")] = "b3lyp5",
+    molecules: Annotated[str, typer.Option(help="Built-in names or SMILES, with commas.")] = ",".join(MOLECULES),
+    minutes: Annotated[float, typer.Option(help="Time of each training.")] = 10.0,
+    xc: Annotated[str, typer.Option(help="b3lyp5, as in the QPT paper, or pbe, as in the other papers.")] = "b3lyp5",
     basis: str = "def2-svp",
     preset: str = "micro",
     precision: str = "float32",
@@ -47,7 +48,7 @@ def main(
     batch: int = 4,
     seeds: int = 1,
 ) -> None:
-    """Train, judge, and write the table."""
+    """Train, measure, and write the table."""
     method = Method(xc, basis)
     setting = Setting("QPT", QPTConfig(preset, precision, iterations=iterations), TrainConfig(batch=batch))
     folder = pathlib.Path(__file__).parent / "results"
@@ -62,40 +63,41 @@ def main(
             typer.echo(_table(rows))
 
 
-def _page(command, method, rows):
+def _page(command: str, method: Method, rows: list[dict]) -> str:
+    """Return the table and its description."""
     return "\n".join([
-        "# MD17", "", f"    {command}", "", bench.place(bench.machine()), "",
+        "# MD17", "", f"    {command}", "", bench.describe(bench.machine()), "",
         f"Ours: {method.label}, grid level {method.grid_level} (PySCF's pruned grid), no labels; against converged "
         f"PySCF with exact integrals, on {studies.TEST_GEOMETRIES} geometries of an independent GFN2-xTB trajectory "
         "at 500 K. Published: PBE/def2-SVP, trained on labels, on MD17's geometries; the paper's QPT: B3LYP with "
-        "VWN5, no labels. Only rows of one functional are alike. Grid pruning and PySCF's change of `b3lyp` in 2.3 "
-        "move a Fock matrix by some 2 µHa.", "", _table(rows), "",
+        "VWN5, no labels. Only rows of the same functional can be compared. Grid pruning and PySCF's change of "
+        "`b3lyp` in version 2.3 change a Fock matrix by some 2 µHa.", "", _table(rows), "",
     ])
 
 
-def _table(rows):
-    head = ["", "molecule", "energy, meV", "largest", "Fock, µHa", "occupied levels, µHa", "orbital similarity",
-            *(f"s to {level:g} meV" for level in LEVELS_MEV)]
-    lines = [f"| {' | '.join(head)} |", "|---|---|" + "--:|" * (len(head) - 2)]
+def _table(rows: list[dict]) -> str:
+    """Return our rows, those of the baselines, and the published ones."""
+    titles = ["", "molecule", "energy, meV", "largest", "Fock, µHa", "occupied levels, µHa", "orbital similarity",
+              *(f"s to {level:g} meV" for level in LEVELS_MEV)]
+    lines = []
     for row in rows:
         reached = [next((f"{s:.0f}" for s, error in row["curve"] if error <= level), "–") for level in LEVELS_MEV]
-        who = f"QPT, seed {row['seed']}, {row['seconds'] / 60:.0f} min"
-        lines.append(_line(who, row["molecule"], row, reached))
+        title = f"QPT, seed {row['seed']}, {row['seconds'] / 60:.0f} min"
+        lines.append(_cells(title, row["molecule"], row, reached))
         for name, key in (("no network", "no_network"), ("PySCF, same Fock builds", "pyscf_same_fock_builds")):
-            lines.append(_line(name, row["molecule"], row["baselines"][key], [""] * len(LEVELS_MEV)))
-    for who, figures in PUBLISHED.items():
+            lines.append(_cells(name, row["molecule"], row["baselines"][key], [""] * len(LEVELS_MEV)))
+    for title, figures in PUBLISHED.items():
         for index, molecule in enumerate(MOLECULES):
             energy, fock, levels = (figures.get(key, (None,) * 4)[index] for key in ("energy", "fock", "levels"))
             if any(row["molecule"] == molecule for row in rows) and fock is not None:
-                cells = [who, molecule, energy or "", "", fock, levels or "", "", *[""] * len(LEVELS_MEV)]
-                lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+                lines.append([title, molecule, energy or "", "", fock, levels or "", "", *[""] * len(LEVELS_MEV)])
+    return tables.table(titles, lines, text_columns=2)
 
 
-def _line(who, molecule, errors, reached):
-    cells = [f"{errors['energy_mae_mev']:.3g}", f"{errors['energy_max_mev']:.3g}", f"{errors['fock_mae_uha']:.3g}",
-             f"{errors['mo_energy_mae_uha']:.3g}", f"{errors['mo_cosine']:.6f}"]
-    return f"| {' | '.join([who, molecule, *cells, *reached])} |"
+def _cells(title: str, molecule: str, errors: dict[str, float], times: list[str]) -> list[str]:
+    """Return the cells of a row with errors."""
+    names = ("energy_mae_mev", "energy_max_mev", "fock_mae_uha", "mo_energy_mae_uha")
+    return [title, molecule, *(f"{errors[name]:.3g}" for name in names), f"{errors['mo_cosine']:.6f}", *times]
 
 
 if __name__ == "__main__":

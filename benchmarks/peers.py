@@ -1,14 +1,14 @@
-"""One SCF of ethanol, PBE/STO-3G, in other differentiable DFT codes beside ours and PySCF's.
+"""Time of an SCF of ethanol, PBE/STO-3G, in qptlab, in PySCF and in other differentiable DFT codes.
 
-Each code runs in an environment of its own, in a fresh process, one after the other, on as many threads as it likes:
+The codes run one after the other, each in its environment and in a new process, with the threads that it chooses:
 
     python3.11 -m venv mess  && mess/bin/pip install mess-jax pyscf tabulate
     python3.11 -m venv dftax && dftax/bin/pip install dftax
     .venv/bin/python benchmarks/peers.py --mess mess/bin/python --dftax dftax/bin/python > peers.json
 
-Exact two-electron integrals; ours and PySCF's grid at level 3, MESS's and dftax's as they have it. MESS minimises by
-BFGS to 1e-6; the others converge by DIIS, dftax to the thresholds that it has by default. Cold is the first SCF of a
-process, warm the median of three more at other geometries.
+Two-electron integrals are exact. The grid has level 3 in qptlab and PySCF; MESS and dftax have their default grids.
+MESS minimises by BFGS to 1e-6; the others converge by DIIS, dftax to its default thresholds. "Cold" is the first SCF
+of a process, "warm" the median of three more at different geometries.
 """
 
 import argparse
@@ -25,11 +25,11 @@ ETHANOL = (
     ("H", (-0.8487, 1.1175, -0.5695)), ("H", (-1.6471, -0.4704, -0.4896)), ("H", (-1.1964, 0.3978, 0.9977)),
     ("H", (0.7920, -0.7224, -1.0597)), ("H", (0.4246, -1.4559, 0.5138)), ("H", (1.4671, 1.1550, 0.0848)),
 )
-"""Symbols and positions in ångström."""
+"""Element symbols, and positions in ångström."""
 
 
 def ours():
-    """Qptlab."""
+    """Return the function of an energy in qptlab."""
     import jax
 
     import qptlab as ql
@@ -40,7 +40,7 @@ def ours():
 
 
 def pyscf():
-    """PySCF."""
+    """Return the function of an energy in PySCF."""
     from pyscf import dft, gto
 
     def energy(atoms):
@@ -52,7 +52,7 @@ def pyscf():
 
 
 def mess():
-    """MESS."""
+    """Return the function of an energy in MESS."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -64,14 +64,14 @@ def mess():
 
     def energy(atoms):
         numbers = np.array([elements.symbol(symbol).number for symbol, _ in atoms])
-        structure = Structure(numbers, to_bohr(np.array([place for _, place in atoms])))
+        structure = Structure(numbers, to_bohr(np.array([position for _, position in atoms])))
         return float(minimise(Hamiltonian(basisset(structure, "sto-3g"), xc_method="pbe"))[0])
 
     return energy
 
 
 def dftax():
-    """Dftax."""
+    """Return the function of an energy in dftax."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -91,13 +91,14 @@ def _xyz(atoms):
 
 
 def measure(make) -> dict:
-    """Cold and warm seconds of one code, and its first energy."""
+    """Return cold and warm time of one code, s, and its first energy."""
     rng = np.random.default_rng(0)
     energy = make()
     seconds, energies = [], []
     for turn in range(4):
         shift = 0.01 * turn * rng.normal(size=(len(ETHANOL), 3))
-        atoms = [(symbol, tuple(np.add(place, moved))) for (symbol, place), moved in zip(ETHANOL, shift, strict=True)]
+        pairs = zip(ETHANOL, shift, strict=True)
+        atoms = [(symbol, tuple(np.add(position, change))) for (symbol, position), change in pairs]
         began = time.perf_counter()
         energies.append(energy(atoms))
         seconds.append(time.perf_counter() - began)
@@ -105,26 +106,26 @@ def measure(make) -> dict:
 
 
 def main() -> None:
-    """Run one code here, or all of them in processes of their own."""
+    """Run one code in this process, or each of them in a new process."""
     codes = {"ours": ours, "pyscf": pyscf, "mess": mess, "dftax": dftax}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=codes, help="measure this one in this process")
-    parser.add_argument("--mess", metavar="PYTHON", help="of an environment that has mess-jax")
-    parser.add_argument("--dftax", metavar="PYTHON", help="of an environment that has dftax")
-    given = parser.parse_args()
-    if given.only:
-        sys.stdout.write(json.dumps(measure(codes[given.only])))
+    parser.add_argument("--only", choices=codes, help="measure this code in this process")
+    parser.add_argument("--mess", metavar="PYTHON", help="Python of an environment with mess-jax")
+    parser.add_argument("--dftax", metavar="PYTHON", help="Python of an environment with dftax")
+    arguments = parser.parse_args()
+    if arguments.only:
+        sys.stdout.write(json.dumps(measure(codes[arguments.only])))
         return
-    pythons = {"ours": sys.executable, "pyscf": sys.executable, "mess": given.mess, "dftax": given.dftax}
-    found = {}
+    pythons = {"ours": sys.executable, "pyscf": sys.executable, "mess": arguments.mess, "dftax": arguments.dftax}
+    rows = {}
     for name, python in pythons.items():
         if python is not None:
             done = subprocess.run([python, __file__, "--only", name], check=True, stdout=subprocess.PIPE, text=True)
-            found[name] = json.loads(done.stdout)
-    for row in found.values():
-        row["times_pyscf_cold"] = row["cold_s"] / found["pyscf"]["cold_s"]
-        row["times_pyscf_warm"] = row["warm_s"] / found["pyscf"]["warm_s"]
-    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+            rows[name] = json.loads(done.stdout)
+    for row in rows.values():
+        row["times_pyscf_cold"] = row["cold_s"] / rows["pyscf"]["cold_s"]
+        row["times_pyscf_warm"] = row["warm_s"] / rows["pyscf"]["warm_s"]
+    sys.stdout.write(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

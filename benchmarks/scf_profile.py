@@ -1,19 +1,22 @@
-"""Where the time of a converged SCF goes, and how far each part is from what the processor can do.
+"""Times of the parts of a converged SCF, and their rates compared with the peaks of the processor.
 
     .venv/bin/python benchmarks/scf_profile.py > benchmarks/results/scf_profile.md
 
-Each part is compiled and timed alone, warm, the shortest of three; in the whole calculation
-parts may overlap. Peaks are measured here: a product of two 2048² matrices, and the sum of 256 MiB.
+Each part is compiled and timed alone, warm; the time is the shortest of three. In the whole calculation parts may
+overlap. Peaks are measured with a product of two 2048² matrices, and with the sum of 256 MiB.
 """
 
 import functools
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import qptlab as ql
+from qptlab import tables
 from qptlab.benchmarking import bench
 from qptlab.dft import repulsion, semilocal
 from qptlab.dft.energy import filled_orbitals, kohn_sham
@@ -27,18 +30,18 @@ CASES = (
 )
 
 
-def shortest(function, *arguments):
-    """Warm seconds."""
-    found = []
+def shortest(function: Callable, *arguments: Any) -> float:
+    """Return the shortest of three warm times, s."""
+    seconds = []
     for _ in range(4):
         began = time.perf_counter()
         jax.block_until_ready(function(*arguments))
-        found.append(time.perf_counter() - began)
-    return min(found[1:])
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
 
 
 def parts(name: str, xc: str, eri: str) -> list[str]:
-    """One line of the table."""
+    """Return the cells of a row."""
     mol = ql.Molecule.from_name(name)
     prepared = ql.template(mol, ql.Method(xc, "def2-svp", eri=eri))
     has_exchange = xc == "b3lyp"
@@ -54,10 +57,10 @@ def parts(name: str, xc: str, eri: str) -> list[str]:
     result = solve(ints)
     solve_s = shortest(solve, ints)
     filled = filled_orbitals(result.fock, ints)
-    given = result.dm, ints, filled
+    arguments = result.dm, ints, filled
 
     def seconds(part):
-        return shortest(jax.jit(part), *given)
+        return shortest(jax.jit(part), *arguments)
 
     build_s = seconds(lambda dm, ints, c: kohn_sham(dm, ints, filled=c).fock)
     semilocal_s = seconds(lambda dm, ints, c: semilocal.exchange_correlation(dm[None], ints))
@@ -77,26 +80,23 @@ def parts(name: str, xc: str, eri: str) -> list[str]:
 
 def main() -> None:
     """Print the table."""
-    where = bench.machine()
+    machine = bench.machine()
     square, many = jnp.ones((2048, 2048)), jnp.ones(2**25)
     gflops = 2 * 2048**3 / shortest(jax.jit(jnp.matmul), square, square) / 1e9
     gbytes = many.nbytes / shortest(jax.jit(jnp.sum), many) / 1e9
-    versions = ", ".join(f"{library} {version}" for library, version in where["libraries"].items())
+    versions = ", ".join(f"{library} {version}" for library, version in machine["libraries"].items())
     columns = [
         "molecule", "functional", "integrals", "AOs", "cycles", "libcint", "layout or factors", "grid, AOs, rest",
         "all cycles", "one Fock matrix", "= XC", "+ Coulomb", "+ exchange", "orbitals", "XC GFlop/s",
         "integrals GB/s",
     ]
     lines = [
-        "# Where the time of an SCF goes", "", "    .venv/bin/python benchmarks/scf_profile.py", "",
-        f"{where['date']}, {where['processor']}, {where['cores']} cores; {versions}. def2-SVP, grid level 1, warm "
-        f"seconds. Measured peaks: {gflops:.0f} GFlop/s (float64 matrix product), {gbytes:.1f} GB/s (reading).", "",
-        "| " + " | ".join(columns) + " |", "|---|---|---" + "|--:" * (len(columns) - 3) + "|",
+        "# Time of the parts of an SCF", "", "    .venv/bin/python benchmarks/scf_profile.py", "",
+        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores; {versions}. def2-SVP, grid level 1, "
+        f"warm seconds. Measured peaks: {gflops:.0f} GFlop/s (float64 matrix product), {gbytes:.1f} GB/s (reading).", "",
+        tables.table(columns, [parts(*case) for case in CASES], text_columns=3),
     ]
     sys.stdout.write("\n".join(lines) + "\n")
-    for case in CASES:
-        sys.stdout.write("| " + " | ".join(parts(*case)) + " |\n")
-        sys.stdout.flush()
 
 
 if __name__ == "__main__":

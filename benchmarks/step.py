@@ -1,12 +1,12 @@
-"""What a training step costs: operations and bytes by count, and seconds, beside other ways to do the same.
+"""Cost of a training step: operations, bytes and time, compared with other programs.
 
     python3.11 -m venv dftax && dftax/bin/pip install dftax
     .venv/bin/python benchmarks/step.py --dftax dftax/bin/python
 
-Counts are of one geometry and one Fock build (energy and matrix of a density), B3LYP/def2-SVP, grid level 1, float64.
-Index lists are the form of the QPT paper's own code: all distinct exact integrals, counted at 20 bytes with their
-indices, read in 16 gather–scatter passes per build. Seconds are warm, on all cores: a Fock build of ours, of PySCF's
-and of dftax's, and per geometry the gradient of the loss through n DFT iterations, network included.
+Counts are for one geometry and one Fock build (energy and matrix of a density), B3LYP/def2-SVP, grid level 1,
+float64. "Index lists" is the form of the QPT paper's code: all distinct exact integrals, 20 bytes each with their
+indices, are read in 16 gather–scatter passes for a build. Times are warm, on all cores: a Fock build of qptlab, of
+PySCF and of dftax, and for each geometry the gradient of the loss through n DFT iterations, network included.
 Writes `results/step.json` and `.md`.
 """
 
@@ -29,17 +29,17 @@ LIST_BYTES = 20
 
 
 def _warm(function, turns: int = 5) -> float:
-    """Median seconds after the first call."""
-    found = []
+    """Return the median time after the first call, s."""
+    seconds = []
     for _ in range(turns + 1):
         began = time.perf_counter()
         function()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found[1:])
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
 
 
 def ours(molecule: str, eri: str) -> dict:
-    """Counts and seconds of a Fock build, and of the loss's gradient."""
+    """Return counts and time of our Fock build, and the time of the gradient of the loss."""
     import jax
     import jax.numpy as jnp
 
@@ -61,10 +61,10 @@ def ours(molecule: str, eri: str) -> dict:
         "fock_s": _warm(lambda: jax.block_until_ready(build(filled, sample.ints))),
     }
     for n in (0, 1, 3):
-        through = model.with_iterations(n)
+        variant = model.with_iterations(n)
 
-        def step(params, sample, through=through):
-            return loss(through.correction(params, sample.features), sample, through, "energy")[0]
+        def step(params, sample, variant=variant):
+            return loss(variant.correction(params, sample.features), sample, variant, "energy")[0]
 
         gradient = jax.jit(jax.grad(step))
         record[f"gradient_n{n}_s"] = _warm(lambda gradient=gradient: jax.block_until_ready(gradient(params, sample)))
@@ -73,7 +73,7 @@ def ours(molecule: str, eri: str) -> dict:
 
 
 def _counts(template) -> dict:
-    """Operations of one Fock build, and bytes of integrals that it reads."""
+    """Return the operations of one Fock build, and the bytes of integrals that it reads."""
     from qptlab.dft.estimates import fock_operations
 
     npair = template.nao * (template.nao + 1) // 2
@@ -82,7 +82,7 @@ def _counts(template) -> dict:
 
 
 def index_lists(nao: int, ngrids: int) -> dict:
-    """The same counts for exact integrals as index lists."""
+    """Return the counts for exact integrals as index lists."""
     npair = nao * (nao + 1) // 2
     distinct = npair * (npair + 1) // 2
     return {
@@ -92,7 +92,7 @@ def index_lists(nao: int, ngrids: int) -> dict:
 
 
 def pyscf(molecule: str, eri: str) -> dict:
-    """Seconds of PySCF's Fock build, integrals in memory."""
+    """Return the time of PySCF's Fock build with integrals in memory."""
     import qptlab as ql
     from qptlab.evaluation import reference
 
@@ -102,8 +102,8 @@ def pyscf(molecule: str, eri: str) -> dict:
     return {"form": f"PySCF, {eri}", "fock_s": _warm(lambda: mf.get_fock(h1e=hcore, vhf=mf.get_veff(dm=dm), dm=dm))}
 
 
-def dftax(given: pathlib.Path, form: str) -> dict:
-    """Seconds of dftax's energy and Fock matrix of a density, on our grid; run in dftax's own environment."""
+def dftax(path: pathlib.Path, form: str) -> dict:
+    """Return the time of dftax's energy and Fock matrix on our grid; runs in the environment of dftax."""
     import jax
 
     jax.config.update("jax_enable_x64", True)
@@ -111,7 +111,7 @@ def dftax(given: pathlib.Path, form: str) -> dict:
     import jax.numpy as jnp
     from dftax.energy.xc import B3LYP
 
-    record = json.loads(given.read_text())
+    record = json.loads(path.read_text())
     grid = jnp.asarray(record["coords"]), jnp.asarray(record["weights"])
     coulomb = package.exact() if form == "exact" else package.df()
     engine = package.KS(package.Molecule.from_xyz(record["atoms"], "def2-svp"), B3LYP(), grid=grid, coulomb=coulomb)
@@ -124,14 +124,14 @@ def dftax(given: pathlib.Path, form: str) -> dict:
 
 
 def _for_dftax(molecule: str, folder: str) -> pathlib.Path:
-    """Atoms and our grid, for another environment to read."""
+    """Write atoms and our grid to a file, which the environment of dftax reads."""
     import qptlab as ql
 
     mol = ql.Molecule.from_name(molecule)
     ints = ql.build_integrals(mol, ql.Method("b3lyp", "def2-svp", eri="fitted"))
-    places = zip(mol.symbols, mol.positions_angstrom, strict=True)
+    atoms = zip(mol.symbols, mol.positions_angstrom, strict=True)
     record = {
-        "atoms": "; ".join(f"{symbol} {x:.8f} {y:.8f} {z:.8f}" for symbol, (x, y, z) in places),
+        "atoms": "; ".join(f"{symbol} {x:.8f} {y:.8f} {z:.8f}" for symbol, (x, y, z) in atoms),
         "nocc": mol.occupied[0], "coords": np.asarray(ints.coords).tolist(),
         "weights": np.asarray(ints.weights).tolist(),
     }
@@ -140,27 +140,28 @@ def _for_dftax(molecule: str, folder: str) -> pathlib.Path:
     return path
 
 
-def _ask_dftax(python: str, molecule: str) -> dict:
+def _run_dftax(python: str, molecule: str) -> dict:
+    """Return the row of dftax, measured in its environment."""
     with tempfile.TemporaryDirectory() as folder:
         command = [python, __file__, "--only", str(_for_dftax(molecule, folder)), "fitted"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DFTAX_SECONDS)
         except subprocess.TimeoutExpired:
             return {"form": "dftax, fitted", "failed": f"not done after {DFTAX_SECONDS} s"}
-    said = done.stderr.strip().splitlines()
+    lines = done.stderr.strip().splitlines()
     if done.returncode:
-        return {"form": "dftax, fitted", "failed": said[-1] if said else f"exit status {done.returncode}"}
+        return {"form": "dftax, fitted", "failed": lines[-1] if lines else f"exit status {done.returncode}"}
     return json.loads(done.stdout)
 
 
 def main() -> None:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dftax", metavar="PYTHON", help="of an environment that has dftax")
+    parser.add_argument("--dftax", metavar="PYTHON", help="Python of an environment with dftax")
     parser.add_argument("--only", nargs=2, metavar=("FILE", "FORM"), help="measure dftax in this process")
-    asked = parser.parse_args()
-    if asked.only:
-        sys.stdout.write(json.dumps(dftax(pathlib.Path(asked.only[0]), asked.only[1])))
+    arguments = parser.parse_args()
+    if arguments.only:
+        sys.stdout.write(json.dumps(dftax(pathlib.Path(arguments.only[0]), arguments.only[1])))
         return
     from qptlab.benchmarking import bench
 
@@ -169,36 +170,39 @@ def main() -> None:
         for form in ("fitted", "exact"):
             rows += [{"molecule": molecule, **ours(molecule, form)}, {"molecule": molecule, **pyscf(molecule, form)}]
         rows.append({"molecule": molecule, **index_lists(rows[-2]["nao"], rows[-2]["ngrids"])})
-        if asked.dftax and molecule == DFTAX_MOLECULE:
-            rows.append({"molecule": molecule, **_ask_dftax(asked.dftax, molecule)})
-    command = "python benchmarks/step.py" + (" --dftax dftax/bin/python" if asked.dftax else "")
+        if arguments.dftax and molecule == DFTAX_MOLECULE:
+            rows.append({"molecule": molecule, **_run_dftax(arguments.dftax, molecule)})
+    command = "python benchmarks/step.py" + (" --dftax dftax/bin/python" if arguments.dftax else "")
     folder = pathlib.Path(__file__).parent / "results"
     record = {"command": command, "machine": bench.machine(), "rows": rows}
-    page = ["# What a training step costs", "", f"    {command}", "", bench.place(bench.machine()), "", *_says(), "",
-            _table(rows), ""]
+    page = ["# Cost of a training step", "", f"    {command}", "", bench.describe(bench.machine()), "",
+            *_description(), "", _table(rows), ""]
     bench.keep(folder, "step", record, "\n".join(page))
 
 
-def _says():
-    """The docstring but for its commands."""
+def _description() -> list[str]:
+    """Return the lines of the docstring without its commands."""
     return [line for line in __doc__.split("\n\n", 2)[2].splitlines() if not line.startswith("    ")]
 
 
-def _table(rows):
+def _table(rows: list[dict]) -> str:
+    """Return a table with a row for each program and form of the integrals."""
+    from qptlab import tables
+
     keys = {
         "held_bytes": ("integrals held, MB", 1e-6), "read_bytes": ("read per build, MB", 1e-6),
         "flops": ("operations per build, 10⁹", 1e-9), "fock_s": ("Fock build, s", 1.0),
         "gradient_n0_s": ("gradient, n = 0, s", 1.0), "gradient_n1_s": ("n = 1", 1.0),
         "gradient_n3_s": ("n = 3", 1.0),
     }
-    head = ["molecule", "form", *(name for name, _ in keys.values())]
-    lines = [f"| {' | '.join(head)} |", "|---|---|" + "--:|" * len(keys)]
+    lines = []
     for row in rows:
         cells = [f"{row[key] * scale:.3g}" if key in row else "" for key, (_, scale) in keys.items()]
         form = row["form"] if row["form"].startswith(("PySCF", "dftax", "index")) else f"qptlab, {row['form']}"
         failed = f": failed ({row['failed'][:60]})" if "failed" in row else ""
-        lines.append(f"| {row['molecule']} | {form}{failed} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([row["molecule"], form + failed, *cells])
+    titles = ["molecule", "form", *(name for name, _ in keys.values())]
+    return tables.table(titles, lines, text_columns=2)
 
 
 if __name__ == "__main__":

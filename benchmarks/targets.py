@@ -1,4 +1,4 @@
-"""The headline figures of training on two cores: error against time, two seeds each, with both baselines.
+"""Headline results of training on two cores: error against time, two seeds each, with both baselines.
 
     python benchmarks/targets.py [water|ethanol|ethanol-def2]
 
@@ -17,7 +17,7 @@ from qptlab.system.method import Method
 
 
 class Target(NamedTuple):
-    """What to train, and for how long."""
+    """Training with a target: molecule, method, minutes and the target in words."""
 
     molecule: str
     method: Method
@@ -33,15 +33,15 @@ TARGETS = {
 
 
 def main() -> None:
-    """Measure those named, or all."""
+    """Measure the targets that the command line names, by default all."""
     folder = pathlib.Path(__file__).parent / "results"
     for name in sys.argv[1:] or TARGETS:
         molecule, method, minutes, goal = TARGETS[name]
         settings = [Setting("n = 2", QPTConfig("micro", iterations=2))]
-        chosen, rows = Study(f"Training on {molecule}; to reach: {goal}", settings, (molecule,)), []
-        for row in studies.measure(chosen, method, minutes, 2):
+        study, rows = Study(f"Training on {molecule}; target: {goal}", settings, (molecule,)), []
+        for row in studies.measure(study, method, minutes, 2):
             rows.append(row)
-            studies.write(f"target-{name}", chosen, rows, method, folder, f"python benchmarks/targets.py {name}")
+            studies.write(f"target-{name}", study, rows, method, folder, f"python benchmarks/targets.py {name}")
         sys.stdout.write(studies.table(rows) + "\n")
 
 

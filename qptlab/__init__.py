@@ -41,6 +41,7 @@ from qptlab.evaluation.comparison import Evaluation, evaluate  # noqa: E402
 from qptlab.evaluation.errors import ErrorSummary  # noqa: E402
 from qptlab.evaluation.labels import LabelledSet  # noqa: E402
 from qptlab.evaluation.labels import read as read_labels  # noqa: E402
+from qptlab.evaluation.predictions import PredictedSet, read_predictions, write_predictions  # noqa: E402
 from qptlab.interop.ase import ModelCalculator, relax  # noqa: E402
 from qptlab.interop.pyscf import guess, with_guess  # noqa: E402
 from qptlab.models.contract import Model, Prediction, require  # noqa: E402

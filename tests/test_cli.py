@@ -221,23 +221,23 @@ BAD = [
     (["energy"], "MOLECULE"),
     (["energy", "water", "--colour"], "--colour"),
     (["dance"], "dance"),
-    (["train", "water", "--minutes", "0", "--out", "{tmp}/w"], "0.0 minutes"),
+    (["train", "water", "--minutes", "0", "--out", "{tmp}/w"], "got 0.0"),
     (["train", "water", "--sampler", "dream", "--out", "{tmp}/w"], "dream"),
     (["train", "water", "--sampler", "file", "--frames", "{tmp}/cut.xyz", "--out", "{tmp}/w"], "cut.xyz"),
     (["train", "water", "--preset", "huge", "--out", "{tmp}/w"], "huge"),
     (["train", "water", "--out", "{tmp}"], "holds other files"),
     (["train", "Xx", "--out", "{tmp}/w"], "'Xx'"),
     (["train", "water", "--sampler", "torsions", "--out", "{tmp}/w"], "no rotatable bond"),
-    (["train", "water", "--loss", "love", "--out", "{tmp}/w"], "loss 'love'"),
-    (["train", "water", "--guess", "huckel", "--out", "{tmp}/w"], "model guess 'huckel'"),
+    (["train", "water", "--loss", "love", "--out", "{tmp}/w"], "got 'love'"),
+    (["train", "water", "--guess", "huckel", "--out", "{tmp}/w"], "as guess, got 'huckel'"),
     (["train", "{tmp}/none.smi", "--out", "{tmp}/w"], "none.smi, which cannot be read"),
     (["train", "water", "--sampler", "model", "--guess", "atomic-density", "--out", "{tmp}/w"], "with a derivative"),
     (["bench", "labels", "--seeds", "0"], "0 seeds"),
     (["bench", "scf", "--minutes", "2"], "--minutes 2.0 was given for scf"),
-    (["bench", "molecules", "--molecules", "water"], "1 molecules were given"),
+    (["bench", "molecules", "--molecules", "water"], "trainings on 1, 10, 96, got 1"),
     (["evaluate", "{tmp}", "--geometries", "{tmp}/cut.xyz"], "cut.xyz"),
-    (["evaluate", "{tmp}", "--geometries", "{tmp}/good.xyz"], "holds no run"),
-    (["sample", "water", "--n", "0", "--out", "{tmp}/s.xyz"], "n 0"),
+    (["evaluate", "{tmp}", "--geometries", "{tmp}/good.xyz"], "has no readable config.json"),
+    (["sample", "water", "--n", "0", "--out", "{tmp}/s.xyz"], "as --n, got 0"),
     (["sample", "water", "--out", "{tmp}/no/such/s.xyz"], "does not exist"),
     (["energy", "{tmp}/overlap.xyz"], "0.100 Å apart"),
     (["energy", "{tmp}/nan.xyz"], "not a finite number"),
@@ -342,7 +342,7 @@ def test_labels_of_another_basis_are_not_mixed_in(call, labelled):
     options = ["--geometries", labelled / "frames.xyz", *QUICK, "--basis", "6-31g", "--out", labelled / "labels.xyz"]
     status, _, err = call("label", *options)
     assert status == 2
-    assert "holds labels of LDA/sto-3g" in err
+    assert "got labels of LDA/sto-3g" in err
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -392,7 +392,7 @@ def test_an_orbital_gnn_is_trained_judged_and_used_from_a_shell(call, labelled, 
     assert (status, judged["n"]) == (0, 8)
     assert judged["forces_mae_mev_angstrom"] > 0
     status, out, _ = call("evaluate", path, "--geometries", labelled / "labels.xyz")
-    assert "GFN1-xTB" in out
+    assert "low-cost method and linear fit" in out
     assert "energy MAE, meV" in out
 
     status, _, _ = call("predict", path, "--geometries", labelled / "frames.xyz", "--out", tmp_path / "p.h5")
@@ -413,7 +413,7 @@ def test_a_molecule_is_relaxed_from_a_shell(call, orbital_gnn, tmp_path):
     assert record["energy_ha"] == pytest.approx(float(found), abs=1e-8)
     status, _, err = call("relax", orbital_gnn[0], "ammonia", "--out", tmp_path / "s.xyz", "--steps", "1")
     assert status == 1
-    assert "1 steps did not bring the forces below 0.01 eV/Å" in err
+    assert "Expected forces below 0.01 eV/Å after 1 steps" in err
     assert (tmp_path / "s.xyz").exists()
 
 
@@ -421,7 +421,7 @@ def test_a_molecule_is_relaxed_from_a_shell(call, orbital_gnn, tmp_path):
     ("arguments", "said"),
     [
         (["--labels", "labels.xyz", "--tasks", "energy,colour"], "got colour"),
-        (["--labels", "frames.xyz"], "frame 0 of {}/frames.xyz has no energy"),
+        (["--labels", "frames.xyz"], "Expected an energy in frame 0 of {}/frames.xyz"),
         (["--labels", "labels.xyz", "--validation", "0"], "got 0"),
         (["--labels", "labels.xyz", "--validation", "nan"], "got nan"),
         (["--labels", "labels.xyz", "--validation", "8"], "to hold out 8, got 8"),

@@ -1,9 +1,10 @@
-"""The command that measures."""
+"""The command that runs benchmarks."""
 
 import contextlib
 import pathlib
 import shlex
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -13,100 +14,114 @@ from qptlab.cli.console import Json, print_json, stderr
 from qptlab.errors import InputError
 from qptlab.runtime import cluster
 
+if TYPE_CHECKING:
+    from qptlab.benchmarking.bench import Benchmark
+
+MINUTES, SEEDS, XC, BASIS = 1.0, 2, "pbe", "sto-3g"
+"""Defaults of a study."""
+
 
 def bench(
     name: Annotated[
-        str, typer.Argument(metavar="[NAME]", help="Default: all of the engine's, which takes over an hour.")
+        str,
+        typer.Argument(
+            metavar="[NAME]", help="A benchmark or a study. Default: all benchmarks of the engine, over an hour."
+        ),
     ] = "",
-    molecules: Annotated[str, typer.Option("--molecules", help="Names or SMILES with commas, for its own.")] = "",
+    molecules: Annotated[str, typer.Option("--molecules", help="Names or SMILES, with commas.")] = "",
     minutes: Annotated[
-        float | None, typer.Option("--minutes", help="Of each training, for a study; default 1.")
+        float | None, typer.Option("--minutes", help=f"Time of each training of a study. Default: {MINUTES:g}.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", help="For a study; default 2.")] = None,
-    xc: Annotated[str | None, typer.Option("--xc", help="For a study; default pbe.")] = None,
-    basis: Annotated[str | None, typer.Option("--basis", help="For a study; default sto-3g.")] = None,
-    out: Annotated[pathlib.Path | None, typer.Option("--out", help="Folder for tables and plots.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help=f"Seeds of a study. Default: {SEEDS}.")] = None,
+    xc: Annotated[str | None, typer.Option("--xc", help=f"Functional of a study. Default: {XC}.")] = None,
+    basis: Annotated[str | None, typer.Option("--basis", help=f"Basis set of a study. Default: {BASIS}.")] = None,
+    out: Annotated[pathlib.Path | None, typer.Option("--out", help="Existing folder for tables and plots.")] = None,
     dask: Annotated[
-        str | None, typer.Option("--dask", help="For a study: a scheduler's address; its workers, a machine each.")
+        str | None, typer.Option("--dask", help="Scheduler of a study, with one worker on each machine.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the DFT engine beside PySCF: scf, fock, tensors, growth, start; or what training depends on.
+    """Compare the DFT engine with PySCF, or study what training depends on.
 
-    The studies of training, for which --minutes, --seeds, --xc and --basis are: iterations, guess, size, molecules,
-    losses, labels.
+    Benchmarks of the engine: scf, fock, tensors, growth, start. Studies of training, which take --minutes, --seeds,
+    --xc and --basis: iterations, guess, size, molecules, losses, labels.
     """
     from qptlab.benchmarking import bench, studies  # load what only benchmarks need
 
     if out is not None and not out.is_dir():
-        raise InputError(f"folder {out} does not exist; an existing folder would do.")
-    given = tuple(filter(None, molecules.split(",")))
+        raise InputError(f"Expected an existing folder, got {out}, which does not exist; create it first.")
+    names = tuple(filter(None, molecules.split(",")))
     if name in studies.STUDIES:
-        method, minutes = ql.Method(xc or "pbe", basis or "sto-3g"), 1.0 if minutes is None else minutes
-        _study(name, given, method, minutes, 2 if seeds is None else seeds, out, as_json, dask)
+        method = ql.Method(xc or XC, basis or BASIS)
+        minutes, seeds = MINUTES if minutes is None else minutes, SEEDS if seeds is None else seeds
+        _study(name, names, method, minutes, seeds, out, as_json, dask)
         return
     if name and name not in bench.NAMES:
-        known = ", ".join((*bench.NAMES, *studies.STUDIES))
-        raise InputError(f"benchmark {name!r} is not known; one of {known} would do.")
+        every = ", ".join((*bench.NAMES, *studies.STUDIES))
+        raise InputError(f"Expected a benchmark or a study ({every}), got {name!r}; use one of these.")
     for option, value in (("minutes", minutes), ("seeds", seeds), ("xc", xc), ("basis", basis), ("dask", dask)):
         if value is not None:
             raise InputError(
-                f"--{option} {value} was given for {name or 'the engine'}, which measures a fixed set; "
-                f"one of {', '.join(studies.STUDIES)} would do."
+                f"Expected no --{option} for {name or 'the engine'}, which measures a fixed set, got --{option} "
+                f"{value}; use one of the studies ({', '.join(studies.STUDIES)})."
             )
-    chosen = {each: bench.benchmark(each, given) for each in ([name] if name else bench.NAMES)}
-    found = {each: _measure(each, chosen[each], given, out) for each in chosen}
+    selected = {key: bench.benchmark(key, names) for key in ([name] if name else bench.NAMES)}
+    rows = {key: _measure(key, benchmark, names, out) for key, benchmark in selected.items()}
     if as_json:
-        print_json({"machine": bench.machine(), "benchmarks": found})
+        print_json({"machine": bench.machine(), "benchmarks": rows})
     else:
-        tables = (f"{chosen[each].title}\n\n{bench.table(rows, chosen[each].peer)}" for each, rows in found.items())
-        typer.echo("\n\n".join(tables))
+        pages = (f"{selected[key].title}\n\n{bench.table(rows[key], selected[key].peer)}" for key in rows)
+        typer.echo("\n\n".join(pages))
 
 
-def _study(name, molecules, method, minutes, seeds, out, as_json, dask) -> None:
-    """Train and compare; what is done is kept when it is stopped."""
+def _study(
+    name: str, molecules: Sequence[str], method: ql.Method, minutes: float, seeds: int, out: pathlib.Path | None,
+    as_json: bool, dask: str | None,
+) -> None:
+    """Run a study. A study that is stopped keeps its rows."""
     from qptlab.benchmarking import bench, studies
 
     if seeds < 1:
-        raise InputError(f"{seeds} seeds cannot be used; 2 would do.")
-    chosen, rows = studies.study(name, molecules), []
+        raise InputError(f"Expected one or more seeds, got {seeds} seeds; use {SEEDS}.")
+    selected, rows = studies.study(name, molecules), []
     command = ["qptlab", "bench", name, *(["--molecules", ",".join(molecules)] if molecules else []),
-               "--minutes", f"{minutes:g}", "--seeds", str(seeds), "--xc", method.xc, "--basis", method.basis]
+               "--minutes", f"{minutes:g}", "--seeds", str(seeds), "--xc", str(method.xc), "--basis", method.basis]
     with contextlib.ExitStack() as stack:
         executor = stack.enter_context(cluster.executor(dask)) if dask else None
         bar = stack.enter_context(Progress(console=stderr))
-        task = bar.add_task(name, total=len(chosen.settings) * seeds)
-        found = studies.measure(
-            chosen, method, minutes, seeds, lambda what: bar.update(task, description=what), executor
-        )
-        for row in found:
+        task = bar.add_task(name, total=len(selected.settings) * seeds)
+        for row in studies.measure(
+            selected, method, minutes, seeds, lambda text: bar.update(task, description=text), executor
+        ):
             rows.append(row)
             bar.advance(task)
             if out is not None:
-                studies.write(name, chosen, rows, method, out, shlex.join([*command, "--out", str(out)]))
+                studies.write(name, selected, rows, method, out, shlex.join([*command, "--out", str(out)]))
             if not stderr.is_terminal:
-                said = f"{row['setting']}, seed {row['seed']}: {row['energy_mae_mev']:.4g} meV"
-                stderr.print(said, soft_wrap=True)
+                error = f"{row['setting']}, seed {row['seed']}: {row['energy_mae_mev']:.4g} meV"
+                stderr.print(error, soft_wrap=True)
     if as_json:
         print_json({"machine": bench.machine(), "study": name, "rows": rows})
     else:
-        typer.echo(f"{chosen.title}\n\n{studies.table(rows)}")
+        typer.echo(f"{selected.title}\n\n{studies.table(rows)}")
 
 
-def _measure(name, chosen, molecules, out) -> list[dict]:
-    """Rows of one benchmark; what is done is kept when it is stopped."""
+def _measure(
+    name: str, selected: "Benchmark", molecules: Sequence[str], out: pathlib.Path | None
+) -> list[dict[str, Any]]:
+    """Return the rows of a benchmark. A benchmark that is stopped keeps its rows."""
     from qptlab.benchmarking import bench
 
     rows = []
     command = ["qptlab", "bench", name, *(["--molecules", ",".join(molecules)] if molecules else [])]
     with Progress(console=stderr) as bar:
-        task = bar.add_task(name, total=len(chosen.cases))
-        for row in bench.measure(chosen):
+        task = bar.add_task(name, total=len(selected.cases))
+        for row in bench.measure(selected):
             rows.append(row)
             bar.advance(task)
             if out is not None:
-                bench.write(name, chosen, rows, out, shlex.join([*command, "--out", str(out)]))
+                bench.write(name, selected, rows, out, shlex.join([*command, "--out", str(out)]))
             if not stderr.is_terminal:
-                done = f"{name} {len(rows)}/{len(chosen.cases)}: {row['molecule']} {row['xc']}/{row['basis']}"
+                done = f"{name} {len(rows)}/{len(selected.cases)}: {row['molecule']} {row['xc']}/{row['basis']}"
                 stderr.print(f"{done} {row['eri']}", soft_wrap=True)
     return rows

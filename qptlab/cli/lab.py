@@ -41,8 +41,8 @@ def lab(
 
 def _first_notebook() -> pathlib.Path | None:
     """Return the first notebook of the course in this folder, of a copy in it, or of the clone that is installed."""
-    here, clone = pathlib.Path.cwd(), pathlib.Path(course.__file__).parents[2]
-    folders = (here / "notebooks", here, here / DEFAULT_FOLDER, clone / "notebooks")
+    present, clone = pathlib.Path.cwd(), pathlib.Path(course.__file__).parents[2]
+    folders = (present / "notebooks", present, present / DEFAULT_FOLDER, clone / "notebooks")
     return next((folder / course.FIRST for folder in folders if (folder / course.FIRST).exists()), None)
 
 
@@ -65,8 +65,8 @@ def _copy_course(folder: pathlib.Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"Expected a folder for the course, got the file {folder}; use a new name.")
     copied, different = course.copy(files, folder)
-    kept = f"; kept {different} file{'s' if different > 1 else ''} of yours" if different else ""
-    typer.echo(f"Copied {copied} of the course's {len(files)} files into {folder}{kept}.")
+    note = f"; kept {different} file{'s' if different > 1 else ''} of yours" if different else ""
+    typer.echo(f"Copied {copied} of the course's {len(files)} files into {folder}{note}.")
 
 
 def _open(notebook: pathlib.Path) -> None:

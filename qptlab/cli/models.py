@@ -80,5 +80,9 @@ def relax(
         typer.echo(f"energy {relaxed.energy:.9f} hartree after {relaxed.steps} steps, largest force "
                    f"{relaxed.fmax:.2g} eV/Å; written to {out}")
     if not relaxed.converged:
-        fail(f"The largest force after {relaxed.steps} steps is {relaxed.fmax:.2g} eV/Å; use more --steps.", 1)
+        fmax = settings["fmax"] or RELAXATION.fields["fmax"].default
+        fail(
+            f"Expected forces below {fmax:g} eV/Å after {relaxed.steps} steps, got {relaxed.fmax:.2g} eV/Å; use more "
+            "--steps.", 1
+        )
         raise typer.Exit(1)

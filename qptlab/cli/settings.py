@@ -94,9 +94,9 @@ def takes(*groups: Options) -> Callable[[Callable], Callable]:
 
     def decorate(command: Callable) -> Callable:
         explicit = inspect.signature(command).parameters.values()
-        kept = [parameter for parameter in explicit if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+        named = [parameter for parameter in explicit if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
         added = {parameter.name: parameter for group in groups for parameter in group.parameters()}
-        keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in kept]
+        keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in named]
         command.__signature__ = inspect.Signature([*keyword, *added.values()])  # pyright: ignore
         command.__annotations__ |= {name: parameter.annotation for name, parameter in added.items()}
         return command
@@ -110,7 +110,7 @@ def refuse(settings: Mapping[str, Any], names: Iterable[str], reason: str) -> No
     Args:
       settings: options of the command.
       names: options that cannot be used here.
-      reason: what they cannot be used with, and what to use.
+      reason: phrase that follows the option in the message, such as "for a training on --labels".
     """
     for name in names:
         if settings.get(name) is not None:

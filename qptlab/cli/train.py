@@ -11,8 +11,10 @@ import qptlab as ql
 from qptlab.cli.console import METHOD, Frames, Json, Sampler, Sigma, Temperature, print_json, sampling, stderr
 from qptlab.cli.settings import Options, refuse, takes
 from qptlab.errors import InputError
+from qptlab.evaluation.errors import error_table
 from qptlab.models.contract import config_class, kinds
 from qptlab.training.config import TASKS
+from qptlab.training.trainer import BASELINE_TITLES
 
 NETWORKS = {
     kind: Options(config_class(kind), panel=f"Network {kind}", flags={"iterations": "-n"}) for kind in kinds()
@@ -106,8 +108,8 @@ def _network(kind: str, settings: dict[str, Any]) -> Any:
     """Return the settings of a network of a kind. Options of other kinds are refused."""
     cls = config_class(kind)
     options = NETWORKS[kind]
-    others = {name for group in NETWORKS.values() for name in group.fields} - set(options.fields)
-    refuse(settings, sorted(others), f"for a model of kind {kind}, which has {', '.join(options.fields)}")
+    foreign = {name for group in NETWORKS.values() for name in group.fields} - set(options.fields)
+    refuse(settings, sorted(foreign), f"for a model of kind {kind}, which has {', '.join(options.fields)}")
     return cls(**options.values(settings))
 
 
@@ -157,9 +159,8 @@ def _print_summary(trainer: ql.Trainer, record: dict[str, Any]) -> None:
     """Print the summary for people."""
     integrals = f", {record['eri']} integrals" if record["eri"] else ""
     typer.echo(f"{record['steps']} steps in {record['seconds']:.0f} s{integrals}, kept in {record['out']}")
-    for key in ("validation_mae_mev", "no_network_mae_mev", "pyscf_stopped_mae_mev"):
-        if record[key] is not None:
-            typer.echo(f"{key:24} {record[key]:.5g}")
+    if trainer.errors:
+        typer.echo(error_table([(BASELINE_TITLES.get(name, name), errors) for name, errors in trainer.errors], "text"))
 
 
 def _follow(trainer: ql.Trainer) -> None:
@@ -167,13 +168,13 @@ def _follow(trainer: ql.Trainer) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr) as bar:
         task = bar.add_task("starting", total=1.0)
-        seen = len(trainer.events())  # a resumed run brings its earlier ones
+        shown = len(trainer.events())  # a resumed run brings its earlier ones
         trainer.start()
         alive = True
         while alive:
             alive = trainer.is_alive
-            new = trainer.events(seen)
-            seen += len(new)
+            new = trainer.events(shown)
+            shown += len(new)
             for event in new:
                 if event.kind == "step" and event.row is not None:
                     done = trainer.train_config.progress(event.row["step"], event.row["seconds"])

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from qptlab.dft.properties import dipole_debye
 from qptlab.errors import InputError
 from qptlab.evaluation import labelled, labels, reference
-from qptlab.evaluation.errors import ErrorSummary, columns
+from qptlab.evaluation.errors import ErrorSummary, error_table
 from qptlab.evaluation.labels import LabelledSet
 from qptlab.evaluation.reference import TestSet
 from qptlab.models.contract import Model, Prediction, require, title_of
@@ -192,13 +192,8 @@ class Evaluation:
 
     def to_latex(self) -> str:
         """Return the table as LaTeX (booktabs)."""
-        names = self._columns
-        titles = " & ".join(title.replace("µHa", r"\textmu Ha") for title in names.values())
-        body = [" & ".join([title, *summary.cells(names)]) + r" \\" for title, summary in self.rows()]
-        return "\n".join([
-            f"% {self._caption}", rf"\begin{{tabular}}{{l{'r' * len(names)}}}", r"\toprule",
-            rf" & {titles} \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}", "",
-        ])
+        text = error_table(self.rows(), "latex").replace("µHa", r"\textmu Ha")
+        return f"% {self._caption}\n{text}\n"
 
     def fock_errors_by_atoms(self, index: int) -> np.ndarray:
         """Return the mean absolute error of one geometry's Fock matrix for each pair of atoms, µHa: [natm, natm]."""
@@ -215,17 +210,9 @@ class Evaluation:
             *((TITLES.get(name, name), summary) for name, summary in self.baselines.items()),
         ]
 
-    @property
-    def _columns(self) -> dict[str, str]:
-        return columns(summary for _, summary in self.rows())
-
     def __str__(self) -> str:
         """Return the table as text."""
-        names = self._columns
-        width = max(len(title) for title in names.values())
-        lines = [self._caption, f"{'':32}" + "".join(f"{title:>{width + 2}}" for title in names.values())]
-        for title, summary in self.rows():
-            lines.append(f"{title:32}" + "".join(f"{cell:>{width + 2}}" for cell in summary.cells(names)))
+        lines = [self._caption, error_table(self.rows(), "text")]
         if self.residual_correlation is not None:
             lines.append(f"rank correlation of the residual with the energy error: {self.residual_correlation:.2f}")
         times = f"seconds per geometry: {title_of(self.kind)} {self.seconds_per_geometry:.3g}"
@@ -236,13 +223,8 @@ class Evaluation:
         return "\n".join([*lines, times])
 
     def _repr_html_(self) -> str:
-        names = self._columns
-        cells = "".join(f"<th>{title}</th>" for title in names.values())
-        body = "".join(
-            f"<tr><th>{title}</th>" + "".join(f"<td>{cell}</td>" for cell in summary.cells(names)) + "</tr>"
-            for title, summary in self.rows()
-        )
-        return f"<table><caption>{html.escape(self._caption)}</caption><tr><th></th>{cells}</tr>{body}</table>"
+        caption = f"<table><caption>{html.escape(self._caption)}</caption>"
+        return error_table(self.rows(), "html").replace("<table>", caption, 1)
 
 
 def evaluate(

@@ -1,8 +1,9 @@
 """Errors of predictions over a set of geometries, in the units and conventions of the field."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from qptlab.tables import table
 from qptlab.units import significant
 
 ERROR_COLUMNS = {
@@ -66,3 +67,14 @@ def columns(summaries: Iterable[ErrorSummary]) -> dict[str, str]:
     """Return names and titles of the errors that at least one of the summaries has."""
     measured = {name for summary in summaries for name in summary.to_dict()}
     return {name: title for name, title in ERROR_COLUMNS.items() if name in measured}
+
+
+def error_table(rows: Sequence[tuple[str, ErrorSummary]], form: str = "markdown") -> str:
+    """Return errors as a table with a column for each error that at least one of the summaries has.
+
+    Args:
+      rows: title and errors of each row.
+      form: one of `tables.FORMS`.
+    """
+    names = columns(summary for _, summary in rows)
+    return table(["", *names.values()], [[title, *summary.cells(names)] for title, summary in rows], form)

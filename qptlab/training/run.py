@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qptlab.errors import InputError, shown
-from qptlab.evaluation.errors import ErrorSummary, columns
+from qptlab.evaluation.errors import ErrorSummary, error_table
 from qptlab.models.contract import Model
 from qptlab.models.loading import load_file
 from qptlab.system.method import Method
@@ -211,8 +211,6 @@ class Run:
         train = self.train_config
         title, lines, limits = self.objective.card(train)
         size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        names = columns(summary for _, summary in table)
-        titles = ["", *names.values()]
         text = [
             f"# {title}",
             "",
@@ -223,9 +221,7 @@ class Run:
             "",
             f"Errors on {n} geometries that were not trained on:",
             "",
-            f"| {' | '.join(titles)} |",
-            f"|{'---|' * len(titles)}",
-            *(f"| {name} | {' | '.join(summary.cells(names))} |" for name, summary in table),
+            error_table(table),
             "",
             limits,
             "",
