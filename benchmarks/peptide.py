@@ -4,8 +4,8 @@
     python benchmarks/peptide.py runs/ala [--points 10]
 
 Both angles are turned in full circles; all other internal coordinates stay as in the built-in geometry. Each point
-has the energies of converged PySCF, of the model, and of the same DFT iterations without the network, and the residual
-of the model. Writes `results/peptide.json`, `.md` and `.png`.
+has the energies of converged PySCF, of the model, and of the same DFT iterations without the network, and the
+residual of the model. Writes `results/peptide.json`, `.md` and `.png`.
 """
 
 import itertools

@@ -93,7 +93,8 @@ def main() -> None:
     lines = [
         "# Time of the parts of an SCF", "", "    .venv/bin/python benchmarks/scf_profile.py", "",
         f"{machine['date']}, {machine['processor']}, {machine['cores']} cores; {versions}. def2-SVP, grid level 1, "
-        f"warm seconds. Measured peaks: {gflops:.0f} GFlop/s (float64 matrix product), {gbytes:.1f} GB/s (reading).", "",
+        f"warm seconds. Measured peaks: {gflops:.0f} GFlop/s (float64 matrix product), {gbytes:.1f} GB/s (reading).",
+        "",
         tables.table(columns, [parts(*case) for case in CASES], text_columns=3),
     ]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -49,7 +49,7 @@ def test_a_file_is_never_overwritten_and_nothing_is_left_of_a_failure(mols, tmp_
         ql.write_predictions(tmp_path / "p.h5", mols, predictions(mols))
     with pytest.raises(ql.InputError, match="got 1 for 3 geometries"):
         ql.write_predictions(tmp_path / "q.h5", mols, predictions(mols[:1]))
-    different = predictions(mols)[:2] + [ql.Prediction(0.0)]
+    different = [*predictions(mols)[:2], ql.Prediction(0.0)]
     with pytest.raises(ql.InputError, match="the same properties"):
         ql.write_predictions(tmp_path / "q.h5", mols, different)
     assert [path.name for path in tmp_path.iterdir()] == ["p.h5"]

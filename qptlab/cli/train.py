@@ -160,7 +160,8 @@ def _print_summary(trainer: ql.Trainer, record: dict[str, Any]) -> None:
     integrals = f", {record['eri']} integrals" if record["eri"] else ""
     typer.echo(f"{record['steps']} steps in {record['seconds']:.0f} s{integrals}, kept in {record['out']}")
     if trainer.errors:
-        typer.echo(error_table([(BASELINE_TITLES.get(name, name), errors) for name, errors in trainer.errors], "text"))
+        rows = [(BASELINE_TITLES.get(name, name), errors) for name, errors in trainer.errors]
+        typer.echo(error_table(rows, "text"))
 
 
 def _follow(trainer: ql.Trainer) -> None:
