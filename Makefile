@@ -1,4 +1,4 @@
-# The whole set-up: `make lab` to work, `make test` to check, `make demo` to see it without a browser.
+# Set-up and checks: `make lab` to work, `make test` to check, `make demo` for an example without a browser.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export VENV ?= .venv
@@ -13,14 +13,14 @@ help:  ## list the targets
 lab:  ## create the environment, install, open JupyterLab on the first notebook
 	@tools/setup.sh run
 	@echo "Opening JupyterLab; stop it with Ctrl-C."
-	@$(BIN)/qptlab lab || { echo "qptlab: JupyterLab did not start or failed; mend what it names above." >&2; exit 1; }
+	@$(BIN)/qptlab lab || { echo "qptlab: JupyterLab did not start or failed; its messages above name the reason." >&2; exit 1; }
 
 test:  ## create the environment, install everything that the tests need, run them all
 	@tools/setup.sh test
 	@tools/chromium.sh
 	@$(MAKE) --no-print-directory lint
 	@echo "Running the tests."
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile || { echo "qptlab: tests failed; the summary stands above." >&2; exit 1; }
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile || { echo "qptlab: tests failed; the summary is above." >&2; exit 1; }
 
 lint:  ## check style, types, the order of imports, and that notebooks hold no outputs
 	@tools/setup.sh test
@@ -31,14 +31,14 @@ lint:  ## check style, types, the order of imports, and that notebooks hold no o
 	  $(BIN)/lint-imports || failed="$$failed lint-imports"; \
 	  find notebooks -name '*.ipynb' -not -path '*/.*' -print0 2>/dev/null \
 	    | xargs -0 -r $(BIN)/nbstripout --verify --keep-id || failed="$$failed nbstripout"; \
-	  if [ -n "$$failed" ]; then echo "qptlab: mend what these list above:$$failed." >&2; exit 1; fi
+	  if [ -n "$$failed" ]; then echo "qptlab: these checks failed:$$failed; fix what they list above." >&2; exit 1; fi
 
 demo:  ## train water for a minute without a browser, print the table of errors
 	@tools/setup.sh run
 	@set -e; out=runs/demo-$$(date +%Y%m%d-%H%M%S); mkdir -p runs; \
-	  echo "Training a QPT on water, PBE/STO-3G, for a minute; the run is kept in $$out."; \
+	  echo "Training a QPT on water, PBE/STO-3G, for a minute; the run folder is $$out."; \
 	  $(BIN)/qptlab train water --xc pbe --basis sto-3g --minutes 1 --sampler md --seed 0 --out $$out; \
-	  echo "Drawing geometries from another trajectory at 500 K, and comparing with PySCF."; \
+	  echo "Drawing geometries from an independent trajectory at 500 K, and comparing with PySCF."; \
 	  $(BIN)/qptlab sample water --n 32 --seed 1 --out $$out/other-trajectory.xyz; \
 	  $(BIN)/qptlab evaluate $$out --geometries $$out/other-trajectory.xyz
 
@@ -63,7 +63,7 @@ lock:  ## write constraints.txt anew (needs uv)
 
 clean:  ## remove the environment and caches; runs are kept
 	@if [ -e $(VENV) ] && [ ! -f $(VENV)/pyvenv.cfg ]; then \
-	  echo "qptlab: $(VENV) is no environment and is not removed; name one: VENV=.venv make clean." >&2; exit 1; fi
+	  echo "qptlab: $(VENV) is not an environment and is not removed; name one: VENV=.venv make clean." >&2; exit 1; fi
 	@echo "Removing $(VENV), caches and build outputs."
 	@rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache .hypothesis artifacts build dist docs/_build docs/.jupyter_cache
 	@find qptlab tests tools -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -233,7 +233,7 @@ BAD = [
     (["train", "{tmp}/none.smi", "--out", "{tmp}/w"], "none.smi, which cannot be read"),
     (["train", "water", "--sampler", "model", "--guess", "atomic-density", "--out", "{tmp}/w"], "with a derivative"),
     (["bench", "labels", "--seeds", "0"], "0 seeds"),
-    (["bench", "scf", "--minutes", "2"], "--minutes 2.0 was given for scf"),
+    (["bench", "scf", "--minutes", "2"], "Expected no --minutes for scf"),
     (["bench", "molecules", "--molecules", "water"], "trainings on 1, 10, 96, got 1"),
     (["evaluate", "{tmp}", "--geometries", "{tmp}/cut.xyz"], "cut.xyz"),
     (["evaluate", "{tmp}", "--geometries", "{tmp}/good.xyz"], "has no readable config.json"),

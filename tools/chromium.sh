@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that a Chromium is there for the browser tests.
+# Installs Chromium for the browser tests, unless there is one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
@@ -16,8 +16,8 @@ if command -v apt-get >/dev/null && $as_root true 2>/dev/null; then
     exit 0
   fi
 fi
-echo "Making sure of Playwright's own Chromium for the browser tests."
+echo "Installing Playwright's Chromium for the browser tests."
 "$venv/bin/python" -m playwright install chromium || {
-  echo "qptlab: no Chromium could be installed; install the package chromium, or put one on PATH." >&2
+  echo "qptlab: Chromium could not be installed; install the package chromium, or put it on PATH." >&2
   exit 1
 }

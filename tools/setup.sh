@@ -26,17 +26,17 @@ find_python() {
   return 1
 }
 
-no_python="no Python 3.11 or newer was found${PYTHON:+ as $PYTHON}; install one, or name it: PYTHON=/path/to/python3.11 make"
+no_python="expected Python 3.11 or newer${PYTHON:+ as $PYTHON}, found none; install it, or name it: PYTHON=/path/to/python3.11 make"
 if [ -n "${PYTHON:-}" ] && [ -x "$venv/bin/python" ]; then
   python=$(find_python) || fail "$no_python"
   if [ "$(version "$python")" != "$(version "$venv/bin/python")" ]; then
-    [ -f "$venv/pyvenv.cfg" ] || fail "$venv is no environment that can be replaced; name another folder: VENV=.venv-new make"
-    echo "Replacing the environment $venv, which holds another Python than $PYTHON."
+    [ -f "$venv/pyvenv.cfg" ] || fail "expected an environment in $venv, got a different folder; name a new one: VENV=.venv-new make"
+    echo "Replacing the environment $venv, which has a different Python than $PYTHON."
     rm -rf "$venv"
   fi
 fi
 if [ -L "$venv/bin/python" ] && [ ! -x "$venv/bin/python" ] && [ -f "$venv/pyvenv.cfg" ]; then
-  echo "Replacing the environment $venv, whose Python is gone."
+  echo "Replacing the environment $venv, whose Python was removed."
   rm -rf "$venv"
 fi
 if [ ! -x "$venv/bin/python" ]; then
@@ -54,21 +54,21 @@ if [ -f "$stamp" ] && [ -z "$(find pyproject.toml constraints.txt hatch_build.py
   exit 0
 fi
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-  # Its creation was interrupted, or another tool made it without pip.
+  # Its creation was interrupted, or a different tool created it without pip.
   "$venv/bin/python" -m ensurepip >/dev/null 2>&1 \
-    || fail "$venv holds no pip; remove that folder and run the command again."
+    || fail "expected pip in $venv, found none; remove that folder and run the command again."
 fi
 extra=""
 if [ "$kind" = test ]; then extra="[test]"; fi
 echo "Installing qptlab$extra into $venv (a minute or two the first time)."
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".$extra" \
-  || fail "the installation failed, for the reason that pip gives above; if it is the network, run the command again once the package index is in reach."
+  || fail "the installation failed; pip prints the reason above. If it is the network, run the command again when the package index can be reached."
 if [ ! -f qptlab/gui/widgets/static/3Dmol-min.js ]; then
   # pip shows a build's warnings only when the build fails.
-  echo "qptlab: 3D views will be missing, since 3Dmol.js could not be fetched from npm; remove $stamp and run the command again once npm's registry is in reach." >&2
+  echo "qptlab: 3D views will be missing, because 3Dmol.js could not be fetched from npm; remove $stamp and run the command again when npm's registry can be reached." >&2
 fi
 if ! "$venv/bin/python" -c "import tblite.interface" 2>/dev/null; then
-  echo "qptlab: tblite does not load, so the sampler md will not run; on Debian and Ubuntu install libgomp1." >&2
+  echo "qptlab: tblite cannot be loaded, so the sampler md will not run; on Debian and Ubuntu install libgomp1." >&2
 fi
 touch "$stamp"
 if [ "$kind" = test ]; then touch "$venv/.installed-run"; fi
