@@ -58,7 +58,8 @@ def _public(modules: list[str], name: str, value: object) -> str:
         target = f"{value.__module__}.{value.__qualname__}"
         summary = (value.__doc__ or "").strip().split("\n\n")[0]
     else:  # a constant does not know its module, and its documentation is a string below it
-        documented = {m: ModuleAnalyzer.for_module(m).find_attr_docs().get(("", name)) for m in modules}
+        holders = [m for m in modules if vars(importlib.import_module(m)).get(name) is value]
+        documented = {m: ModuleAnalyzer.for_module(m).find_attr_docs().get(("", name)) for m in holders}
         target, summary = next((f"{m}.{name}", " ".join(text)) for m, text in documented.items() if text)
     return f"| {{py:obj}}`{name} <{target}>` | {' '.join(summary.split())} |"
 
