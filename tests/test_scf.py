@@ -221,9 +221,9 @@ def test_a_stationary_state_that_is_not_the_lowest_is_not_called_converged():
 def test_options_that_make_no_sense_are_refused():
     water, method = cases.molecule("water"), ql.Method("lda", "sto-3g")
     for options, said in (
-        ({"guess": "huckel"}, "guess 'huckel' is not known; one of minao"),
-        ({"solver": "newton"}, "solver 'newton' is not known"),
-        ({"damping": 1.0}, "damping 1.0 cannot be used"),
+        ({"guess": "huckel"}, "known guess, got 'huckel'; use one of minao"),
+        ({"solver": "newton"}, "known solver, got 'newton'"),
+        ({"damping": 1.0}, "Expected damping of 0 to below 1, got 1.0"),
         ({"level_shift": -1.0}, "level shift -1.0"),
         ({"max_cycles": 0}, "0 cycles"),
         ({"tolerance": 0.0}, "tolerance 0.0"),

@@ -137,8 +137,8 @@ def test_an_scf_is_explored_in_the_background_and_can_be_cancelled():
     session.scf.explore()
     assert "already at work" in session.message.text
     session.scf.wait()
-    assert set(session.scf.exploration.paths) == set(exploration.WAYS)
-    assert "DIIS: converged" in session.scf.exploration.words()
+    assert set(session.scf.exploration.paths) == set(exploration.ALGORITHMS)
+    assert "DIIS: converged" in session.scf.exploration.summary()
     before = session.scf.exploration
     session.scf.begin(_endless, print)
     session.scf.task.cancel()

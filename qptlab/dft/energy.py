@@ -1,26 +1,33 @@
-"""From density matrix to Fock matrix and back: the maths of one Kohn–Sham iteration.
+"""Energy, Fock matrix, orbitals and density matrix: the equations of one Kohn–Sham iteration.
 
-Pure functions of `Integrals`, which hold the functional. The density matrix of a closed
-shell is 2·C_occ·C_occᵀ. An open shell has one of each spin, C_occ·C_occᵀ, along a leading axis, and so have its
-Fock matrices and orbitals (Pople & Nesbet 1954). Helgaker, Jørgensen & Olsen 2000, ch. 10.
+All functions are pure functions of `Integrals`, which hold the functional. The density matrix of a closed shell is
+2·C_occ·C_occᵀ. For an open shell, a leading axis holds the density matrix C_occ·C_occᵀ of each spin; Fock matrices
+and orbitals have the same axis (Pople & Nesbet 1954). Textbook: Helgaker, Jørgensen & Olsen 2000, ch. 10.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from qptlab.dft import semilocal
 from qptlab.dft.integrals import Integrals
 
 MIN_GAP_HARTREE = 1e-6
-"""Between occupied and virtual levels. Below it rounding alone decides which orbital is filled, and
-a derivative would be large, finite and meaningless."""
+"""Smallest gap between occupied and virtual levels with a derivative. Below it, rounding decides which orbital is
+filled, and the derivative would be large, finite and meaningless."""
 
 
 class EnergyTerms(NamedTuple):
-    """Parts of the total energy, hartree; they sum to `e_tot`."""
+    """Terms of the total energy, hartree.
+
+    Attributes:
+      e_core: energy in the core Hamiltonian: kinetic energy and attraction by the nuclei.
+      e_coul: Coulomb energy of the electrons.
+      e_xc: exchange–correlation energy, including exact exchange.
+      e_nuc: repulsion of the nuclei.
+    """
 
     e_core: Float[Array, ""]
     e_coul: Float[Array, ""]
@@ -29,18 +36,19 @@ class EnergyTerms(NamedTuple):
 
     @property
     def e_tot(self) -> Float[Array, ""]:
-        """Total energy, hartree."""
+        """Return the total energy, the sum of the terms, hartree."""
         return self.e_core + self.e_coul + self.e_xc + self.e_nuc
 
 
 class KohnSham(NamedTuple):
-    """What a density matrix gives in one pass over the integrals.
+    """Energy and matrices of a density matrix.
 
     Attributes:
-      terms: the energy, by parts.
+      terms: terms of the energy.
       coul: Coulomb matrix, hartree.
-      vxc: exchange–correlation matrix, exact exchange included, hartree.
-      fock: hcore + coul + vxc, the derivative of the energy, hartree.
+      vxc: exchange–correlation matrix, including exact exchange, hartree.
+      fock: Fock matrix hcore + coul + vxc, hartree. It is the derivative of the energy with respect to the density
+        matrix.
     """
 
     terms: EnergyTerms
@@ -58,12 +66,12 @@ def kohn_sham(
     """Return the energy and the Fock matrix of a density matrix, with the functional of the integrals.
 
     Args:
-      dm: symmetric, electrons per AO pair; for an open shell one of each spin.
+      dm: symmetric density matrix, electrons per AO pair; for an open shell, one for each spin.
       ints: integrals of the geometry; they hold the functional.
-      filled: orbitals C with dm = C·Cᵀ, where they are known: fitted exchange is cheaper with them.
+      filled: orbitals C with dm = C·Cᵀ, if they are known. They make density-fitted exchange cheaper.
 
     Raises:
-      ValueError: if the shapes differ.
+      ValueError: if the density matrix does not have the shape that the integrals need.
     """
     _check_shapes(dm, ints)
     spins = dm[None] if dm.ndim == 2 else dm
@@ -72,10 +80,10 @@ def kohn_sham(
     e_xc, vxc = semilocal.exchange_correlation(spins, ints)
     share = ints.functional.exact_exchange
     if share:
-        # A closed shell's exchange is that of two halves of its density.
+        # The exchange of a closed shell is the exchange of two spins with half of the density each.
         weight = share * (0.5 if dm.ndim == 2 else 1.0)
-        known = [None] * len(spins) if filled is None else filled.reshape(len(spins), *filled.shape[-2:])
-        exch = jnp.stack([ints.repulsion.exchange(d, c) for d, c in zip(spins, known, strict=True)])
+        coefficients = [None] * len(spins) if filled is None else filled.reshape(len(spins), *filled.shape[-2:])
+        exch = jnp.stack([ints.repulsion.exchange(d, c) for d, c in zip(spins, coefficients, strict=True)])
         vxc = vxc - weight * exch
         e_xc = e_xc - 0.5 * weight * jnp.sum(spins * exch)
     vxc = vxc.reshape(dm.shape)
@@ -89,26 +97,41 @@ def kohn_sham(
 
 
 def energy(dm: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, ""]:
-    """Total Kohn–Sham energy of a density matrix, hartree; arguments as `kohn_sham`.
+    """Return the total Kohn–Sham energy of a density matrix, hartree.
 
-    Its derivative with respect to the density matrix is the Fock matrix, which was made on the way: it costs nothing.
+    The derivative with respect to the density matrix is the Fock matrix. The forward pass has computed it already,
+    so the derivative costs nothing.
+
+    Args:
+      dm: symmetric density matrix, electrons per AO pair; for an open shell, one for each spin.
+      ints: integrals of the geometry; they hold the functional.
+
+    Raises:
+      ValueError: if the density matrix does not have the shape that the integrals need.
+
+    >>> import qptlab as ql
+    >>> ints = ql.build_integrals(ql.Molecule.from_name("water"), ql.Method("pbe", "sto-3g", grid_level=0))
+    >>> round(float(energy(ints.dm_guess, ints)), 3)
+    -75.297
     """
     return _energy(dm, ints)
 
 
 @jax.custom_vjp
-def _energy(dm, ints):
+def _energy(dm: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, ""]:
     return kohn_sham(dm, ints).terms.e_tot
 
 
-def _energy_forward(dm, ints):
-    found = kohn_sham(dm, ints)
-    return found.terms.e_tot, (dm, ints, found.fock)
+def _energy_forward(dm: Float[Array, "*spin nao nao"], ints: Integrals) -> tuple[Float[Array, ""], tuple]:
+    state = kohn_sham(dm, ints)
+    return state.terms.e_tot, (dm, ints, state.fock)
 
 
-def _energy_backward(residuals, bar):
+def _energy_backward(
+    residuals: tuple[Float[Array, "*spin nao nao"], Integrals, Float[Array, "*spin nao nao"]], bar: Float[Array, ""]
+) -> tuple[Float[Array, "*spin nao nao"], Integrals]:
     dm, ints, fock = residuals
-    # Compiled away where nobody asks for derivatives with respect to the geometry.
+    # XLA removes this where no derivative with respect to the geometry is needed.
     _, pull_back = jax.vjp(lambda ints: kohn_sham(dm, ints).terms.e_tot, ints)
     return bar * fock, pull_back(bar)[0]
 
@@ -117,17 +140,29 @@ _energy.defvjp(_energy_forward, _energy_backward)
 
 
 def fock(dm: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, "*spin nao nao"]:
-    """Kohn–Sham (Fock) matrix of a density matrix, hartree; arguments as `kohn_sham`."""
+    """Return the Kohn–Sham (Fock) matrix of a density matrix, hartree.
+
+    Args:
+      dm: symmetric density matrix, electrons per AO pair; for an open shell, one for each spin.
+      ints: integrals of the geometry; they hold the functional.
+
+    Raises:
+      ValueError: if the density matrix does not have the shape that the integrals need.
+    """
     return kohn_sham(dm, ints).fock
 
 
 def orbitals(
     fock: Float[Array, "*spin nao nao"], ints: Integrals
 ) -> tuple[Float[Array, "*spin nmo"], Float[Array, "*spin nao nmo"]]:
-    """Orbital energies (hartree, ascending) and coefficients (columns) of a Fock matrix.
+    """Return the orbital energies (hartree, ascending) and the orbital coefficients (columns) of a Fock matrix.
 
-    Not for differentiation: the derivative of single orbitals is singular at degeneracies. What
-    can be differentiated is `density_from_fock`.
+    Do not differentiate this function: the derivative of a single orbital is singular at degeneracies. Differentiate
+    `density_from_fock` instead.
+
+    Args:
+      fock: symmetric Fock matrix, hartree; for an open shell, one for each spin.
+      ints: integrals of the geometry; only the orthogonaliser is read.
     """
     x = ints.orthogonaliser
     mo_energy, vectors = jnp.linalg.eigh(x.T @ fock @ x)
@@ -135,35 +170,40 @@ def orbitals(
 
 
 def filled_orbitals(fock: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, "*spin nao nocc"]:
-    """The filled orbitals C of a Fock matrix, scaled so that its density matrix is C·Cᵀ.
+    """Return the filled orbitals C of a Fock matrix, scaled so that the density matrix is C·Cᵀ.
 
-    Of an open shell both spins have as many columns as the larger needs; those not filled are zero.
+    For an open shell, both spins have as many columns as the spin with more electrons needs. Columns of orbitals that
+    are not filled are zero.
+
+    Args:
+      fock: symmetric Fock matrix, hartree; for an open shell, one for each spin.
+      ints: integrals of the geometry; the orthogonaliser and the numbers of orbitals are read.
     """
     _, mo_coeff = orbitals(fock, ints)
-    most = max(ints.layout.nocc)
-    occupied = jnp.arange(most) < ints.nocc[..., None]  # [*spin, nocc]
+    columns = max(ints.layout.nocc)
+    is_filled = jnp.arange(columns) < ints.nocc[..., None]  # [*spin, nocc]
     electrons = 2.0 if ints.nocc.ndim == 0 else 1.0
-    return jnp.sqrt(electrons) * mo_coeff[..., :most] * occupied[..., None, :]
+    return jnp.sqrt(electrons) * mo_coeff[..., :columns] * is_filled[..., None, :]
 
 
 def density_from_fock(
     fock: Float[Array, "*spin nao nao"], ints: Integrals
 ) -> Float[Array, "*spin nao nao"]:
-    """Density matrix of the lowest orbitals of a Fock matrix, doubly filled in a closed shell.
+    """Return the density matrix of the lowest orbitals of a Fock matrix, doubly filled in a closed shell.
 
-    The reverse rule divides by occupied–virtual gaps alone, so degenerate levels inside either
-    space are harmless and a closed HOMO–LUMO gap is not: below `MIN_GAP_HARTREE` the derivative
-    is NaN (first-order response; Helgaker, Jørgensen & Olsen 2000, ch. 10).
+    The reverse rule is first-order response theory (Helgaker, Jørgensen & Olsen 2000, ch. 10). It divides only by
+    gaps between occupied and virtual levels. Degenerate occupied levels and degenerate virtual levels are therefore
+    harmless. If the HOMO–LUMO gap is below `MIN_GAP_HARTREE`, the derivative is NaN.
 
     Args:
-      fock: symmetric, hartree; for an open shell one of each spin. Differentiable.
-      ints: its overlap (differentiable), orthogonaliser and nocc are read.
+      fock: symmetric Fock matrix, hartree; for an open shell, one for each spin. Differentiable.
+      ints: integrals of the geometry; the overlap (differentiable), the orthogonaliser and nocc are read.
 
     Returns:
-      Electrons per AO pair; the trace with the overlap is the number of electrons.
+      Density matrix, electrons per AO pair. Its trace with the overlap is the number of electrons.
 
     Raises:
-      ValueError: if the shapes differ.
+      ValueError: if the Fock matrix does not have the shape that the integrals need.
     """
     _check_shapes(fock, ints)
     if fock.ndim == 2:
@@ -172,12 +212,23 @@ def density_from_fock(
 
 
 @jax.custom_vjp
-def _projector(fock, overlap, orthogonaliser, nocc):
+def _projector(
+    fock: Float[Array, "nao nao"],
+    overlap: Float[Array, "nao nao"],
+    orthogonaliser: Float[Array, "nao nao"],
+    nocc: Int[Array, ""],
+) -> Float[Array, "nao nao"]:
+    """Return C_occ·C_occᵀ of the lowest orbitals of a Fock matrix."""
     return _projector_forward(fock, overlap, orthogonaliser, nocc)[0]
 
 
-def _projector_forward(fock, overlap, orthogonaliser, nocc):
-    del overlap  # held by the orthogonaliser; named so that it has a derivative
+def _projector_forward(
+    fock: Float[Array, "nao nao"],
+    overlap: Float[Array, "nao nao"],
+    orthogonaliser: Float[Array, "nao nao"],
+    nocc: Int[Array, ""],
+) -> tuple[Float[Array, "nao nao"], tuple]:
+    del overlap  # the orthogonaliser contains it; it is an argument so that it has a derivative
     mo_energy, vectors = jnp.linalg.eigh(orthogonaliser.T @ fock @ orthogonaliser)
     mo_coeff = orthogonaliser @ vectors
     occupied = jnp.arange(len(fock)) < nocc
@@ -185,15 +236,18 @@ def _projector_forward(fock, overlap, orthogonaliser, nocc):
     return filled @ filled.T, (mo_energy, mo_coeff, occupied)
 
 
-def _projector_backward(residuals, dm_bar):
+def _projector_backward(
+    residuals: tuple[Float[Array, " nao"], Float[Array, "nao nao"], Bool[Array, " nao"]],
+    dm_bar: Float[Array, "nao nao"],
+) -> tuple[Float[Array, "nao nao"], Float[Array, "nao nao"], None, None]:
     mo_energy, mo_coeff, occupied = residuals
     response = 0.5 * mo_coeff.T @ (dm_bar + dm_bar.T) @ mo_coeff
     crossing = ~occupied[:, None] & occupied[None, :]  # [virtual, occupied]
     gap = jnp.where(crossing, mo_energy[None, :] - mo_energy[:, None], 1.0)
-    closed = jnp.any(crossing & (gap > -MIN_GAP_HARTREE))
-    rotation = jnp.where(crossing, response / jnp.where(closed, jnp.nan, gap), 0.0)
+    is_closed = jnp.any(crossing & (gap > -MIN_GAP_HARTREE))
+    rotation = jnp.where(crossing, response / jnp.where(is_closed, jnp.nan, gap), 0.0)
     fock_bar = mo_coeff @ (rotation + rotation.T) @ mo_coeff.T
-    # Overlap: occupied–virtual rotation by −ε_i·dS, and renormalisation inside the occupied space.
+    # The overlap rotates occupied and virtual orbitals by −ε_i·dS, and renormalises the occupied orbitals.
     weighted = rotation * mo_energy[None, :]
     inside = jnp.where(occupied[:, None] & occupied[None, :], response, 0.0)
     overlap_bar = -mo_coeff @ (weighted + weighted.T + inside) @ mo_coeff.T
@@ -205,21 +259,23 @@ _projector.defvjp(_projector_forward, _projector_backward)
 
 @jax.custom_vjp
 def inverse_root(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """The inverse square root of a symmetric positive matrix, as Löwdin's orthogonalisation needs of the overlap.
+    """Return the inverse square root of a symmetric positive matrix, for Löwdin's orthogonalisation.
 
-    Its derivative has divided differences of λ^(−½) in the place of those that the derivative of eigenvectors divides
-    by, and is finite at degenerate eigenvalues, too (Daleckii & Krein 1965).
+    The derivative contains divided differences of λ^(−½), which are finite at degenerate eigenvalues (Daleckii &
+    Krein 1965). The derivative of the eigenvectors would divide by zero there.
     """
     return _inverse_root_forward(matrix)[0]
 
 
-def _inverse_root_forward(matrix):
+def _inverse_root_forward(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], tuple]:
     values, vectors = jnp.linalg.eigh(matrix)
     roots = jnp.sqrt(values)
     return vectors / roots @ vectors.T, (roots, vectors)
 
 
-def _inverse_root_backward(residuals, bar):
+def _inverse_root_backward(
+    residuals: tuple[Float[Array, " n"], Float[Array, "n n"]], bar: Float[Array, "n n"]
+) -> tuple[Float[Array, "n n"]]:
     roots, vectors = residuals
     inside = vectors.T @ (0.5 * (bar + bar.T)) @ vectors
     return (-vectors @ (inside / (roots[:, None] * roots * (roots[:, None] + roots))) @ vectors.T,)
@@ -231,16 +287,22 @@ inverse_root.defvjp(_inverse_root_forward, _inverse_root_backward)
 def commutator(
     fock: Float[Array, "*spin nao nao"], dm: Float[Array, "*spin nao nao"], ints: Integrals
 ) -> Float[Array, "*spin nao nao"]:
-    """Xᵀ(FDS − SDF)X, hartree: the orbital gradient, zero at self-consistency (Pulay 1982)."""
+    """Return the commutator Xᵀ(FDS − SDF)X, hartree: the orbital gradient, zero at self-consistency (Pulay 1982).
+
+    Args:
+      fock: symmetric Fock matrix, hartree; for an open shell, one for each spin.
+      dm: density matrix, electrons per AO pair; for an open shell, one for each spin.
+      ints: integrals of the geometry; the overlap S and the orthogonaliser X are read.
+    """
     x = ints.orthogonaliser
     fds = fock @ dm @ ints.overlap
     return x.T @ (fds - jnp.swapaxes(fds, -1, -2)) @ x
 
 
-def _check_shapes(matrix, ints):
+def _check_shapes(matrix: Array, ints: Integrals) -> None:
     expected = (*ints.nocc.shape, *ints.overlap.shape)
     if matrix.shape != expected:
         raise ValueError(
-            f"a matrix of shape {matrix.shape} was given with integrals for {expected}; "
-            "the two must be of one molecule, basis and spin."
+            f"Expected a matrix of shape {expected} for these integrals, got {matrix.shape}; use a matrix of the "
+            "same molecule, basis and spin."
         )

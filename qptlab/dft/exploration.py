@@ -1,4 +1,4 @@
-"""One molecule's SCF searched in several ways, every cycle remembered: to be looked at, not for speed."""
+"""SCF of one molecule with several algorithms and every cycle stored, for inspection rather than for speed."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,63 +15,68 @@ from qptlab.errors import InputError
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
-WAYS = ("plain iteration", "mixed by one half", "DIIS", "gradient descent (L-BFGS)")
-"""Ways to the ground state, in the order of `Exploration.paths`."""
+ALGORITHMS = ("plain iteration", "mixed by one half", "DIIS", "gradient descent (L-BFGS)")
+"""Algorithms that are compared, in the order of `Exploration.paths`."""
 
 CYCLES = 40
-"""After which a way ends; plain iteration may never converge."""
+"""Cycles after which each SCF ends; plain iteration may never converge."""
 
 
 class Exploration(NamedTuple):
-    """What `explore` found.
+    """SCF calculations of one molecule with all algorithms from the same guess.
 
     Attributes:
-      molecule: the molecule.
-      method: the level of theory.
-      guess: where all ways start.
-      template: the basis.
-      ints: the integrals.
-      paths: the search of each way, in the order of `WAYS`, with the density matrix of every cycle.
+      molecule: molecule.
+      guess: initial guess, one of `scf.GUESSES`.
+      template: molecule and method, ready for integrals.
+      ints: integrals.
+      paths: result of each algorithm in `ALGORITHMS`, with the density matrix of every cycle.
     """
 
     molecule: Molecule
-    method: Method
     guess: str
     template: Template
     ints: Integrals
     paths: dict[str, SCFResult]
 
     @property
+    def method(self) -> Method:
+        """Level of theory."""
+        return self.template.method
+
+    @property
     def lowest(self) -> float:
-        """Energy of the lowest solution found, hartree; of the lowest energy at an end if none converged."""
+        """Return the lowest converged energy, hartree; if no algorithm converged, the lowest final energy."""
         ends = [path for path in self.paths.values() if path.converged] or list(self.paths.values())
         return min(float(path.energy) for path in ends)
 
-    def words(self) -> str:
-        """How each way ended, in a sentence."""
+    def summary(self) -> str:
+        """Return a sentence that says how each SCF ended."""
         ends = []
-        for way, path in self.paths.items():
-            how = "converged after" if path.converged else "not converged after"
-            ends.append(f"{way}: {how} {int(path.cycles)} cycles")
+        for algorithm, path in self.paths.items():
+            outcome = "converged after" if path.converged else "not converged after"
+            ends.append(f"{algorithm}: {outcome} {int(path.cycles)} cycles")
         return f"Lowest energy {self.lowest:.9f} hartree. {'; '.join(ends)}."
 
-    def matrices(self, way: str, cycle: int) -> dict[str, Float[np.ndarray, "nao nao"]]:
-        """Overlap, core Hamiltonian, total density matrix and Fock matrix (of an open shell, of the first spin).
+    def matrices(self, algorithm: str, cycle: int) -> dict[str, Float[np.ndarray, "nao nao"]]:
+        """Return overlap, core Hamiltonian, total density matrix and Fock matrix (first spin of an open shell).
 
         Args:
-          way: one of `WAYS`.
-          cycle: 0 is the guess; beyond its last cycle a search stays where it ended.
+          algorithm: one of `ALGORITHMS`.
+          cycle: number of the cycle; 0 is the guess. After its last cycle, an SCF stays where it ended.
 
         Raises:
-          InputError: for another way, or a negative cycle.
+          InputError: if the algorithm is not known, or the cycle is negative.
         """
-        if way not in self.paths or cycle < 0:
-            raise InputError(f"cycle {cycle} of {way!r} is not known; 0 of {WAYS[2]!r} would do.")
-        path = self.paths[way]
-        kept = path.history.dm
-        if kept is None:
-            raise InputError("the density matrices of this search were not kept; `explore` keeps them.")
-        dm = kept[min(cycle, int(path.cycles))]
+        if algorithm not in self.paths or cycle < 0:
+            raise InputError(
+                f"Expected an algorithm and a cycle from 0, got cycle {cycle} of {algorithm!r}; use one of "
+                f"{', '.join(ALGORITHMS)}."
+            )
+        path = self.paths[algorithm]
+        if path.history.dm is None:
+            raise InputError("Expected an SCF with stored density matrices, got one without; use `explore`.")
+        dm = path.history.dm[min(cycle, int(path.cycles))]
         matrix = np.asarray(_fock(dm, self.ints))
         return {
             "Overlap S": np.asarray(self.ints.overlap),
@@ -89,33 +94,35 @@ def explore(
     method: Method,
     guess: str = "minao",
     cycles: int = CYCLES,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, activity: None,
 ) -> Exploration:
-    """Search the ground state in all of `WAYS` from one guess.
+    """Run an SCF with each of `ALGORITHMS` from one guess.
 
     Args:
-      mol: the molecule.
-      method: the level of theory.
-      guess: one of `scf.GUESSES`.
-      cycles: after which a way ends.
-      progress: told how many parts are done, of how many, and what comes next; what it raises ends the work.
+      mol: molecule.
+      method: level of theory.
+      guess: initial guess, one of `scf.GUESSES`.
+      cycles: number of cycles after which each SCF ends.
+      progress: callback ``progress(done, total, activity)``, called before each part of the work. An exception that
+        it raises ends the work.
 
     Raises:
-      InputError: as `scf.scf`.
+      InputError: if the guess is not known, or `integrals.template` raises it.
     """
     if guess not in GUESSES:
-        raise InputError(f"guess {guess!r} is not known; one of {', '.join(GUESSES)} would do.")
-    total = 1 + len(WAYS)
+        raise InputError(f"Expected a known guess, got {guess!r}; use one of {', '.join(GUESSES)}.")
+    total = 1 + len(ALGORITHMS)
     progress(0, total, "integrals")
     template = integrals.template(mol, method)
     ints = template.build(mol.positions)
     dm = guess_density(guess, template, ints, 0)
     paths = {}
-    for way in WAYS:
-        progress(1 + len(paths), total, way)
-        if way == WAYS[-1]:
-            paths[way] = minimise(ints, dm, max_cycles=cycles, trace=True)
+    for algorithm in ALGORITHMS:
+        progress(1 + len(paths), total, algorithm)
+        if algorithm == ALGORITHMS[-1]:
+            paths[algorithm] = minimise(ints, dm, max_cycles=cycles, trace=True)
         else:
-            space, damping = (DIIS_SPACE if way == WAYS[2] else 1), (0.5 if way == WAYS[1] else 0.0)
-            paths[way] = solve(ints, dm, 0.0, damping, max_cycles=cycles, space=space, trace=True)
-    return Exploration(mol, method, guess, template, ints, paths)
+            space = DIIS_SPACE if algorithm == ALGORITHMS[2] else 1
+            damping = 0.5 if algorithm == ALGORITHMS[1] else 0.0
+            paths[algorithm] = solve(ints, dm, 0.0, damping, max_cycles=cycles, space=space, trace=True)
+    return Exploration(mol, guess, template, ints, paths)

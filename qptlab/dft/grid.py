@@ -1,9 +1,9 @@
-"""Integration grids, atomic-orbital values and AO rotations, on the device, from positions.
+"""Integration grid, values of atomic orbitals, and rotations of atomic orbitals: functions of the positions in JAX.
 
-A grid is a fixed template, one cloud of points per atom, that moves with the atoms; only Becke's
-partition weights depend on the geometry. Becke 1988 (doi:10.1063/1.454033), with the size
-adjustment of Treutler & Ahlrichs 1995 (doi:10.1063/1.469408). Orders and normalisation of the
-atomic orbitals are PySCF's: real solid harmonics, p as x, y, z, then m = −l … l.
+A grid is a fixed template, one cloud of points per atom, that moves with the atoms. Only Becke's partition weights
+depend on the geometry (Becke 1988, doi:10.1063/1.454033), with the size adjustment of Treutler & Ahlrichs 1995
+(doi:10.1063/1.469408). The order and the normalisation of the atomic orbitals are PySCF's: real solid harmonics, p as
+x, y, z, all others as m = −l … l.
 """
 
 import math
@@ -17,19 +17,18 @@ from jaxtyping import Array, Float, Int
 MAX_L = 3
 """Highest angular momentum of a shell: f."""
 
-
 Numbers = Array | np.ndarray
-"""On the device, or before they go there."""
+"""An array on the device, or on the host before it is copied there."""
 
 
 class GridTemplate(NamedTuple):
-    """Atomic point clouds before the partition; what `becke_grid` moves with the atoms.
+    """Point clouds of the atoms before the partition; `becke_grid` places them on a geometry.
 
     Attributes:
       offsets: points relative to their atom, bohr.
       volumes: quadrature weights before the partition, cubic bohr.
-      owner: the atom each point belongs to.
-      size_adjustment: a_ij of Treutler & Ahlrichs (their eq. 11 and below), antisymmetric.
+      owner: index of the atom that each point belongs to.
+      size_adjustment: antisymmetric parameters a_ij of Treutler & Ahlrichs (their eq. 11 and below).
     """
 
     offsets: Float[Numbers, "ngrids 3"]
@@ -39,13 +38,13 @@ class GridTemplate(NamedTuple):
 
 
 class ShellGroup(NamedTuple):
-    """Shells of one angular momentum and one number of primitives: one array axis on the device.
+    """Shells with the same angular momentum and the same number of primitives, stored in common arrays.
 
     Attributes:
-      atom: the atom of each shell.
-      exponents: 1/bohr².
-      coefficients: of normalised primitives; zero for a shell that only fills up.
-      ao: where each shell's functions stand in PySCF's order.
+      atom: index of the atom of each shell.
+      exponents: exponents of the primitives, 1/bohr².
+      coefficients: coefficients of the normalised primitives; zero for a shell that pads a molecule.
+      ao: indices of each shell's functions in PySCF's order of the atomic orbitals.
     """
 
     atom: Int[Numbers, " nshell"]
@@ -55,16 +54,16 @@ class ShellGroup(NamedTuple):
 
     @property
     def angular(self) -> int:
-        """Angular momentum."""
+        """Return the angular momentum."""
         return self.ao.shape[1] // 2
 
 
 class Basis(NamedTuple):
-    """The atomic orbitals of a molecule; a pytree, so that molecules of one shape share what is compiled.
+    """Atomic orbitals of a molecule; a pytree, so that molecules of one shape share compiled functions.
 
     Attributes:
-      groups: the shells.
-      order: where each AO, in PySCF's order, stands when groups, components and shells are gone through in turn.
+      groups: groups of shells.
+      order: index of each AO, in PySCF's order, in the array that holds the functions by group, component and shell.
     """
 
     groups: tuple[ShellGroup, ...]
@@ -72,21 +71,27 @@ class Basis(NamedTuple):
 
 
 def basis_of(groups: tuple[ShellGroup, ...]) -> Basis:
-    """A basis from its shells."""
+    """Return the basis of groups of shells."""
     return Basis(groups, np.argsort(np.concatenate([group.ao.T.ravel() for group in groups])))
 
 
 def becke_grid(
     positions: Float[Array, "natm 3"], grid: GridTemplate
 ) -> tuple[Float[Array, "ngrids 3"], Float[Array, " ngrids"]]:
-    """Points (bohr) and weights (cubic bohr) of the molecular grid."""
+    """Return the points (bohr) and the weights (cubic bohr) of the molecular grid.
+
+    Args:
+      positions: nuclear positions, bohr.
+      grid: point clouds of the atoms.
+    """
     coords = jnp.asarray(grid.offsets) + positions[jnp.asarray(grid.owner)]
     same = jnp.eye(len(positions), dtype=bool)
     away = coords.T[:, None, :] - positions.T[:, :, None]
     distance = jnp.sqrt(jnp.sum(away**2, axis=0))  # [natm, ngrids]
     between = jnp.sqrt(jnp.sum((positions[:, None] - positions) ** 2, axis=-1) + same)
 
-    @jax.checkpoint  # one atom at a time, backwards too: (natm, ngrids) at once, not (natm, natm, ngrids)
+    # One atom at a time, also in the reverse pass: memory for (natm, ngrids), not for (natm, natm, ngrids).
+    @jax.checkpoint
     def cell(i):
         mu = (distance[i] - distance) / between[i][:, None]
         mu = mu + jnp.asarray(grid.size_adjustment)[i][:, None] * (1 - mu**2)
@@ -95,23 +100,30 @@ def becke_grid(
         return jnp.prod(jnp.where(same[i][:, None], 1.0, 0.5 * (1 - mu)), axis=0)
 
     cells = jax.lax.map(cell, jnp.arange(len(positions)))
-    own = jnp.take_along_axis(cells, jnp.asarray(grid.owner)[None], axis=0)[0]
-    return coords, jnp.asarray(grid.volumes) * own / jnp.sum(cells, axis=0)
+    owner_cell = jnp.take_along_axis(cells, jnp.asarray(grid.owner)[None], axis=0)[0]
+    return coords, jnp.asarray(grid.volumes) * owner_cell / jnp.sum(cells, axis=0)
 
 
 def solid_harmonics(r: Float[Array, "*points 3"], l: int) -> Float[Array, "*points nm"]:
-    """Real solid harmonics r^l·Y_lm in PySCF's order, orthonormal on the unit sphere.
+    """Return the real solid harmonics r^l·Y_lm in PySCF's order, orthonormal on the unit sphere.
+
+    Args:
+      r: positions relative to the centre, bohr.
+      l: angular momentum.
 
     Raises:
-      ValueError: for l above `MAX_L`.
+      ValueError: if l is above `MAX_L`.
     """
     if not 0 <= l <= MAX_L:
-        raise ValueError(f"angular momentum {l} is not implemented; 0 to {MAX_L} would do.")
+        raise ValueError(f"Expected an angular momentum of 0 to {MAX_L}, got {l}; use a basis with smaller shells.")
     return jnp.stack(_components(r[..., 0], r[..., 1], r[..., 2], l), axis=-1)
 
 
-def _components(x, y, z, l):
-    root, norm = math.sqrt, 1 / math.sqrt(4 * math.pi)  # not numpy's, which are of double precision
+def _components(
+    x: Float[Array, "*points"], y: Float[Array, "*points"], z: Float[Array, "*points"], l: int
+) -> list[Float[Array, "*points"]]:
+    """Return the real solid harmonics of one angular momentum, one array for each m."""
+    root, norm = math.sqrt, 1 / math.sqrt(4 * math.pi)  # NumPy's numbers would turn float32 into float64
     if l == 0:
         functions = [jnp.ones_like(x)]
     elif l == 1:
@@ -139,32 +151,34 @@ def eval_aos(
     *,
     derivatives: bool,
 ) -> Float[Array, "nderiv nao ngrids"]:
-    """Atomic orbitals on points, and their gradients.
+    """Return the values of the atomic orbitals on points, and their gradients.
 
-    Points are the last axis, along which the processor's vector units work; PySCF has them first.
+    Points are the last axis, along which the vector units of a processor work. (In PySCF, points are the first axis.)
 
     Args:
-      positions: nuclei, bohr.
+      positions: nuclear positions, bohr.
       coords: points, bohr.
-      basis: the orbitals.
-      derivatives: whether the gradient is wanted.
+      basis: atomic orbitals.
+      derivatives: if true, return the gradients as well.
 
     Returns:
-      Values, shape (1, nao, ngrids); with `derivatives`, (4, nao, ngrids): value, ∂x, ∂y, ∂z.
+      Values, shape (1, nao, ngrids). With `derivatives`, shape (4, nao, ngrids): value, ∂x, ∂y, ∂z.
     """
     blocks = [_eval_group(positions, coords, group, derivatives) for group in basis.groups]
     return jnp.concatenate(blocks, axis=1)[:, basis.order]
 
 
-def _eval_group(positions, coords, group, derivatives):
-    """[nderiv, components · shells, ngrids]."""
+def _eval_group(
+    positions: Float[Array, "natm 3"], coords: Float[Array, "ngrids 3"], group: ShellGroup, derivatives: bool
+) -> Float[Array, "nderiv functions ngrids"]:
+    """Return the functions of one group of shells; components change more slowly than shells."""
     r = coords.T[:, None, :] - positions[jnp.asarray(group.atom)].T[:, :, None]  # [3, nshell, ngrids]
     r2 = jnp.sum(r * r, axis=0)
     exponents, coefficients = jnp.asarray(group.exponents), jnp.asarray(group.coefficients)
     terms = [c[:, None] * jnp.exp(-a[:, None] * r2) for a, c in zip(exponents.T, coefficients.T, strict=True)]
     radial = sum(terms)
     slope = sum(-2 * a[:, None] * term for a, term in zip(exponents.T, terms, strict=True))
-    # Without the barrier XLA evaluates the exponentials anew for every component.
+    # Without the barrier, XLA evaluates the exponentials again for every component.
     radial, slope = jax.lax.optimization_barrier((radial, slope))
     angular = _components(r[0], r[1], r[2], group.angular)
     rows = [radial * component for component in angular]
@@ -175,20 +189,25 @@ def _eval_group(positions, coords, group, derivatives):
     return jnp.stack(rows).reshape(4 if derivatives else 1, -1, len(coords))
 
 
-def _component_slopes(r, l, axis):
-    def moved(value):
+def _component_slopes(r: Float[Array, "3 nshell ngrids"], l: int, axis: int) -> list[Float[Array, "nshell ngrids"]]:
+    """Return the derivatives of the solid harmonics along one axis."""
+    def components(value):
         x, y, z = (value if i == axis else r[i] for i in range(3))
         return _components(x, y, z, l)
 
-    return jax.jvp(moved, (r[axis],), (jnp.ones_like(r[axis]),))[1]
+    return jax.jvp(components, (r[axis],), (jnp.ones_like(r[axis]),))[1]
 
 
 def ao_rotation(rotation: Float[Array, "3 3"], basis: Basis) -> Float[Array, "nao nao"]:
-    """How a rotation of the molecule mixes its atomic orbitals.
+    """Return the matrix U that rotates the coefficients of atomic orbitals with the molecule.
 
-    With positions rotated as x → R·x, an orbital's coefficients go to `ao_rotation(R) @ c`, and a
-    matrix over AOs (density or Fock) to U·M·Uᵀ. Found by evaluating the solid harmonics
-    on rotated points, so it shares their conventions by construction.
+    If positions rotate as x → R·x, the coefficients of an orbital become U·c, and a matrix over atomic orbitals
+    (density or Fock matrix) becomes U·M·Uᵀ. U is computed from the solid harmonics on rotated points, so it has their
+    conventions by construction.
+
+    Args:
+      rotation: rotation matrix R.
+      basis: atomic orbitals.
     """
     nao = len(basis.order)
     matrix = jnp.zeros((nao, nao))
@@ -199,16 +218,17 @@ def ao_rotation(rotation: Float[Array, "3 3"], basis: Basis) -> Float[Array, "na
     return matrix
 
 
-def _harmonic_rotation(rotation, l):
+def _harmonic_rotation(rotation: Float[Array, "3 3"], l: int) -> Float[Array, "nm nm"]:
+    """Return the rotation matrix of the solid harmonics of one angular momentum."""
     points = np.random.default_rng(0).normal(size=(4 * (2 * l + 1), 3))
-    here = np.asarray(solid_harmonics_numpy(points, l))
+    original = np.asarray(solid_harmonics_numpy(points, l))
     rotated = solid_harmonics(jnp.asarray(points) @ rotation.T, l)
-    # Y(R x) = Y(x)·B, and a function with coefficients c in the rotated molecule takes at R x the
-    # value it had at x: Y(R x)·c' = Y(x)·c, so c' = B⁻¹c = Bᵀc.
-    return (np.linalg.pinv(here) @ rotated).T
+    # Y(R x) = Y(x)·B. A function with coefficients c' in the rotated molecule has at R x the value that the function
+    # with coefficients c had at x: Y(R x)·c' = Y(x)·c, so c' = B⁻¹c = Bᵀc.
+    return (np.linalg.pinv(original) @ rotated).T
 
 
-def solid_harmonics_numpy(points: np.ndarray, l: int) -> np.ndarray:
-    """`solid_harmonics` evaluated at once, outside any trace."""
+def solid_harmonics_numpy(points: Float[np.ndarray, "npoint 3"], l: int) -> Float[np.ndarray, "npoint nm"]:
+    """Return `solid_harmonics` as a NumPy array, evaluated outside any trace."""
     with jax.ensure_compile_time_eval():
         return np.asarray(solid_harmonics(jnp.asarray(points), l))

@@ -1,8 +1,8 @@
-"""Molecules of different size in arrays of one shape, so that they share what is compiled.
+"""Padding: molecules of different sizes in arrays of one shape, so that they share compiled functions.
 
-What is added changes nothing (a test holds results equal): orbitals that overlap with nothing and lie so high that
-they are never filled, grid points of no weight, nuclei of no charge so far away that they take no share of the grid.
-Real atoms and orbitals come first, in their usual order.
+Padding does not change any result; a test checks this. Added orbitals overlap with nothing, and their energy is so
+high that they are never filled. Added grid points have no weight. Added nuclei have no charge, and are so far away
+that they take no part of the grid. The atoms and orbitals of the molecule come first, in their usual order.
 """
 
 from collections.abc import Sequence
@@ -14,24 +14,24 @@ from qptlab.dft import grid
 from qptlab.dft.libcint import HostIntegrals
 
 ENERGY_HARTREE = 1e4
-"""Of an orbital that is added; above any that a basis for light elements has."""
+"""Energy of an added orbital; above all orbital energies in a basis for light elements."""
 
 DISTANCE_BOHR = 1e6
-"""From one nucleus that is added to the next."""
+"""Distance from one added nucleus to the next."""
 
 MOST_ORBITALS_ADDED = 1.3
-"""A molecule is padded at most to so many times its number of orbitals."""
+"""Largest ratio of the number of orbitals after and before padding."""
 
 
 class Shape(NamedTuple):
     """Sizes of the arrays of a molecule.
 
     Attributes:
-      natm: nuclei.
-      shells: for each angular momentum and number of primitives, how many shells.
-      ngrids: grid points.
-      nminao: orbitals of the `minao` guess.
-      naux: auxiliary orbitals; 0 for exact integrals.
+      natm: number of nuclei.
+      shells: number of shells for each pair of angular momentum and number of primitives.
+      ngrids: number of grid points.
+      nminao: number of orbitals of the `minao` guess.
+      naux: number of auxiliary orbitals; 0 for exact integrals.
     """
 
     natm: int
@@ -42,60 +42,66 @@ class Shape(NamedTuple):
 
     @property
     def nao(self) -> int:
-        """Atomic orbitals."""
+        """Number of atomic orbitals."""
         return sum((2 * l + 1) * count for (l, _), count in self.shells)
 
 
 def union(shapes: Sequence[Shape]) -> Shape:
-    """The smallest shape that all of these fit in."""
+    """Return the smallest shape that all given shapes fit into."""
     kinds = sorted({kind for shape in shapes for kind, _ in shape.shells})
-    most = tuple((kind, max(dict(shape.shells).get(kind, 0) for shape in shapes)) for kind in kinds)
+    shells = tuple((kind, max(dict(shape.shells).get(kind, 0) for shape in shapes)) for kind in kinds)
     return Shape(
-        max(shape.natm for shape in shapes), most, max(shape.ngrids for shape in shapes),
+        max(shape.natm for shape in shapes), shells, max(shape.ngrids for shape in shapes),
         max(shape.nminao for shape in shapes), max(shape.naux for shape in shapes),
     )
 
 
 def buckets(shapes: Sequence[Shape]) -> list[list[int]]:
-    """Which shapes to pad to one, so that none grows by more than `MOST_ORBITALS_ADDED`.
+    """Group shapes that are padded to one shape, so that none grows by more than `MOST_ORBITALS_ADDED`.
 
     Returns:
-      Indices, bucket by bucket, small molecules first.
+      Indices of the shapes in each group, small molecules first.
     """
-    found: list[list[int]] = []
+    groups: list[list[int]] = []
     for index in sorted(range(len(shapes)), key=lambda i: shapes[i].nao):
-        members = [*(found[-1] if found else []), index]
+        members = [*(groups[-1] if groups else []), index]
         nao = union([shapes[i] for i in members]).nao
-        if found and all(nao <= MOST_ORBITALS_ADDED * shapes[i].nao for i in members):
-            found[-1].append(index)
+        if groups and all(nao <= MOST_ORBITALS_ADDED * shapes[i].nao for i in members):
+            groups[-1].append(index)
         else:
-            found.append([index])
-    return found
+            groups.append([index])
+    return groups
 
 
 def fill(values: Sequence | np.ndarray, size: int, value: float = 0) -> np.ndarray:
-    """An array whose first axis is filled up to a size."""
+    """Return an array whose first axis is padded to a size.
+
+    Args:
+      values: array to pad.
+      size: length of the first axis of the result.
+      value: value of the added elements.
+    """
     array = np.asarray(values)
     return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1), constant_values=value)
 
 
-def pad_grid(given: grid.GridTemplate, shape: Shape) -> grid.GridTemplate:
-    """Points of no weight; an offset keeps them off the nuclei."""
-    missing, atoms = shape.ngrids - len(given.volumes), shape.natm - len(given.size_adjustment)
+def pad_grid(template: grid.GridTemplate, shape: Shape) -> grid.GridTemplate:
+    """Add grid points without weight. An offset separates them from the nuclei."""
+    missing, atoms = shape.ngrids - len(template.volumes), shape.natm - len(template.size_adjustment)
     return grid.GridTemplate(
-        np.concatenate([given.offsets, np.ones((missing, 3))]), np.pad(given.volumes, (0, missing)),
-        np.pad(given.owner, (0, missing)), np.pad(given.size_adjustment, (0, atoms)),
+        np.concatenate([template.offsets, np.ones((missing, 3))]), np.pad(template.volumes, (0, missing)),
+        np.pad(template.owner, (0, missing)), np.pad(template.size_adjustment, (0, atoms)),
     )
 
 
-def pad_basis(given: grid.Basis, shape: Shape) -> grid.Basis:
-    """Shells without coefficients, whose functions stand behind all others."""
-    have = {(group.angular, group.exponents.shape[1]): group for group in given.groups}
-    groups, following = [], len(given.order)
+def pad_basis(basis: grid.Basis, shape: Shape) -> grid.Basis:
+    """Add shells without coefficients. Their functions come after all others."""
+    present = {(group.angular, group.exponents.shape[1]): group for group in basis.groups}
+    groups, following = [], len(basis.order)
     for (l, nprim), count in shape.shells:
         none = np.zeros((0, nprim))
         empty = grid.ShellGroup(np.zeros(0, int), none, none, np.zeros((0, 2 * l + 1), int))
-        group = have.get((l, nprim), empty)
+        group = present.get((l, nprim), empty)
         missing = count - len(group.atom)
         ao = following + np.arange(missing * (2 * l + 1)).reshape(missing, 2 * l + 1)
         following += ao.size
@@ -107,7 +113,7 @@ def pad_basis(given: grid.Basis, shape: Shape) -> grid.Basis:
 
 
 def pad_host(host: HostIntegrals, shape: Shape) -> HostIntegrals:
-    """Integrals of orbitals, nuclei and auxiliary functions that meet nothing."""
+    """Add integrals of orbitals, nuclei and auxiliary functions that do not interact with the molecule."""
     natm, (nao, nminao) = len(host.positions), host.minao_overlap.shape
     naux = len(host.eri[1]) if len(host.eri) == 2 else 0
     if (natm, nao, nminao, naux) == (shape.natm, shape.nao, shape.nminao, shape.naux):
@@ -116,7 +122,7 @@ def pad_host(host: HostIntegrals, shape: Shape) -> HostIntegrals:
     overlap, hcore = pad_levels(host.overlap, shape, 1.0), pad_levels(host.hcore, shape, ENERGY_HARTREE)
     far = DISTANCE_BOHR * (1 + np.arange(atoms))[:, None] * np.array([1.0, 0.0, 0.0])
     npair = shape.nao * (shape.nao + 1) // 2
-    # Pairs are numbered so that those of the first orbitals come first, and so are pairs of pairs.
+    # Pairs of the first orbitals come first, and so do pairs of these pairs. Added elements come last.
     if len(host.eri) == 1:
         eri = (np.pad(host.eri[0], (0, npair * (npair + 1) // 2 - len(host.eri[0]))),)
     else:
@@ -132,7 +138,13 @@ def pad_host(host: HostIntegrals, shape: Shape) -> HostIntegrals:
 
 
 def pad_levels(matrix: np.ndarray, shape: Shape, value: float) -> np.ndarray:
-    """A matrix over atomic orbitals, with a value on the diagonal for each that is added."""
+    """Pad a matrix over atomic orbitals.
+
+    Args:
+      matrix: matrix over the molecule's atomic orbitals.
+      shape: shape after padding.
+      value: diagonal element of each added orbital.
+    """
     padded = np.pad(matrix, (0, shape.nao - len(matrix)))
     added = np.arange(len(matrix), shape.nao)
     padded[added, added] = value
@@ -140,6 +152,13 @@ def pad_levels(matrix: np.ndarray, shape: Shape, value: float) -> np.ndarray:
 
 
 def shape_of(basis: grid.Basis, points: grid.GridTemplate, nminao: int, naux: int) -> Shape:
-    """The shape of a molecule as it comes."""
+    """Return the shape of a molecule without padding.
+
+    Args:
+      basis: atomic orbitals.
+      points: integration grid.
+      nminao: number of orbitals of the `minao` guess.
+      naux: number of auxiliary orbitals; 0 for exact integrals.
+    """
     shells = tuple(((group.angular, group.exponents.shape[1]), len(group.atom)) for group in basis.groups)
     return Shape(len(points.size_adjustment), shells, len(points.volumes), nminao, naux)

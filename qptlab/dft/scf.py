@@ -1,8 +1,8 @@
-"""The reference answer inside JAX: self-consistent field with DIIS, and direct minimisation.
+"""Self-consistent field in JAX, with DIIS or by direct minimisation of the energy.
 
-DIIS is Pulay's (1982, doi:10.1002/jcc.540030413); its loop is a `lax.while_loop`, so a whole SCF is one
-compiled program, and under `jax.vmap` every geometry stops for itself. `minimise` treats the energy as a loss:
-gradient descent over orbitals that a QR decomposition keeps orthonormal.
+DIIS is Pulay's (1982, doi:10.1002/jcc.540030413). Its loop is a `lax.while_loop`: an SCF is one compiled program, and
+under `jax.vmap` each geometry stops when it has converged. `minimise` treats the energy as a loss, and descends along
+its gradient with orbitals that a QR decomposition keeps orthonormal.
 """
 
 import concurrent.futures
@@ -25,24 +25,32 @@ from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
 DIIS_SPACE = 8
+"""Number of Fock matrices that DIIS combines."""
+
 ENERGY_TOLERANCE = 1e-10
+"""Change of the energy between two cycles at convergence, hartree."""
+
 COMMUTATOR_TOLERANCE = 1e-6
+"""Largest element of the commutator at convergence, hartree."""
+
 MAX_CYCLES = 100
+"""Cycles after which an SCF ends without convergence."""
 
 GUESSES = ("minao", "core", "random", "atomic-density", "atomic-potential")
-"""Where a search may start: PySCF's `minao`; the bare core Hamiltonian; orbitals at random; superpositions of the
-densities, or of the screened potentials, of free atoms."""
+"""Initial guesses: PySCF's `minao`; the core Hamiltonian; random orbitals; superpositions of the densities, or of the
+screened potentials, of free atoms."""
 
 SOLVERS = ("diis", "plain", "minimise")
+"""Solvers: DIIS; fixed-point iteration without extrapolation; gradient descent on the energy."""
 
 
 class History(NamedTuple):
-    """How a search went, for plots; entries after its end are NaN.
+    """Course of an SCF, cycle by cycle; entries after its end are NaN.
 
     Attributes:
-      energy: total energy after each cycle, hartree, that of the guess first.
+      energy: total energy after each cycle, hartree. The first entry is the energy of the guess.
       residual: largest element of the commutator FDS − SDF in an orthonormal basis, hartree.
-      dm: density matrix after each cycle, if it was to be kept.
+      dm: density matrix after each cycle, electrons per AO pair; None unless it was asked for.
     """
 
     energy: Float[Array, " ncycles"]
@@ -51,7 +59,7 @@ class History(NamedTuple):
 
 
 class SCFResult(NamedTuple):
-    """A self-consistent solution, or how far the search for it came.
+    """Result of an SCF, converged or not.
 
     Matrices of an open shell have a leading axis of two spins.
 
@@ -61,11 +69,11 @@ class SCFResult(NamedTuple):
       fock: Fock matrix of `dm`, hartree.
       mo_energy: orbital energies of `fock`, hartree, ascending.
       mo_coeff: orbital coefficients of `fock`, in columns.
-      converged: whether energy and commutator are within their tolerances and the lowest orbitals of
-        `fock` are the filled ones; look before you use.
-      cycles: diagonalisations, or steps of the minimiser, done.
+      converged: true if energy and commutator are within their tolerances and the lowest orbitals of `fock` are the
+        filled ones. Check it before you use the result.
+      cycles: number of diagonalisations, or of steps of the minimiser.
       residual: largest element of the commutator FDS − SDF in an orthonormal basis, hartree.
-      nocc: number of filled orbitals; for an open shell of each spin.
+      nocc: number of filled orbitals; for an open shell, one number for each spin.
       history: energy and residual of every cycle.
     """
 
@@ -82,7 +90,10 @@ class SCFResult(NamedTuple):
 
     @property
     def gap(self) -> float:
-        """From the highest filled to the lowest empty orbital, hartree; NaN where none is empty or none filled."""
+        """Return the gap from the highest filled to the lowest empty orbital, hartree; NaN if one of them is missing.
+
+        For an open shell, both orbitals may have either spin.
+        """
         energies, filled = np.atleast_2d(self.mo_energy), np.atleast_1d(self.nocc)
         homo = [levels[n - 1] for levels, n in zip(energies, filled, strict=True) if n > 0]
         lumo = [levels[n] for levels, n in zip(energies, filled, strict=True) if n < len(levels)]
@@ -102,24 +113,24 @@ def scf(
     seed: int = 0,
     trace: bool = False,
 ) -> SCFResult:
-    """Converge a Kohn–Sham calculation; unrestricted where the molecule has unpaired electrons.
+    """Converge a Kohn–Sham calculation; it is unrestricted if the molecule has unpaired electrons.
 
     Args:
-      mol: the molecule.
-      method: the level of theory; by default PBE/def2-SVP, grid level 1.
-      guess: where to start, one of `GUESSES`.
-      solver: "diis"; "plain" for iteration without extrapolation, damped or not; or "minimise" for gradient descent
-        on the energy.
-      level_shift: added to virtual levels while searching, hartree; helps where the gap is small.
-      damping: share of the last Fock matrix that is kept, 0 to below 1; helps against oscillation.
-      max_cycles: after which the search ends without having converged.
-      tolerance: largest element of the commutator at convergence, hartree; dipoles and forces are as far off as
-        a few times this, the energy far less.
-      seed: of the random guess.
-      trace: keep the density matrix of every cycle in the history.
+      mol: molecule.
+      method: level of theory; the default is `Method()`.
+      guess: initial guess, one of `GUESSES`.
+      solver: "diis"; "plain" for iteration without extrapolation, with or without damping; or "minimise" for gradient
+        descent on the energy.
+      level_shift: shift of the virtual levels during the SCF, hartree. It helps if the gap is small.
+      damping: share of the previous Fock matrix in the next one, 0 to below 1. It helps against oscillation.
+      max_cycles: number of cycles after which the SCF ends without convergence.
+      tolerance: largest element of the commutator at convergence, hartree. Dipole moments and forces have errors of a
+        few times this number; the error of the energy is much smaller.
+      seed: seed of the random guess.
+      trace: if true, keep the density matrix of every cycle in the history.
 
     Raises:
-      InputError: as `integrals.template`, or for an option that is not one of those named.
+      InputError: if an option is not allowed, or `integrals.template` raises it.
 
     >>> import qptlab as ql
     >>> result = ql.scf(ql.Molecule.from_name("hydrogen"), ql.Method("lda", "sto-3g", grid_level=0))
@@ -142,67 +153,69 @@ def scf(
 def scf_batch(
     mols: Sequence[Molecule], method: Method | None = None, *, tolerance: float = COMMUTATOR_TOLERANCE
 ) -> SCFResult:
-    """Converge many geometries of one molecule by DIIS, from their minao guesses; each stops for itself.
+    """Converge several geometries of one molecule by DIIS from their minao guesses; each stops when it has converged.
 
-    On an accelerator they are lanes of one program. On a CPU each core has a geometry of its own: lanes would share
-    one core's caches, and go on together until the last has converged.
+    On an accelerator, the geometries are lanes of one program. On a CPU, each core gets one geometry at a time: lanes
+    would share the caches of one core, and would all continue until the last one has converged.
 
     Args:
       mols: geometries of one molecule.
-      method: as `scf`.
-      tolerance: as `scf`.
+      method: level of theory; the default is `Method()`.
+      tolerance: largest element of the commutator at convergence, hartree.
 
     Returns:
-      As `scf`, with a leading axis of geometries.
+      Results as `scf` returns them, with a leading axis of geometries.
 
     Raises:
-      InputError: for none, or for different molecules; else as `scf`.
+      InputError: if there is no geometry, the molecules differ, or `scf` raises it.
     """
     method = method or Method()
     _check_options("diis", 0.0, 0.0, MAX_CYCLES, tolerance)
     kinds = {(mol.symbols, mol.charge, mol.spin) for mol in mols}
     if len(kinds) != 1:
-        raise InputError(f"{len(kinds)} different molecules were given; geometries of one molecule would do.")
+        raise InputError(
+            f"Expected geometries of one molecule, got {len(kinds)} different molecules; use one call for each."
+        )
     template = integrals.template(mols[0], method)
 
     def host(mol):
         return template.host_integrals(mol.positions)
 
-    def one(mol):
+    def converge(mol):
         return jax.block_until_ready(solve(template.complete(host(mol)), tolerance=tolerance))
 
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, template.most_at_once)) as pool:
         if jax.default_backend() == "cpu":
-            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *pool.map(one, mols))
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *pool.map(converge, mols))
         hosts = jax.tree.map(lambda *leaves: np.stack(leaves), *pool.map(host, mols))
         lanes = jax.vmap(lambda ints: solve(ints, tolerance=tolerance))
         return lanes(jax.vmap(template.complete)(hosts))
 
 
-def _check_options(solver, level_shift, damping, max_cycles, tolerance):
+def _check_options(solver: str, level_shift: float, damping: float, max_cycles: int, tolerance: float) -> None:
     if solver not in SOLVERS:
-        raise InputError(f"solver {solver!r} is not known; one of {', '.join(SOLVERS)} would do.")
+        raise InputError(f"Expected a known solver, got {solver!r}; use one of {', '.join(SOLVERS)}.")
     if not 0 <= level_shift < np.inf:
-        raise InputError(f"level shift {level_shift} cannot be used; 0 to 1 hartree would do.")
+        raise InputError(f"Expected a level shift that is not negative, got {level_shift}; use 0 to 1 hartree.")
     if not 0 <= damping < 1:
-        raise InputError(f"damping {damping} cannot be used; 0 to below 1 would do.")
+        raise InputError(f"Expected damping of 0 to below 1, got {damping}; use 0.5 against oscillation.")
     if not isinstance(max_cycles, int) or max_cycles < 1:
-        raise InputError(f"{max_cycles!r} cycles cannot be done; a whole number from 1 would do.")
+        raise InputError(f"Expected a positive whole number of cycles, got {max_cycles!r}; use {MAX_CYCLES}.")
     if not 1e-10 <= tolerance < 1:
-        raise InputError(f"tolerance {tolerance} cannot be reached; 1e-10 to 1e-3 hartree would do.")
+        raise InputError(f"Expected a tolerance of 1e-10 to below 1, got {tolerance}; use 1e-10 to 1e-3 hartree.")
 
 
 def guess_density(name: str, template: Template, ints: Integrals, seed: int = 0) -> Float[Array, "*spin nao nao"]:
-    """A density matrix to start from, electrons per AO pair.
+    """Return the density matrix of an initial guess, electrons per AO pair.
 
     Args:
-      name: one of `GUESSES`.
-      template: the molecule.
-      ints: the geometry.
-      seed: of the random guess.
+      name: name of the guess, one of `GUESSES`.
+      template: molecule.
+      ints: integrals of the geometry, from `template`.
+      seed: seed of the random guess.
 
     Raises:
-      InputError: if there is no such guess.
+      InputError: if the name is not known.
     """
     if name == "minao":
         return start_density(ints.dm_guess, ints)
@@ -213,31 +226,43 @@ def guess_density(name: str, template: Template, ints: Integrals, seed: int = 0)
     elif name == "atomic-potential":
         fock = jnp.asarray(template.atomic_potential(np.asarray(ints.positions)))
     elif name == "random":
-        own = template.nao  # what fills up a padded molecule stays empty
-        half = jnp.linalg.inv(ints.orthogonaliser[:own, :own])  # its transpose times itself is the overlap
-        noise = jax.random.normal(jax.random.key(seed), (own, own))
-        fock = (padding.ENERGY_HARTREE * jnp.eye(ints.nao)).at[:own, :own].set(half.T @ (noise + noise.T) @ half)
+        nao = template.nao  # the orbitals that pad a molecule stay empty
+        half = jnp.linalg.inv(ints.orthogonaliser[:nao, :nao])  # its transpose times itself is the overlap
+        noise = jax.random.normal(jax.random.key(seed), (nao, nao))
+        fock = (padding.ENERGY_HARTREE * jnp.eye(ints.nao)).at[:nao, :nao].set(half.T @ (noise + noise.T) @ half)
     else:
-        raise InputError(f"guess {name!r} is not known; one of {', '.join(GUESSES)} would do.")
+        raise InputError(f"Expected a known guess, got {name!r}; use one of {', '.join(GUESSES)}.")
     return density_from_fock(jnp.broadcast_to(fock, (*ints.nocc.shape, *fock.shape)), ints)
 
 
 def start_density(dm: Float[Array, "nao nao"], ints: Integrals) -> Float[Array, "*spin nao nao"]:
-    """A total density matrix as a search wants it: of an open shell, one half for each spin."""
+    """Return a total density matrix as an SCF needs it: for an open shell, half of it for each spin."""
     return dm if ints.nocc.ndim == 0 else jnp.stack([dm, dm]) / 2
 
 
 class _Search(NamedTuple):
-    """The state of the loop."""
+    """State of the SCF loop.
 
-    dm: Array
-    fock: Array
-    energy: Array
-    change: Array
-    residual: Array
-    focks: Array
-    errors: Array
-    cycles: Array
+    Attributes:
+      dm: density matrix, electrons per AO pair.
+      fock: Fock matrix of `dm`, hartree.
+      energy: energy of `dm`, hartree.
+      change: change of the energy in the last cycle, hartree.
+      residual: largest element of the commutator, hartree.
+      focks: Fock matrices that DIIS combines.
+      errors: commutators of these Fock matrices.
+      cycles: number of cycles done.
+      history: energies and residuals so far.
+    """
+
+    dm: Float[Array, "*spin nao nao"]
+    fock: Float[Array, "*spin nao nao"]
+    energy: Float[Array, ""]
+    change: Float[Array, ""]
+    residual: Float[Array, ""]
+    focks: Float[Array, "space *spin nao nao"]
+    errors: Float[Array, "space *spin nao nao"]
+    cycles: Int[Array, ""]
     history: History
 
 
@@ -253,15 +278,23 @@ def solve(
     space: int = DIIS_SPACE,
     trace: bool = False,
 ) -> SCFResult:
-    """Converge by DIIS from a density matrix, by default the guess that the integrals hold.
+    """Converge by DIIS, with the functional of the integrals.
 
-    Other arguments as `scf`; `space` is the number of Fock matrices that are combined, 1 for plain iteration.
+    Args:
+      ints: integrals of the geometry.
+      dm: initial density matrix, electrons per AO pair; by default the guess that the integrals hold.
+      level_shift: shift of the virtual levels during the SCF, hartree.
+      damping: share of the previous Fock matrix in the next one, 0 to below 1.
+      tolerance: largest element of the commutator at convergence, hartree.
+      max_cycles: number of cycles after which the SCF ends without convergence.
+      space: number of Fock matrices that are combined; 1 for plain iteration.
+      trace: if true, keep the density matrix of every cycle in the history.
     """
     dm = start_density(ints.dm_guess, ints) if dm is None else dm
 
     def evaluate(dm, filled):
-        found = kohn_sham(dm, ints, filled=filled)
-        return found.fock, found.terms.e_tot, commutator(found.fock, dm, ints)
+        state = kohn_sham(dm, ints, filled=filled)
+        return state.fock, state.terms.e_tot, commutator(state.fock, dm, ints)
 
     def cycle(search):
         fock = _extrapolate(search) + level_shift * _virtual_projector(search.dm, ints)
@@ -282,71 +315,87 @@ def solve(
     return _result(end, ints, tolerance)
 
 
-def _result(end, ints, tolerance):
+def _result(end: _Search, ints: Integrals, tolerance: float | Array) -> SCFResult:
     mo_energy, mo_coeff = orbitals(end.fock, ints)
-    most = max(ints.layout.nocc)
-    occupied = jnp.arange(most) < ints.nocc[..., None]
-    sc = ints.overlap @ mo_coeff[..., :most]
-    inside = jnp.einsum("...io,...ij,...jo->...o", sc, end.dm, sc)
-    # A level shift can hold electrons in orbitals that are not the lowest; that is no ground state.
+    columns = max(ints.layout.nocc)
+    is_filled = jnp.arange(columns) < ints.nocc[..., None]
+    sc = ints.overlap @ mo_coeff[..., :columns]
+    populations = jnp.einsum("...io,...ij,...jo->...o", sc, end.dm, sc)
+    # A level shift can hold electrons in orbitals that are not the lowest. That is not a ground state.
     electrons = jnp.sum(ints.nocc) * (2 if ints.nocc.ndim == 0 else 1)
-    is_aufbau = jnp.sum(inside * occupied) > electrons - 1e-3
+    is_aufbau = jnp.sum(populations * is_filled) > electrons - 1e-3
     return SCFResult(
         end.energy, end.dm, end.fock, mo_energy, mo_coeff,
         _is_converged(end, tolerance) & is_aufbau, end.cycles, end.residual, ints.nocc, end.history,
     )
 
 
-def _is_converged(search, tolerance):
+def _is_converged(search: _Search, tolerance: float | Array) -> Bool[Array, ""]:
     return (search.change < ENERGY_TOLERANCE) & (search.residual < tolerance)
 
 
-def _virtual_projector(dm, ints):
-    """S − S·P·S, which raises virtual levels (Saunders & Hillier 1973)."""
+def _virtual_projector(dm: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, "*spin nao nao"]:
+    """Return S − S·P·S, where P projects on filled orbitals; it raises virtual levels (Saunders & Hillier 1973)."""
     share = 0.5 if dm.ndim == 2 else 1.0
     return ints.overlap - share * ints.overlap @ dm @ ints.overlap
 
 
-def _remember(search, dm, fock, e_tot, error, damping):
-    slot, space = search.cycles + 1, len(search.focks)
-    place = slot % space
-    last = search.focks[search.cycles % space]
+def _remember(
+    search: _Search,
+    dm: Float[Array, "*spin nao nao"],
+    fock: Float[Array, "*spin nao nao"],
+    e_tot: Float[Array, ""],
+    error: Float[Array, "*spin nao nao"],
+    damping: float | Array,
+) -> _Search:
+    """Return the state after a cycle; the oldest Fock matrix makes room for the new one."""
+    cycle, space = search.cycles + 1, len(search.focks)
+    slot = cycle % space
+    previous = search.focks[search.cycles % space]
     residual = jnp.max(jnp.abs(error))
-    history = _entered(search.history, slot, e_tot, residual, dm)
+    history = _extended(search.history, cycle, e_tot, residual, dm)
     return _Search(
         dm, fock, e_tot, jnp.abs(e_tot - search.energy), residual,
-        search.focks.at[place].set((1 - damping) * fock + damping * last),
-        search.errors.at[place].set(error), slot, history,
+        search.focks.at[slot].set((1 - damping) * fock + damping * previous),
+        search.errors.at[slot].set(error), cycle, history,
     )
 
 
-def _history(max_cycles, e_tot, residual, dm) -> History:
-    """That of a search which has not begun; with `dm` density matrices are kept."""
-    nothing = jnp.full(max_cycles + 1, jnp.nan)
-    kept = None if dm is None else jnp.full((max_cycles + 1, *dm.shape), jnp.nan).at[0].set(dm)
-    return History(nothing.at[0].set(e_tot), nothing.at[0].set(residual), kept)
+def _history(
+    max_cycles: int, e_tot: Float[Array, ""], residual: Float[Array, ""], dm: Float[Array, "*spin nao nao"] | None
+) -> History:
+    """Return the history of the guess, with room for all cycles; with `dm`, it stores density matrices."""
+    empty = jnp.full(max_cycles + 1, jnp.nan)
+    dms = None if dm is None else jnp.full((max_cycles + 1, *dm.shape), jnp.nan).at[0].set(dm)
+    return History(empty.at[0].set(e_tot), empty.at[0].set(residual), dms)
 
 
-def _entered(history, slot, e_tot, residual, dm) -> History:
-    kept = None if history.dm is None else history.dm.at[slot].set(dm)
-    return History(history.energy.at[slot].set(e_tot), history.residual.at[slot].set(residual), kept)
+def _extended(
+    history: History,
+    cycle: Int[Array, ""],
+    e_tot: Float[Array, ""],
+    residual: Float[Array, ""],
+    dm: Float[Array, "*spin nao nao"],
+) -> History:
+    dms = None if history.dm is None else history.dm.at[cycle].set(dm)
+    return History(history.energy.at[cycle].set(e_tot), history.residual.at[cycle].set(residual), dms)
 
 
-def _extrapolate(search):
-    """The combination of the remembered Fock matrices whose errors cancel best."""
+def _extrapolate(search: _Search) -> Float[Array, "*spin nao nao"]:
+    """Return the combination of the stored Fock matrices whose errors cancel best."""
     space = len(search.focks)
-    used = jnp.arange(space) <= search.cycles
+    is_used = jnp.arange(space) <= search.cycles
     flat = search.errors.reshape(space, -1)
     overlap = flat @ flat.T
-    both = used[:, None] & used[None, :]
-    scale = jnp.maximum(jnp.max(jnp.where(both, overlap, 0.0)), 1e-300)
-    border = used.astype(overlap.dtype)
+    is_pair = is_used[:, None] & is_used[None, :]
+    scale = jnp.maximum(jnp.max(jnp.where(is_pair, overlap, 0.0)), 1e-300)
+    border = is_used.astype(overlap.dtype)
     matrix = jnp.block([
-        [jnp.where(both, overlap / scale, jnp.diag(1.0 - border)), border[:, None]],
+        [jnp.where(is_pair, overlap / scale, jnp.diag(1.0 - border)), border[:, None]],
         [border[None, :], jnp.zeros((1, 1))],
     ])
     target = jnp.zeros(space + 1).at[-1].set(1.0)
-    # Nearly parallel errors make the matrix singular towards the end: least squares, not solve.
+    # Nearly parallel errors make the matrix singular close to convergence: least squares, not solve.
     weights = jnp.linalg.lstsq(matrix, target, rcond=1e-14)[0][:-1]
     return jnp.tensordot(weights, search.focks, axes=1)
 
@@ -361,27 +410,30 @@ def minimise(
     max_cycles: int = MAX_CYCLES,
     trace: bool = False,
 ) -> SCFResult:
-    """Converge by minimising the energy over orthonormal orbitals, without ever diagonalising a Fock matrix.
+    """Converge by minimising the energy over orthonormal orbitals, with the functional of the integrals.
 
-    The filled orbitals are X·Q with Q orthonormal columns from the QR decomposition of free parameters.
+    No Fock matrix is diagonalised after the guess. The filled orbitals are X·Q, where Q are the orthonormal columns
+    of the QR decomposition of free parameters.
 
     Args:
-      ints: the geometry.
-      dm: where to start, by default the guess that the integrals hold; its Fock matrix's orbitals are taken.
-      optimiser: of optax, by default L-BFGS with its line search; adam or sgd teach more and take longer.
-      tolerance: as `scf`.
-      max_cycles: steps after which the search ends without having converged.
-      trace: as `scf`.
+      ints: integrals of the geometry.
+      dm: initial density matrix, electrons per AO pair; by default the guess that the integrals hold. The search
+        starts with the orbitals of its Fock matrix.
+      optimiser: optimiser from optax; the default is L-BFGS with its line search. `optax.adam` and `optax.sgd` are
+        more instructive and slower.
+      tolerance: largest element of the commutator at convergence, hartree.
+      max_cycles: number of steps after which the search ends without convergence.
+      trace: if true, keep the density matrix of every step in the history.
     """
     dm = start_density(ints.dm_guess, ints) if dm is None else dm
     optimiser = optax.with_extra_args_support(optimiser or optax.lbfgs(memory_size=20))
-    most = max(ints.layout.nocc)
+    columns = max(ints.layout.nocc)
     electrons = 2.0 if ints.nocc.ndim == 0 else 1.0
-    occupied = (jnp.arange(most) < ints.nocc[..., None])[..., None, :]
+    is_filled = (jnp.arange(columns) < ints.nocc[..., None])[..., None, :]
 
     def density(free):
-        columns, _ = jnp.linalg.qr(free)
-        filled = ints.orthogonaliser @ columns * occupied
+        orthonormal, _ = jnp.linalg.qr(free)
+        filled = ints.orthogonaliser @ orthonormal * is_filled
         return electrons * filled @ jnp.swapaxes(filled, -1, -2)
 
     def loss(free):
@@ -389,8 +441,8 @@ def minimise(
 
     def evaluate(free):
         dm = density(free)
-        found = kohn_sham(dm, ints)
-        return dm, found.fock, found.terms.e_tot, jnp.max(jnp.abs(commutator(found.fock, dm, ints)))
+        state = kohn_sham(dm, ints)
+        return dm, state.fock, state.terms.e_tot, jnp.max(jnp.abs(commutator(state.fock, dm, ints)))
 
     def cycle(carry):
         free, state, search = carry
@@ -398,17 +450,17 @@ def minimise(
         updates, state = optimiser.update(gradient, state, free, value=value, grad=gradient, value_fn=loss)
         free = optax.apply_updates(free, updates)
         dm, fock, e_tot, residual = evaluate(free)
-        slot = search.cycles + 1
-        history = _entered(search.history, slot, e_tot, residual, dm)
+        steps = search.cycles + 1
+        history = _extended(search.history, steps, e_tot, residual, dm)
         change = jnp.abs(e_tot - search.energy)
         return free, state, search._replace(
-            dm=dm, fock=fock, energy=e_tot, change=change, residual=residual, cycles=slot, history=history
+            dm=dm, fock=fock, energy=e_tot, change=change, residual=residual, cycles=steps, history=history
         )
 
-    # The guess's own orbitals, in the orthonormal basis of X.
+    # Start with the orbitals of the guess, in the orthonormal basis of X.
     x = ints.orthogonaliser
     _, vectors = jnp.linalg.eigh(x.T @ kohn_sham(dm, ints).fock @ x)
-    free = vectors[..., :most]
+    free = vectors[..., :columns]
     dm, fock, e_tot, residual = evaluate(free)
     unused = jnp.zeros(0)
     start = _Search(

@@ -31,12 +31,12 @@ class SCFExplorer(View):
             self.session.scf, "Run SCF", "play",
             lambda: self.session.scf.explore(self._guess.value, self._cycles.value),
         )
-        self._algorithm = ipw.Dropdown(options=exploration.WAYS, value=exploration.WAYS[2], description="Algorithm",
+        self._algorithm = ipw.Dropdown(options=exploration.ALGORITHMS, value=exploration.ALGORITHMS[2], description="Algorithm",
                                        layout={"width": "280px"})
         self._cycle = ipw.IntSlider(min=0, max=1, description="Iteration", layout={"width": "380px"},
                                     continuous_update=False)
         self._energy = ipw.Label()
-        self.curves = Chart(plots.convergence_figure(exploration.WAYS), "energy against iteration")
+        self.curves = Chart(plots.convergence_figure(exploration.ALGORITHMS), "energy against iteration")
         self.matrices = Chart(plots.heatmaps({}, []), "matrices over atomic orbitals")
         self._results = ipw.VBox(
             [self.curves, ipw.HBox([self._algorithm, self._cycle, self._energy]), self.matrices],
@@ -64,7 +64,7 @@ class SCFExplorer(View):
         self.curves.figure.update_layout(
             title_text=f"{result.molecule.formula}, {result.method.label}, initial guess {result.guess}"
         )
-        self.curves.show(result.words())
+        self.curves.show(result.summary())
         self._choose_algorithm()
 
     def _choose_algorithm(self) -> None:
