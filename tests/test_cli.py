@@ -210,7 +210,7 @@ BAD = [
     (["energy", "water", "--xc", "b3lyp6"], "b3lyp6"),
     (["energy", "water", "--guess", "huckel"], "huckel"),
     (["energy", "water", "--solver", "newton"], "newton"),
-    (["energy", "water", "--eri", "exact", "--auxbasis", "def2-svp-jkfit"], "eri='fitted'"),
+    (["energy", "water", "--eri", "exact", "--auxbasis", "def2-svp-jkfit"], "use eri='fitted'"),
     (["energy", "water", "--damping", "1"], "damping 1.0"),
     (["train", "[CH3]", "--out", "{tmp}/w"], "closed-shell"),
     (["bench", "speed"], "'speed'"),

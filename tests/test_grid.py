@@ -58,5 +58,5 @@ def test_rotated_molecule_has_rotated_orbitals():
 
 
 def test_shells_beyond_f_are_refused():
-    with pytest.raises(ValueError, match="angular momentum 4"):
+    with pytest.raises(ValueError, match="angular momentum of 0 to 3, got 4"):
         solid_harmonics(jnp.ones((2, 3)), 4)

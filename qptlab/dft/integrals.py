@@ -1,13 +1,13 @@
-"""A molecule and a method in, the integrals of one geometry out: `Integrals`, all that an energy needs to know.
+"""Integrals of a molecule at one geometry: all that energies and Fock matrices need.
 
-The host makes what must come from libcint; grid, AO values, the layout of two-electron integrals and the guess
-density are made on the device. Everything can be differentiated with respect to positions.
+The host computes the integrals that only libcint can compute. The device computes the grid, the AO values, the order
+of the two-electron integrals and the guess density. All of it can be differentiated with respect to positions.
 """
 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,26 +27,26 @@ from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
 AO_SHARE = 4
-"""AO values of one geometry are kept up to a quarter of what integrals may take of the memory; beyond, they are made
-anew, chunk by chunk, when needed."""
+"""AO values of one geometry are stored if they take at most this fraction (one over the number) of the memory for
+integrals. Otherwise they are recomputed, chunk by chunk, when they are needed."""
 
 CHUNK_ELEMENTS = 2**17
-"""AO values per chunk of grid points, so that a chunk's arrays stay in a processor's cache."""
+"""Number of AO values per chunk of grid points, so that the arrays of a chunk stay in a processor's cache."""
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What is fixed before anything is compiled; molecules whose layouts and shapes are equal share what is compiled.
+    """Static part of integrals. Molecules with equal layouts and shapes share compiled functions.
 
     Attributes:
       functional: functional that the integrals are made for.
-      nocc: most orbitals that are ever filled, of each spin for an open shell.
-      chunk: grid points that are dealt with at a time.
-      nderiv: rows of AO values that the functional reads: 0, 1 or 4.
-      keeps_aos: whether AO values are kept with a geometry, or made anew when needed.
-      fitted: whether two-electron integrals are.
-      exchange: whether exact exchange is asked for.
+      nocc: largest number of filled orbitals; for an open shell, one number for each spin.
+      chunk: number of grid points that are processed at a time.
+      nderiv: number of rows of AO values that are computed: 0, 1 (values) or 4 (values and gradients).
+      keeps_aos: if true, AO values are stored with a geometry; otherwise they are recomputed when they are needed.
+      fitted: if true, two-electron integrals are density-fitted; otherwise they are exact.
+      exchange: if true, there are integrals for exact exchange.
     """
 
     functional: Functional
@@ -59,16 +59,16 @@ class Layout:
 
 
 class Constants(NamedTuple):
-    """What all geometries of one molecule share, as arrays; a pytree.
+    """Arrays that all geometries of one molecule share; a pytree.
 
     Attributes:
-      charges: of the nuclei.
-      grid: the grid before it is laid on a geometry.
-      basis: the atomic orbitals.
-      minao_occupation: electrons of each atomic orbital of the `minao` guess.
-      nocc: filled orbitals; of each spin for an open shell.
-      ao_atom: the atom of each AO.
-      ao_mask: which AOs are real, and not there to fill up.
+      charges: charges of the nuclei, elementary charges.
+      grid: point clouds of the atoms.
+      basis: atomic orbitals.
+      minao_occupation: number of electrons in each atomic orbital of the `minao` guess.
+      nocc: number of filled orbitals; for an open shell, one number for each spin.
+      ao_atom: index of the atom of each AO.
+      ao_mask: false for AOs that were added by padding.
     """
 
     charges: Float[Numbers, " natm"]
@@ -81,23 +81,23 @@ class Constants(NamedTuple):
 
 
 class Integrals(NamedTuple):
-    """All that an energy needs to know of one geometry; a pytree, batched by a leading axis.
+    """Integrals of one geometry; a pytree, which a leading axis of all arrays turns into a batch.
 
     Attributes:
-      layout: what is fixed before anything is compiled.
-      basis: the atomic orbitals.
-      positions: nuclei, bohr.
-      overlap: of atomic orbitals.
-      hcore: kinetic energy and nuclear attraction, hartree.
-      repulsion: two-electron integrals, exact or fitted.
-      e_nuc: nuclear repulsion, hartree.
-      orthogonaliser: X with Xᵀ·overlap·X = 1.
-      dm_guess: PySCF's `minao` guess, electrons per AO pair.
-      coords: grid points, bohr; as many as fill the last chunk.
-      weights: of the grid points, cubic bohr; zero for those that fill up.
-      aos: AO values on the grid, and gradients where the functional reads them, chunk by chunk; None
-        where they are too large to keep.
-      nocc: number of filled orbitals; for an open shell of each spin.
+      layout: static part, with the functional.
+      basis: atomic orbitals.
+      positions: nuclear positions, bohr.
+      overlap: overlap matrix of the atomic orbitals.
+      hcore: core Hamiltonian: kinetic energy and attraction by the nuclei, hartree.
+      repulsion: two-electron integrals, exact or density-fitted.
+      e_nuc: repulsion of the nuclei, hartree.
+      orthogonaliser: matrix X with Xᵀ·overlap·X = 1.
+      dm_guess: density matrix of PySCF's `minao` guess, electrons per AO pair.
+      coords: grid points, bohr. Copies of the first point complete the last chunk.
+      weights: weights of the grid points, cubic bohr; zero for points that complete the last chunk.
+      aos: AO values on the grid, and their gradients if the functional reads them, chunk by chunk; None if they are
+        too large to store.
+      nocc: number of filled orbitals; for an open shell, one number for each spin.
     """
 
     layout: Layout
@@ -121,7 +121,7 @@ class Integrals(NamedTuple):
 
     @property
     def functional(self) -> Functional:
-        """Functional of the energy and the Fock matrix."""
+        """Functional that energies and Fock matrices are computed with."""
         return self.layout.functional
 
     def with_functional(self, xc: str | Functional) -> "Integrals":
@@ -151,19 +151,19 @@ class Integrals(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Template:
-    """What all geometries of one molecule share: the basis, the grid's point clouds, the electrons.
+    """Molecule and method, ready for the integrals of any geometry; `template` returns it.
 
-    Made by `template`. Its methods may be called from several threads at once.
+    Several threads may call its methods at the same time.
 
     Attributes:
       symbols: element symbols.
-      charge: elementary charges.
-      occupied: filled orbitals, of each spin for an open shell.
-      method: the method.
-      ao_labels: PySCF's labels, such as "0 O 2px".
-      layout: the static part of `Integrals`.
-      constants: the rest, on the device.
-      shape: sizes of all arrays; larger than the molecule's own where it is `padded`.
+      charge: charge of the molecule, elementary charges.
+      occupied: number of filled orbitals; for an open shell, one number for each spin.
+      method: level of theory.
+      ao_labels: PySCF's labels of the atomic orbitals, such as "0 O 2px".
+      layout: static part of `Integrals`.
+      constants: arrays that all geometries share, on the device.
+      shape: sizes of all arrays; larger than the molecule needs if it is `padded`.
     """
 
     symbols: tuple[str, ...]
@@ -183,7 +183,7 @@ class Template:
 
     @property
     def ngrids(self) -> int:
-        """Number of grid points, before the last chunk is filled up."""
+        """Number of grid points, without those that complete the last chunk."""
         return self.shape.ngrids
 
     @property
@@ -193,72 +193,72 @@ class Template:
 
     @property
     def basis(self) -> grid.Basis:
-        """The atomic orbitals as the device sees them."""
+        """Atomic orbitals."""
         return self.constants.basis
 
     @property
     def ao_atom(self) -> Int[np.ndarray, " nao"]:
-        """The atom of each AO."""
+        """Index of the atom of each AO."""
         return np.asarray(self.constants.ao_atom)[: self.nao]
 
     @property
     def eri(self) -> str:
-        """How two-electron integrals are held: "exact" or "fitted"; what `auto` has chosen."""
+        """Form of the two-electron integrals, "exact" or "fitted"; with `auto`, the form that was selected."""
         return "fitted" if self.layout.fitted else "exact"
 
     @property
     def naux(self) -> int:
-        """Auxiliary orbitals of fitted integrals; 0 for exact ones."""
+        """Number of auxiliary orbitals of density-fitted integrals; 0 for exact integrals."""
         return 0 if self._moles.aux is None else self._moles.aux.nao
 
     @property
     def nbytes(self) -> int:
-        """Memory that `Integrals` of one geometry take at most, while they are made."""
+        """Peak memory while the integrals of one geometry are computed, bytes."""
         exact = libcint.exact_bytes(self.nao, exchange=self.layout.exchange)
         fitted = libcint.fitted_bytes(self.nao, self.naux)
         aos = _ao_bytes(self.layout.nderiv, self.nao, self.ngrids) if self.layout.keeps_aos else 0
         return (fitted if self.layout.fitted else exact) + aos
 
     @property
-    def most_at_once(self) -> int:
-        """How many geometries' integrals fit the host's memory together; one at least."""
+    def max_geometries(self) -> int:
+        """Number of geometries, at least one, whose integrals fit into the memory of the host together."""
         return max(1, memory.memory_bytes() // self.nbytes)
 
     def host_integrals(self, positions: Float[np.ndarray, "natm 3"], threads: int | None = 1) -> HostIntegrals:
-        """The libcint part for one geometry (bohr).
+        """Compute the integrals of one geometry that only libcint can compute.
 
         Args:
-          positions: of the nuclei.
-          threads: OpenMP threads; None for as many as PySCF is set to use.
+          positions: nuclear positions, bohr.
+          threads: number of OpenMP threads; None for PySCF's setting.
 
         Raises:
-          InputError: for positions of another shape, or where the basis is linearly dependent.
+          InputError: if the shape of the positions is wrong, or the basis is linearly dependent.
         """
         positions = np.asarray(positions, dtype=np.float64)
         if positions.shape != (len(self.symbols), 3):
             raise InputError(
-                f"positions of shape {positions.shape} were given for {len(self.symbols)} atoms; "
-                f"({len(self.symbols)}, 3) would do."
+                f"Expected positions of shape ({len(self.symbols)}, 3), got {positions.shape}; use one position for "
+                f"each of the {len(self.symbols)} atoms."
             )
         return padding.pad_host(libcint.host_integrals(self._moles.at(positions), threads), self.shape)
 
     def padded(self, shape: padding.Shape, nocc: int) -> "Template":
-        """The same molecule in arrays of a larger shape; its real atoms and orbitals come first.
+        """Return the same molecule in arrays of a larger shape; its atoms and orbitals come first.
 
         Args:
-          shape: at least as large as the molecule's in every respect.
-          nocc: most doubly occupied orbitals of any molecule that is to share what is compiled.
+          shape: shape after padding, in no respect smaller than the molecule's shape.
+          nocc: largest number of doubly occupied orbitals of all molecules that share compiled functions.
         """
-        own = jax.tree.map(np.asarray, self.constants)
-        more = shape.nao - self.nao
+        plain = jax.tree.map(np.asarray, self.constants)
+        added = shape.nao - self.nao
         constants = Constants(
-            charges=np.pad(own.charges, (0, shape.natm - len(own.charges))),
-            grid=padding.pad_grid(own.grid, shape),
-            basis=padding.pad_basis(own.basis, shape),
-            minao_occupation=np.pad(own.minao_occupation, (0, shape.nminao - len(own.minao_occupation))),
-            nocc=own.nocc,
-            ao_atom=np.pad(own.ao_atom, (0, more)),
-            ao_mask=np.pad(own.ao_mask, (0, more)),
+            charges=padding.fill(plain.charges, shape.natm),
+            grid=padding.pad_grid(plain.grid, shape),
+            basis=padding.pad_basis(plain.basis, shape),
+            minao_occupation=padding.fill(plain.minao_occupation, shape.nminao),
+            nocc=plain.nocc,
+            ao_atom=np.pad(plain.ao_atom, (0, added)),
+            ao_mask=np.pad(plain.ao_mask, (0, added)),
         )
         layout = _layout((nocc,), shape.nao, shape.ngrids, self.method, fitted=self.layout.fitted)
         return dataclasses.replace(
@@ -266,68 +266,82 @@ class Template:
         )
 
     def complete(self, host: HostIntegrals) -> Integrals:
-        """What the device makes of `host_integrals`; compiled once for all molecules of one shape."""
+        """Compute `Integrals` from the result of `host_integrals`; compiled once for all molecules of one shape."""
         return complete(self.constants, host, self.layout)
 
     def build(self, positions: Float[np.ndarray, "natm 3"]) -> Integrals:
-        """`Integrals` of one geometry (bohr), on the device."""
+        """Compute `Integrals` of one geometry.
+
+        Args:
+          positions: nuclear positions, bohr.
+
+        Raises:
+          InputError: if the shape of the positions is wrong, or the basis is linearly dependent.
+        """
         return self.complete(self.host_integrals(positions, threads=None))
 
     def value_and_gradient(
         self, function: Callable[..., Float[Array, ""]]
-    ) -> Callable[..., tuple[Array, np.ndarray]]:
-        """A number that depends on the integrals, with its derivative with respect to positions.
+    ) -> Callable[..., tuple[Float[Array, ""], Float[np.ndarray, "natm 3"]]]:
+        """Return a function that computes a number of the integrals and its derivative with respect to the positions.
 
-        libcint runs before and after what is compiled. (Called back from inside it, two threads could wait for each
-        other's: github.com/jax-ml/jax/issues/24255.)
+        libcint runs before and after the compiled function. (If the compiled function called libcint, two threads
+        could wait for each other: github.com/jax-ml/jax/issues/24255.)
 
         Args:
-          function: of `Integrals` and further arguments; differentiable, and compiled here.
+          function: differentiable function of `Integrals` and further arguments that returns a number. It is
+            compiled.
 
         Returns:
-          A function of positions (bohr) and the further arguments: the number, and its slope per bohr, [natm, 3].
+          Function of positions (bohr) and the further arguments. It returns the number, and its derivative per bohr.
 
         Raises:
-          ValueError: for a padded molecule.
+          ValueError: if the molecule is padded.
         """
         if self.shape.nao != self.nao:
-            raise ValueError("a padded molecule was given to differentiate; the same without padding would do.")
+            raise ValueError("Expected a molecule without padding, got a padded one; use the one from `template`.")
 
         @jax.jit
-        def value_and_bar(host, *given):
-            def number(host):
-                return function(complete(self.constants, host, self.layout), *given)
+        def value_and_bar(host, *arguments):
+            def value(host):
+                return function(complete(self.constants, host, self.layout), *arguments)
 
-            return jax.value_and_grad(number)(host)
+            return jax.value_and_grad(value)(host)
 
-        def at(positions, *given):
-            value, bar = value_and_bar(self.host_integrals(positions, threads=None), *given)
+        def value_and_gradient(positions, *arguments):
+            value, bar = value_and_bar(self.host_integrals(positions, threads=None), *arguments)
             return value, libcint.pull_back(self._moles.at(positions), jax.tree.map(np.asarray, bar))
 
-        return at
+        return value_and_gradient
 
     def overlap(self, positions: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "nao nao"]:
-        """Overlap of the atomic orbitals at a geometry (bohr)."""
+        """Return the overlap matrix of the atomic orbitals at a geometry (bohr)."""
         return self._moles.at(positions).basis.intor_symmetric("int1e_ovlp")
 
     def dipole_integrals(self, positions: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "3 nao nao"]:
-        """Position integrals ⟨i|r|j⟩ about the origin, bohr."""
+        """Return the position integrals ⟨i|r|j⟩ about the origin at a geometry (bohr), bohr."""
         return libcint.dipole_integrals(self._moles.at(positions).basis)
 
     def atomic_density(self, positions: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "nao nao"]:
-        """Superposition of the densities of free atoms, electrons per AO pair."""
-        own = libcint.atomic_density(self._moles.at(positions[: len(self.symbols)]).basis)
-        return np.pad(own, (0, self.shape.nao - self.nao))
+        """Return the density matrix of a superposition of free atoms at a geometry (bohr), electrons per AO pair."""
+        dm = libcint.atomic_density(self._moles.at(positions[: len(self.symbols)]).basis)
+        return np.pad(dm, (0, self.shape.nao - self.nao))
 
     def atomic_potential(self, positions: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "nao nao"]:
-        """Fock matrix of a superposition of atomic potentials, hartree."""
-        own = libcint.atomic_potential(self._moles.at(positions[: len(self.symbols)]).basis)
-        return padding.pad_levels(own, self.shape, padding.ENERGY_HARTREE)
+        """Return the Fock matrix of a superposition of atomic potentials at a geometry (bohr), hartree."""
+        fock = libcint.atomic_potential(self._moles.at(positions[: len(self.symbols)]).basis)
+        return padding.pad_levels(fock, self.shape, padding.ENERGY_HARTREE)
 
 
 @functools.partial(jax.jit, static_argnames=("layout",))
 def complete(constants: Constants, host: HostIntegrals, layout: Layout) -> Integrals:
-    """`Integrals` from what libcint has made; compiled, and differentiable with respect to `host`."""
+    """Compute `Integrals` from those that libcint has computed; compiled, and differentiable by `host`.
+
+    Args:
+      constants: arrays that all geometries of the molecule share.
+      host: integrals from libcint at the geometry.
+      layout: static part of the integrals.
+    """
     positions, overlap, hcore, eri, minao_overlap = jax.tree.map(jnp.asarray, host)
     nao = len(overlap)
     chol = jnp.linalg.cholesky(overlap)
@@ -353,7 +367,10 @@ def complete(constants: Constants, host: HostIntegrals, layout: Layout) -> Integ
     )
 
 
-def _points(positions, constants, layout):
+def _points(
+    positions: Float[Array, "natm 3"], constants: Constants, layout: Layout
+) -> tuple[Float[Array, "ngrids 3"], Float[Array, " ngrids"], Float[Array, "nchunk nderiv nao chunk"] | None]:
+    """Return grid points, weights and, if they are stored, AO values."""
     coords, weights = grid.becke_grid(positions, constants.grid)
     chunk, missing = layout.chunk, -len(weights) % layout.chunk
     coords = jnp.concatenate([coords, coords[:1].repeat(missing, axis=0)])
@@ -361,53 +378,65 @@ def _points(positions, constants, layout):
     if not layout.keeps_aos:
         return coords, weights, None
 
-    @jax.checkpoint  # backwards a chunk is made again, not remembered
+    @jax.checkpoint  # the reverse pass recomputes a chunk instead of storing it
     def values(points):
         return grid.eval_aos(positions, points, constants.basis, derivatives=layout.nderiv > 1)
 
     return coords, weights, jax.lax.map(values, coords.reshape(-1, chunk, 3))
 
 
-def _nuclear_repulsion(positions, charges):
+def _nuclear_repulsion(positions: Float[Array, "natm 3"], charges: Float[Numbers, " natm"]) -> Float[Array, ""]:
     charges = jnp.asarray(charges)
     rows, cols = np.triu_indices(len(charges), k=1)
     distance = jnp.sqrt(jnp.sum((positions[rows] - positions[cols]) ** 2, axis=-1))
     return jnp.sum(charges[rows] * charges[cols] / distance)
 
 
-def _ao_bytes(nderiv, nao, ngrids):
+def _ao_bytes(nderiv: int, nao: int, ngrids: int) -> int:
     return 8 * nderiv * nao * ngrids
 
 
 def build_integrals(mol: Molecule, method: Method) -> Integrals:
-    """`Integrals` of a molecule at its own geometry.
+    """Compute the integrals of a molecule at its geometry.
 
-    For many geometries of one molecule make a `template` once and call its `build`.
+    For several geometries of one molecule, call `template` once, and then its `build` for each geometry.
+
+    Args:
+      mol: molecule.
+      method: level of theory.
 
     Raises:
-      InputError: as `template`, or where the basis is linearly dependent.
+      InputError: if the basis is linearly dependent at the geometry, or `template` raises it.
+
+    >>> import qptlab as ql
+    >>> ints = build_integrals(ql.Molecule.from_name("water"), ql.Method("pbe", "sto-3g", grid_level=0))
+    >>> ints.nao, ints.functional.name
+    (7, 'pbe')
     """
     return template(mol, method).build(mol.positions)
 
 
 def template(mol: Molecule, method: Method) -> Template:
-    """Prepare a molecule for integrals at any geometry.
+    """Prepare a molecule for integrals at any of its geometries.
+
+    Args:
+      mol: molecule.
+      method: level of theory.
 
     Raises:
-      InputError: if PySCF lacks the basis for an element, a shell is beyond f, the basis needs an
-        effective core potential, there are fewer orbitals than electrons need, or the integrals would
-        not fit the memory.
+      InputError: if PySCF lacks the basis for an element, a shell is beyond f, the basis needs an effective core
+        potential, there are fewer orbitals than the electrons need, or the integrals do not fit into memory.
     """
-    _leave_cores_to_xla()
+    _limit_lapack_threads()
     return _cached_template(mol.symbols, mol.charge, mol.spin, method)
 
 
 @functools.cache
-def _leave_cores_to_xla():
-    """Make SciPy's LAPACK, which XLA diagonalises with on a CPU, use one thread.
+def _limit_lapack_threads() -> None:
+    """Limit SciPy's LAPACK, with which XLA diagonalises on a CPU, to one thread.
 
-    Its idle threads spin for a while and take the cores from XLA's own: with them an SCF of uracil in def2-SVP took
-    1.4 times as long on two cores.
+    Idle LAPACK threads spin for a while and take the cores from XLA's threads: with them, an SCF of uracil in
+    def2-SVP took 1.4 times as long on two cores.
     """
     for library in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers:
         if library.filepath and pathlib.Path(library.filepath).parent.name == "scipy.libs":
@@ -415,20 +444,20 @@ def _leave_cores_to_xla():
 
 
 @functools.lru_cache(maxsize=256)
-def _cached_template(symbols, charge, spin, method):
-    # Any geometry does: whatever depends on it is asked for later. Far apart, no atoms collide.
-    apart = 10.0 * np.arange(3 * len(symbols)).reshape(-1, 3)
-    mol = Molecule(symbols, apart, charge, spin=spin)
+def _cached_template(symbols: tuple[str, ...], charge: int, spin: int, method: Method) -> Template:
+    # A template does not depend on the geometry. These positions are so far apart that no atoms overlap.
+    positions = 10.0 * np.arange(3 * len(symbols)).reshape(-1, 3)
+    mol = Molecule(symbols, positions, charge, spin=spin)
     moles = libcint.moles(mol, method)
     level = method.grid_level if method.functional.nvar else None
     labels = moles.basis.ao_labels(fmt=False)
     if max(mol.occupied) > len(labels):
         raise InputError(
-            f"basis {method.basis!r} has {len(labels)} orbitals for {mol.formula}, whose electrons fill "
-            f"{max(mol.occupied)}; def2-svp would do."
+            f"Expected a basis with at least {max(mol.occupied)} orbitals for {mol.formula}, got {method.basis!r} "
+            f"with {len(labels)}; use def2-svp."
         )
     constants = Constants(
-        charges=libcint.nuclear_charges(moles),
+        charges=libcint.nuclear_charges(moles.basis),
         grid=libcint.grid_template(moles.basis, level),
         basis=libcint.atomic_orbitals(moles.basis),
         minao_occupation=libcint.minao_occupation(moles.basis),
@@ -451,7 +480,7 @@ def _cached_template(symbols, charge, spin, method):
     )
 
 
-def _layout(occupied, nao, ngrids, method, *, fitted):
+def _layout(occupied: Sequence[int], nao: int, ngrids: int, method: Method, *, fitted: bool) -> Layout:
     nderiv = method.functional.nderiv
     chunk = max(128, CHUNK_ELEMENTS // nao // 128 * 128)
     return Layout(

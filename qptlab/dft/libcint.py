@@ -1,17 +1,18 @@
-"""The one door to libcint: integrals over Gaussians on the host, and how they move with the atoms.
+"""Integrals over Gaussians from libcint, and their derivatives with respect to the nuclear positions.
 
-Everything here is NumPy and PySCF. `HostIntegrals` is what only libcint can make; grids, AO values and whatever
-follows are made on the device, from positions. `pull_back` is the reverse derivative of `host_integrals`:
-Gaussians move with their atom, so that ∂⟨i|j⟩/∂A is −⟨∇i|j⟩ for i on A, and the sum over all atoms vanishes
-(Helgaker, Jørgensen & Olsen 2000, ch. 9).
+This is the only module of the engine that calls PySCF; it runs on the host. `HostIntegrals` are those that only
+libcint can compute; grids, AO values and all that follows are computed on the device. `pull_back` is the reverse
+derivative of `host_integrals`: Gaussians move with their atom, so ∂⟨i|j⟩/∂A is −⟨∇i|j⟩ for i on A, and the sum over
+all atoms vanishes (Helgaker, Jørgensen & Olsen 2000, ch. 9).
 """
 
 import math
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 from pyscf import df, dft, gto, lib
 from pyscf.dft import gen_grid, radi
 from pyscf.scf import atom_hf, hf
@@ -24,21 +25,22 @@ from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
 AUTO_EXACT_BYTES = 128 * 2**20
-"""`auto` holds exact integrals up to this size (some 90 atomic orbitals) and fits beyond."""
+"""Largest size of exact integrals with `eri="auto"` (about 90 atomic orbitals); larger ones are density-fitted."""
 
 MIN_OVERLAP_EIGENVALUE = 1e-8
-"""Below it the basis counts as linearly dependent: energies lose half of their digits."""
+"""Smallest eigenvalue of the overlap of a usable basis. Below it, energies lose half of their digits."""
 
 
 class HostIntegrals(NamedTuple):
-    """What libcint makes of one geometry.
+    """Integrals of one geometry that only libcint can compute.
 
     Attributes:
-      positions: nuclei, bohr.
-      overlap: of atomic orbitals.
-      hcore: kinetic energy and nuclear attraction, hartree.
-      eri: exact, (ij|kl) with eightfold symmetry, one array; fitted, (P|ij) and (P|Q), two arrays.
-      minao_overlap: between the basis and the atomic orbitals of the `minao` guess.
+      positions: nuclear positions, bohr.
+      overlap: overlap matrix of the atomic orbitals.
+      hcore: core Hamiltonian: kinetic energy and attraction by the nuclei, hartree.
+      eri: two-electron integrals, hartree. Exact: one array, (ij|kl) with eightfold symmetry. Density-fitted: two
+        arrays, (P|ij) and (P|Q).
+      minao_overlap: overlap between the basis and the atomic orbitals of the `minao` guess.
     """
 
     positions: Float[np.ndarray, "natm 3"]
@@ -49,24 +51,34 @@ class HostIntegrals(NamedTuple):
 
 
 class Moles(NamedTuple):
-    """PySCF's records of one molecule: its basis, the guess's atomic orbitals, the auxiliary basis if any."""
+    """PySCF's `Mole` objects of one molecule.
+
+    Attributes:
+      basis: molecule in its basis.
+      minao: molecule in the atomic orbitals of the `minao` guess.
+      aux: molecule in the auxiliary basis; None for exact integrals.
+    """
 
     basis: gto.Mole
     minao: gto.Mole
     aux: gto.Mole | None
 
     def at(self, positions: Float[np.ndarray, "natm 3"]) -> "Moles":
-        """The same at other positions, bohr."""
+        """Return the same molecule at different positions, bohr."""
         aux = None if self.aux is None else _moved(self.aux, positions)
         return Moles(_moved(self.basis, positions), _moved(self.minao, positions), aux)
 
 
 def moles(mol: Molecule, method: Method) -> Moles:
-    """Prepare a molecule for integrals.
+    """Prepare a molecule for integrals, and select exact or density-fitted two-electron integrals.
+
+    Args:
+      mol: molecule.
+      method: level of theory.
 
     Raises:
-      InputError: if PySCF lacks the basis for an element, a shell is beyond f, the basis needs an
-        effective core potential, or the integrals would not fit the memory.
+      InputError: if PySCF lacks the basis for an element, a shell is beyond f, the basis needs an effective core
+        potential, or the integrals do not fit into memory.
     """
     basis = pyscf_molecule(mol, method)
     exact = exact_bytes(basis.nao, exchange=_has_exchange(method))
@@ -74,23 +86,22 @@ def moles(mol: Molecule, method: Method) -> Moles:
         _check_memory(exact, f"exact two-electron integrals of {basis.nao} atomic orbitals", "eri='fitted'")
         return Moles(basis, _minao(basis)[0], None)
     aux = df.addons.make_auxmol(basis, auxiliary_basis(basis, method))
-    nbytes = fitted_bytes(basis.nao, aux.nao)
-    what = f"fitted integrals of {basis.nao} atomic and {aux.nao} auxiliary orbitals"
-    _check_memory(nbytes, what, "a smaller basis")
+    name = f"fitted integrals of {basis.nao} atomic and {aux.nao} auxiliary orbitals"
+    _check_memory(fitted_bytes(basis.nao, aux.nao), name, "a smaller basis")
     return Moles(basis, _minao(basis)[0], aux)
 
 
-def host_integrals(given: Moles, threads: int | None) -> HostIntegrals:
-    """All integrals of one geometry.
+def host_integrals(moles: Moles, threads: int | None) -> HostIntegrals:
+    """Compute all integrals of one geometry.
 
     Args:
-      given: the molecule at that geometry.
-      threads: OpenMP threads; None for as many as PySCF is set to use.
+      moles: molecule at the geometry.
+      threads: number of OpenMP threads; None for PySCF's setting.
 
     Raises:
       InputError: if the basis is linearly dependent at this geometry.
     """
-    mol, aux = given.basis, given.aux
+    mol, aux = moles.basis, moles.aux
     with lib.with_omp_threads(threads):
         overlap = mol.intor_symmetric("int1e_ovlp")
         _check_overlap(overlap, mol)
@@ -104,61 +115,67 @@ def host_integrals(given: Moles, threads: int | None) -> HostIntegrals:
             eri = (factors, aux.intor_symmetric("int2c2e"))
         return HostIntegrals(
             mol.atom_coords(), overlap, hcore=mol.intor_symmetric("int1e_kin") + mol.intor_symmetric("int1e_nuc"),
-            eri=eri, minao_overlap=gto.intor_cross("int1e_ovlp", mol, given.minao),
+            eri=eri, minao_overlap=gto.intor_cross("int1e_ovlp", mol, moles.minao),
         )
 
 
 def _aligned(*shape: int) -> np.ndarray:
-    """An array that XLA takes as it is on a CPU; what does not begin at a multiple of 64 bytes it copies first."""
+    """Return an empty array that starts at a multiple of 64 bytes, which XLA uses on a CPU without a copy."""
     raw = np.empty(8 * math.prod(shape) + 64, dtype=np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + 8 * math.prod(shape)].view(np.float64).reshape(shape)
 
 
-def pull_back(given: Moles, bar: HostIntegrals) -> Float[np.ndarray, "natm 3"]:
-    """Reverse derivative of `host_integrals` with respect to positions.
+def pull_back(moles: Moles, bar: HostIntegrals) -> Float[np.ndarray, "natm 3"]:
+    """Apply the reverse derivative of `host_integrals` with respect to the positions.
 
     Args:
-      given: the molecule at the geometry.
-      bar: derivatives of some number with respect to each integral.
+      moles: molecule at the geometry.
+      bar: derivatives of a number with respect to each integral.
 
     Returns:
-      Derivative of that number, per bohr.
+      Derivative of the number with respect to the positions, per bohr.
     """
-    mol = given.basis
+    mol = moles.basis
     ao_atom = _function_atom(mol)
     kinetic = mol.intor("int1e_ipkin") + mol.intor("int1e_ipnuc")
     slopes = _bra(mol.intor("int1e_ipovlp"), bar.overlap + bar.overlap.T)
     slopes += _bra(kinetic, bar.hcore + bar.hcore.T)
-    slopes += _bra(gto.intor_cross("int1e_ipovlp", mol, given.minao), bar.minao_overlap)
+    slopes += _bra(gto.intor_cross("int1e_ipovlp", mol, moles.minao), bar.minao_overlap)
     total = _by_atom(slopes, ao_atom, mol.natm)
-    minao_slopes = _bra(gto.intor_cross("int1e_ipovlp", given.minao, mol), bar.minao_overlap.T)
-    total += _by_atom(minao_slopes, _function_atom(given.minao), mol.natm)
+    minao_slopes = _bra(gto.intor_cross("int1e_ipovlp", moles.minao, mol), bar.minao_overlap.T)
+    total += _by_atom(minao_slopes, _function_atom(moles.minao), mol.natm)
     total += _nuclei_slopes(mol, bar.hcore + bar.hcore.T)
-    if given.aux is None:
+    if moles.aux is None:
         total += _by_atom(_exact_slopes(mol, bar.eri[0]), ao_atom, mol.natm)
     else:
-        total += _fitted_slopes(mol, given.aux, *bar.eri)
+        total += _fitted_slopes(mol, moles.aux, *bar.eri)
     return np.asarray(bar.positions) + total
 
 
-def _bra(derivative, weight):
-    """−⟨∇i|…|j⟩·w_ij summed over j: [3, i]."""
+def _bra(
+    derivative: Float[np.ndarray, "3 nbra nket"], weight: Float[Array | np.ndarray, "nbra nket"]
+) -> Float[np.ndarray, "3 nbra"]:
+    """Return −⟨∇i|…|j⟩·w_ij, summed over j."""
     return -np.einsum("xij,ij->xi", derivative, weight)
 
 
-def _by_atom(slopes, function_atom, natm):
+def _by_atom(
+    slopes: Float[np.ndarray, "3 nfunction"], function_atom: Int[np.ndarray, " nfunction"], natm: int
+) -> Float[np.ndarray, "natm 3"]:
+    """Sum the contributions of all functions of each atom."""
     total = np.zeros((natm, 3))
     np.add.at(total, function_atom, slopes.T)
     return total
 
 
 def _function_atom(mol: gto.Mole) -> Int[np.ndarray, " nao"]:
+    """Return the index of the atom of each function."""
     return np.array([label[0] for label in mol.ao_labels(fmt=False)])
 
 
-def _nuclei_slopes(mol, weight):
-    """Attraction to a nucleus that moves: as if all Gaussians moved the other way."""
+def _nuclei_slopes(mol: gto.Mole, weight: Float[Array | np.ndarray, "nao nao"]) -> Float[np.ndarray, "natm 3"]:
+    """Return the derivative of the attraction by a nucleus that moves; it is as if all Gaussians moved backwards."""
     total = np.zeros((mol.natm, 3))
     for atom in range(mol.natm):
         with mol.with_rinv_at_nucleus(atom):
@@ -166,11 +183,14 @@ def _nuclei_slopes(mol, weight):
     return total
 
 
-def _exact_slopes(mol, packed):
-    """Four equal contributions, one of each index of (ij|kl); one shell i at a time, to bound memory."""
+def _exact_slopes(mol: gto.Mole, packed: Float[Array | np.ndarray, " npack"]) -> Float[np.ndarray, "3 nao"]:
+    """Return the derivative of exact two-electron integrals.
+
+    The four indices of (ij|kl) give equal contributions. One shell i is processed at a time, to bound memory.
+    """
     nao = mol.nao
     rows, cols = np.tril_indices(nao)
-    weight = lib.unpack_tril(np.asarray(packed))  # over pairs, what stands off the diagonal twice
+    weight = lib.unpack_tril(np.asarray(packed))  # over pairs of pairs; elements off the diagonal appear twice
     weight *= 0.5
     weight[np.diag_indices(len(rows))] *= 2
     pair = np.zeros((nao, nao), dtype=int)
@@ -182,23 +202,31 @@ def _exact_slopes(mol, packed):
         functions = slice(starts[shell], starts[shell + 1])
         part = (shell, shell + 1) + (0, mol.nbas) * 3
         derivative = mol.intor("int2e_ip1", aosym="s2kl", shls_slice=part)  # [3, ni, nao, npair]
-        here = weight[pair[functions]] * once[functions, :, None]
-        slopes[:, functions] = -4 * np.einsum("xijp,ijp->xi", derivative, here)
+        factors = weight[pair[functions]] * once[functions, :, None]
+        slopes[:, functions] = -4 * np.einsum("xijp,ijp->xi", derivative, factors)
     return slopes
 
 
-def _fitted_slopes(mol, aux, int3c_bar, int2c_bar):
-    """The auxiliary function's derivative follows from the other two, because moving all three changes nothing."""
+def _fitted_slopes(
+    mol: gto.Mole,
+    aux: gto.Mole,
+    int3c_bar: Float[Array | np.ndarray, "naux npair"],
+    int2c_bar: Float[Array | np.ndarray, "naux naux"],
+) -> Float[np.ndarray, "natm 3"]:
+    """Return the derivative of density-fitted integrals.
+
+    Moving all three functions of (P|ij) changes nothing, so the derivative for P follows from those for i and j.
+    """
     ao_atom, aux_atom = _function_atom(mol), _function_atom(aux)
     weight = lib.unpack_tril(np.asarray(int3c_bar))  # [naux, nao, nao]
     weight[:, np.arange(mol.nao), np.arange(mol.nao)] *= 2
     total = np.zeros((mol.natm, 3))
     starts = mol.ao_loc_nr()
-    together = mol + aux
+    combined = mol + aux
     for shell in range(mol.nbas):
         functions = slice(starts[shell], starts[shell + 1])
         part = (shell, shell + 1, 0, mol.nbas, mol.nbas, mol.nbas + aux.nbas)
-        derivative = together.intor("int3c2e_ip1", shls_slice=part)  # [3, ni, nao, naux]
+        derivative = combined.intor("int3c2e_ip1", shls_slice=part)  # [3, ni, nao, naux]
         slopes = -np.einsum("xijp,pij->xip", derivative, weight[:, functions])
         total += _by_atom(slopes.sum(axis=2), ao_atom[functions], mol.natm)
         total -= _by_atom(slopes.sum(axis=1), aux_atom, mol.natm)
@@ -206,14 +234,19 @@ def _fitted_slopes(mol, aux, int3c_bar, int2c_bar):
     return total + _by_atom(metric, aux_atom, mol.natm)
 
 
-# What a molecule is made of ------------------------------------------------------------------------
+# PySCF's records of a molecule ---------------------------------------------------------------------
 
 
 def pyscf_molecule(mol: Molecule, method: Method) -> gto.Mole:
-    """The molecule as PySCF sees it: spherical AOs, bohr, no symmetry.
+    """Return PySCF's `Mole` of a molecule, with spherical AOs and without symmetry.
+
+    Args:
+      mol: molecule.
+      method: level of theory; only the basis is read.
 
     Raises:
-      InputError: if PySCF lacks the basis for an element, or it needs a core potential.
+      InputError: if PySCF lacks the basis for an element, a shell is beyond f, or the basis needs an effective core
+        potential.
     """
     basis_sets.check_files((method.basis, method.auxbasis))
     basis = {symbol: _basis_shells(method.basis, symbol) for symbol in sorted(set(mol.symbols))}
@@ -223,31 +256,33 @@ def pyscf_molecule(mol: Molecule, method: Method) -> gto.Mole:
     )
     if max(shell[0] for shells in basis.values() for shell in shells) > grid.MAX_L:
         raise InputError(
-            f"basis {method.basis!r} has shells beyond f for {mol.formula}; def2-svp would do."
+            f"Expected a basis with shells up to f for {mol.formula}, got {method.basis!r} with shells beyond f; use "
+            "def2-svp."
         )
     return built
 
 
 def _basis_shells(name: str, symbol: str) -> list:
-    """The shells of a basis for an element, from PySCF's library."""
+    """Return the shells of a basis for an element from PySCF's library."""
     shells = _from_library(gto.basis.load, name, symbol)
     if not shells:
         raise InputError(
-            f"basis {name!r} is not in PySCF's library for element {symbol}; "
-            "sto-3g, 6-31g*, def2-svp or cc-pvdz would do."
+            f"Expected a basis in PySCF's library for element {symbol}, got {name!r}, which lacks it; use sto-3g, "
+            "6-31g*, def2-svp or cc-pvdz."
         )
     if _from_library(gto.basis.load_ecp, basis_sets.without_contraction(name), symbol):
         raise InputError(
-            f"basis {name!r} needs an effective core potential for element {symbol}, which qptlab has not; "
-            "def2-svp has all electrons up to Kr."
+            f"Expected an all-electron basis, got {name!r}, which needs an effective core potential for element "
+            f"{symbol}; use def2-svp, which has all electrons up to Kr."
         )
     return shells
 
 
-def _from_library(library, name, symbol):
+def _from_library(library: Callable[[str, str], Any], name: str, symbol: str) -> Any:
+    """Return an entry of PySCF's library; None if there is none."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PySCF advises another package for unknown names
+            warnings.simplefilter("ignore")  # PySCF recommends a different package for unknown names
             return library(name, symbol)
     except (KeyError, RuntimeError, ValueError, OSError, AttributeError, TypeError, AssertionError):
         return None
@@ -258,10 +293,14 @@ def _has_exchange(method: Method) -> bool:
 
 
 def auxiliary_basis(mol: gto.Mole, method: Method) -> str | dict:
-    """The auxiliary basis that was named, or that PySCF takes by default for the basis and functional.
+    """Return the auxiliary basis of a method; by default PySCF's for the basis and the functional.
+
+    Args:
+      mol: PySCF's record of the molecule.
+      method: level of theory.
 
     Raises:
-      InputError: if PySCF lacks the named one for an element.
+      InputError: if PySCF lacks the auxiliary basis for an element.
     """
     if method.auxbasis is None:
         named = mol.copy(deep=False)  # pyright: ignore[reportCallIssue]
@@ -270,58 +309,59 @@ def auxiliary_basis(mol: gto.Mole, method: Method) -> str | dict:
     for symbol in sorted({atom[0] for atom in mol._atom}):
         if not _from_library(gto.basis.load, method.auxbasis, symbol):
             raise InputError(
-                f"auxiliary basis {method.auxbasis!r} is not in PySCF's library for element {symbol}; "
-                "def2-universal-jkfit would do."
+                f"Expected an auxiliary basis in PySCF's library for element {symbol}, got {method.auxbasis!r}, "
+                "which lacks it; use def2-universal-jkfit."
             )
     return method.auxbasis
 
 
 POTENTIAL_AUXBASIS = "def2-universal-jkfit"
-"""Of fitted densities whose potential is asked for; smaller ones miss the charge by a hundredth of an electron."""
+"""Auxiliary basis of densities whose electrostatic potential is computed. With smaller ones, the charge is wrong by a
+hundredth of an electron."""
 
 POTENTIAL_POINTS = 4096
-"""Points at which the potential is worked out at a time."""
+"""Number of points at which the electrostatic potential is computed at a time."""
 
 
 def electrostatic_potential(
     mol: Molecule, method: Method, dm: Float[np.ndarray, "nao nao"], points: Float[np.ndarray, "npoint 3"]
 ) -> Float[np.ndarray, " npoint"]:
-    """Potential of nuclei and electrons at points that are no nucleus, hartree per elementary charge.
+    """Return the electrostatic potential of nuclei and electrons at points, hartree per elementary charge.
 
-    That of the electrons is of their density as fitted by the auxiliary basis (Whitten 1973, doi:10.1063/1.1679012),
-    whose error is second order in what the fit leaves over.
+    The density of the electrons is fitted by an auxiliary basis (Whitten 1973, doi:10.1063/1.1679012). The error of
+    the potential is second order in the error of the fit.
 
     Args:
-      mol: the geometry.
-      method: the level of theory.
-      dm: total density matrix.
-      points: bohr.
+      mol: geometry.
+      method: level of theory.
+      dm: total density matrix, electrons per AO pair.
+      points: points, bohr; none of them may be a nucleus.
 
     Raises:
-      InputError: as `moles`.
+      InputError: if `pyscf_molecule` raises it.
     """
     basis = pyscf_molecule(mol, method)
     aux = df.addons.make_auxmol(basis, method.auxbasis or POTENTIAL_AUXBASIS)
-    twice = 2 * dm - np.diag(np.diag(dm))  # of a pair that stands once
+    doubled = 2 * dm - np.diag(np.diag(dm))  # the sum below visits each pair once
     int3c = df.incore.aux_e2(basis, aux, "int3c2e", aosym="s2ij")
-    fit = np.linalg.solve(aux.intor_symmetric("int2c2e"), twice[np.tril_indices(basis.nao)] @ int3c)
-    found = np.empty(len(points))
+    fit = np.linalg.solve(aux.intor_symmetric("int2c2e"), doubled[np.tril_indices(basis.nao)] @ int3c)
+    potential = np.empty(len(points))
     for start in range(0, len(points), POTENTIAL_POINTS):
         part = points[start : start + POTENTIAL_POINTS]
         distance = np.linalg.norm(part[:, None] - basis.atom_coords(), axis=-1)
         charges = gto.fakemol_for_charges(part)
         electrons = fit @ gto.intor_cross("int2c2e", aux, charges)
-        found[start : start + POTENTIAL_POINTS] = (1 / distance) @ basis.atom_charges() - electrons
-    return found
+        potential[start : start + POTENTIAL_POINTS] = (1 / distance) @ basis.atom_charges() - electrons
+    return potential
 
 
 def dipole_integrals(mol: gto.Mole) -> Float[np.ndarray, "3 nao nao"]:
-    """Position integrals ⟨i|r|j⟩ about the origin, bohr."""
+    """Return the position integrals ⟨i|r|j⟩ about the origin, bohr."""
     return mol.intor_symmetric("int1e_r", comp=3)
 
 
-def _moved(mol: gto.Mole, positions: np.ndarray) -> gto.Mole:
-    """A copy at other positions; coordinates live in `_env`, so nothing is parsed again."""
+def _moved(mol: gto.Mole, positions: Float[np.ndarray, "natm 3"]) -> gto.Mole:
+    """Return a copy at different positions. `_env` holds the coordinates, so nothing is parsed again."""
     moved = mol.copy(deep=False)  # pyright: ignore[reportCallIssue]
     moved._env = mol._env.copy()
     moved._env[mol._atm[:, gto.PTR_COORD, None] + np.arange(3)] = positions
@@ -329,15 +369,15 @@ def _moved(mol: gto.Mole, positions: np.ndarray) -> gto.Mole:
 
 
 def minao_occupation(mol: gto.Mole) -> Float[np.ndarray, " nminao"]:
-    """Electrons of each atomic orbital of the `minao` guess."""
+    """Return the number of electrons in each atomic orbital of the `minao` guess."""
     return _minao(mol)[1]
 
 
 def _minao(mol: gto.Mole) -> tuple[gto.Mole, np.ndarray]:
-    """The atomic orbitals and occupations that PySCF's `minao` guess projects from.
+    """Return the atomic orbitals and occupations that PySCF's `minao` guess projects on the basis.
 
-    PySCF makes both inside `init_guess_by_minao` and gives away only the result at one geometry;
-    kept apart, a new geometry costs one overlap integral. A test holds the two equal.
+    PySCF computes them inside `init_guess_by_minao`, and returns only the result at one geometry. Stored separately,
+    a new geometry costs one overlap integral. A test checks that both guesses are equal.
     """
     elements = {symbol: _minao_shells(symbol) for symbol in {atom[0] for atom in mol._atom}}
     minao = mol.copy(deep=False)  # pyright: ignore[reportCallIssue]
@@ -348,7 +388,7 @@ def _minao(mol: gto.Mole) -> tuple[gto.Mole, np.ndarray]:
 
 
 def _minao_shells(symbol: str) -> tuple[list, np.ndarray]:
-    """The occupied atomic natural orbitals of an element, spherically averaged."""
+    """Return the occupied atomic natural orbitals of an element, and their spherically averaged occupations."""
     shells, occupation = [], []
     for l, *rows in gto.basis.load("ano", symbol)[: grid.MAX_L + 1]:
         doubly, fraction = atom_hf.frac_occ(symbol, l)
@@ -360,22 +400,25 @@ def _minao_shells(symbol: str) -> tuple[list, np.ndarray]:
 
 
 def atomic_density(mol: gto.Mole) -> Float[np.ndarray, "nao nao"]:
-    """Superposition of the densities of free, spherical atoms, each from its own Hartree–Fock calculation."""
+    """Return the density matrix of a superposition of spherical atoms, each from a Hartree–Fock calculation."""
     with lib.with_omp_threads(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PySCF calls what it deprecates itself
+        warnings.simplefilter("ignore", DeprecationWarning)  # PySCF calls a function that it deprecates
         return np.asarray(hf.init_guess_by_atom(mol))
 
 
 def atomic_potential(mol: gto.Mole) -> Float[np.ndarray, "nao nao"]:
-    """Fock matrix of a superposition of screened atomic potentials (Lehtola 2019, doi:10.1021/acs.jctc.8b01089)."""
-    mf = dft.UKS(mol)  # takes any number of electrons, and gives the same matrix for both spins
+    """Return the Fock matrix of a superposition of screened atomic potentials, hartree.
+
+    See Lehtola 2019, doi:10.1021/acs.jctc.8b01089.
+    """
+    mf = dft.UKS(mol)  # accepts any number of electrons, and gives the same matrix for both spins
     mf.grids.level = 1
     with lib.with_omp_threads(1):
         return mol.intor_symmetric("int1e_kin") + np.asarray(mf.get_vsap()[0])
 
 
 def atomic_orbitals(mol: gto.Mole) -> grid.Basis:
-    """The basis as the device sees it, grouped for few and large array operations."""
+    """Return the basis, with shells in groups so that the device does few and large array operations."""
     groups: dict[tuple[int, int], list] = {}
     starts = mol.ao_loc_nr()
     for ib in range(mol.nbas):
@@ -393,16 +436,21 @@ def atomic_orbitals(mol: gto.Mole) -> grid.Basis:
     ))
 
 
-def nuclear_charges(given: Moles) -> Float[np.ndarray, " natm"]:
-    """Atomic numbers."""
-    return given.basis.atom_charges().astype(np.float64)
+def nuclear_charges(mol: gto.Mole) -> Float[np.ndarray, " natm"]:
+    """Return the charges of the nuclei, elementary charges."""
+    return mol.atom_charges().astype(np.float64)
 
 
 def grid_template(mol: gto.Mole, level: int | None) -> grid.GridTemplate:
-    """PySCF's atomic point clouds: Treutler–Ahlrichs radii, Lebedev angles, NWChem's pruning; None for no points."""
+    """Return PySCF's atomic point clouds: Treutler–Ahlrichs radii, Lebedev angles, NWChem's pruning.
+
+    Args:
+      mol: PySCF's record of the molecule.
+      level: PySCF's grid level; None for a grid without points.
+    """
     if level is None:
-        nothing = np.zeros((0, 3))
-        return grid.GridTemplate(nothing, nothing[:, 0], nothing[:, 0].astype(int), np.zeros((mol.natm, mol.natm)))
+        empty = np.zeros((0, 3))
+        return grid.GridTemplate(empty, empty[:, 0], empty[:, 0].astype(int), np.zeros((mol.natm, mol.natm)))
     tables = gen_grid.gen_atomic_grids(
         mol, radi_method=radi.treutler, level=level, prune=gen_grid.nwchem_prune
     )
@@ -412,18 +460,22 @@ def grid_template(mol: gto.Mole, level: int | None) -> grid.GridTemplate:
         offsets=np.concatenate([points for points, _ in clouds]),
         volumes=np.concatenate([volumes for _, volumes in clouds]),
         owner=np.repeat(np.arange(mol.natm), [len(volumes) for _, volumes in clouds]),
-        # g + a(1 − g²) at g = 0 is a itself.
+        # The function g + a·(1 − g²) at g = 0 is a.
         size_adjustment=np.array(
             [[float(adjust(i, j, 0.0)) for j in range(mol.natm)] for i in range(mol.natm)]
         ),
     )
 
 
-# What would not fit, and what would give wrong numbers ---------------------------------------------
+# Memory and linear dependence -----------------------------------------------------------------------
 
 
 def exact_bytes(nao: int, *, exchange: bool) -> int:
-    """Bytes of the exact two-electron integrals of one geometry: as libcint packs them, and as they are used.
+    """Return the memory of the exact two-electron integrals of one geometry, packed by libcint and arranged, bytes.
+
+    Args:
+      nao: number of atomic orbitals.
+      exchange: if true, they are arranged for exact exchange as well.
 
     >>> exact_bytes(7, exchange=False)
     9520
@@ -434,15 +486,20 @@ def exact_bytes(nao: int, *, exchange: bool) -> int:
 
 
 def fitted_bytes(nao: int, naux: int) -> int:
-    """Bytes of the fitted two-electron integrals of one geometry, before and after the metric is divided out."""
+    """Return the memory of density-fitted integrals of one geometry, before and after the fit, bytes.
+
+    Args:
+      nao: number of atomic orbitals.
+      naux: number of auxiliary orbitals.
+    """
     return 8 * naux * (nao * (nao + 1) + naux)
 
 
-def _check_memory(nbytes: int, what: str, alternative: str) -> None:
+def _check_memory(nbytes: int, name: str, alternative: str) -> None:
     if nbytes > memory.memory_bytes():
         raise InputError(
-            f"{what} take {nbytes / 2**30:.1f} GiB, more than half of the memory here "
-            f"({memory.memory_bytes() / 2**30:.1f} GiB); {alternative} would do."
+            f"Expected integrals of at most {memory.memory_bytes() / 2**30:.1f} GiB, half of the memory, got {name}, "
+            f"which take {nbytes / 2**30:.1f} GiB; use {alternative}."
         )
 
 
@@ -450,6 +507,6 @@ def _check_overlap(overlap: np.ndarray, mol: gto.Mole) -> None:
     smallest = float(np.linalg.eigvalsh(overlap)[0])
     if smallest < MIN_OVERLAP_EIGENVALUE:
         raise InputError(
-            f"the basis is linearly dependent at this geometry of {mol.natm} atoms (smallest eigenvalue of the "
-            f"overlap {smallest:.1e}); a smaller basis or atoms farther apart would do."
+            f"The basis is linearly dependent at this geometry of {mol.natm} atoms (smallest eigenvalue of the "
+            f"overlap {smallest:.1e}); use a smaller basis or atoms farther apart."
         )

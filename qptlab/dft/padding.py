@@ -19,7 +19,7 @@ ENERGY_HARTREE = 1e4
 DISTANCE_BOHR = 1e6
 """Distance from one added nucleus to the next."""
 
-MOST_ORBITALS_ADDED = 1.3
+MAX_GROWTH = 1.3
 """Largest ratio of the number of orbitals after and before padding."""
 
 
@@ -57,7 +57,7 @@ def union(shapes: Sequence[Shape]) -> Shape:
 
 
 def buckets(shapes: Sequence[Shape]) -> list[list[int]]:
-    """Group shapes that are padded to one shape, so that none grows by more than `MOST_ORBITALS_ADDED`.
+    """Group shapes that are padded to one shape, so that none grows by more than `MAX_GROWTH`.
 
     Returns:
       Indices of the shapes in each group, small molecules first.
@@ -66,7 +66,7 @@ def buckets(shapes: Sequence[Shape]) -> list[list[int]]:
     for index in sorted(range(len(shapes)), key=lambda i: shapes[i].nao):
         members = [*(groups[-1] if groups else []), index]
         nao = union([shapes[i] for i in members]).nao
-        if groups and all(nao <= MOST_ORBITALS_ADDED * shapes[i].nao for i in members):
+        if groups and all(nao <= MAX_GROWTH * shapes[i].nao for i in members):
             groups[-1].append(index)
         else:
             groups.append([index])

@@ -184,7 +184,7 @@ def scf_batch(
     def converge(mol):
         return jax.block_until_ready(solve(template.complete(host(mol)), tolerance=tolerance))
 
-    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, template.most_at_once)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, template.max_geometries)) as pool:
         if jax.default_backend() == "cpu":
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *pool.map(converge, mols))
         hosts = jax.tree.map(lambda *leaves: np.stack(leaves), *pool.map(host, mols))

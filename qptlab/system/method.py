@@ -57,7 +57,8 @@ class Method:
             basis_sets.check(self.auxbasis, "auxiliary basis")
         if self.auxbasis is not None and self.eri == "exact":
             raise InputError(
-                f"auxiliary basis {self.auxbasis!r} was given with exact integrals; eri='fitted' would do."
+                f"Expected no auxiliary basis with exact integrals, got {self.auxbasis!r}; use eri='fitted' with an "
+                "auxiliary basis."
             )
 
     @property
