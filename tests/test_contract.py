@@ -136,7 +136,7 @@ def test_a_fresh_process_needs_the_module_that_registers_the_network(own):
     assert "Expected a registered kind of model" in done.stderr
 
 
-def test_settings_of_no_network_are_refused(labelled, tmp_path):
+def test_settings_of_the_wrong_network_are_refused(labelled, tmp_path):
     for data, model, message in (
         (WATER, GNN, "learns without labels, got GNNConfig"),
         (labelled, ql.QPTConfig(), "learns from labels, got QPTConfig"),
@@ -205,7 +205,7 @@ def test_a_training_on_labels_pauses_and_continues_bit_for_bit(gnn, labelled, tm
     assert float(rest.predictor(WATER).energy) == float(gnn.predictor(WATER).energy)
 
 
-def test_other_labels_are_not_continued(gnn, labelled):
+def test_a_training_does_not_continue_with_different_labels(gnn, labelled):
     fewer = labelled.take(range(8))
     with pytest.raises(ql.InputError, match="Expected labels 10 geometries"):
         ql.Trainer(fewer, model=GNN, train=supervised(40), out=gnn.out, resume=True)

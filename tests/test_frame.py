@@ -14,7 +14,7 @@ NAMES = ["hydrogen", "water", "ammonia", "methane", "ethanol", "benzene", "alani
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", [1, 2])
-def test_turned_shifted_and_relabelled_geometries_have_one_pose(name, seed):
+def test_rotated_translated_and_relabelled_geometries_have_one_pose(name, seed):
     rng = np.random.default_rng(seed)
     frame = ReferenceFrame(ql.Molecule.from_name(name))
     mol = cases.molecule(name, displaced=0.05)
@@ -22,12 +22,12 @@ def test_turned_shifted_and_relabelled_geometries_have_one_pose(name, seed):
     order = np.concatenate([rng.permutation(np.flatnonzero(symbols == s)) for s in sorted(set(mol.symbols))])
     moved = Rotation.random(rng=rng).apply(mol.positions) + rng.normal(size=3) * 5
     other = ql.Molecule(tuple(symbols[order].tolist()), moved[order])
-    one, two = frame.pose_molecule(mol), frame.pose_molecule(other)
-    np.testing.assert_allclose(two.positions, one.positions, atol=tol.ROUNDING)
-    np.testing.assert_allclose(np.linalg.det(two.rotation), 1, atol=tol.ROUNDING)
+    pose, other_pose = frame.pose_molecule(mol), frame.pose_molecule(other)
+    np.testing.assert_allclose(other_pose.positions, pose.positions, atol=tol.ROUNDING)
+    np.testing.assert_allclose(np.linalg.det(other_pose.rotation), 1, atol=tol.ROUNDING)
     np.testing.assert_allclose(
-        (other.positions[two.order] - other.positions[two.order].mean(0)) @ two.rotation.T,
-        two.positions - two.positions.mean(0), atol=tol.ROUNDING,
+        (other.positions[other_pose.order] - other.positions[other_pose.order].mean(0)) @ other_pose.rotation.T,
+        other_pose.positions - other_pose.positions.mean(0), atol=tol.ROUNDING,
     )
 
 
@@ -69,7 +69,7 @@ def test_a_mirror_image_is_not_taken_for_the_molecule():
 
 
 @pytest.mark.parametrize("other", ["methane", "ethanol", "[NH4+]"])
-def test_another_molecule_is_refused(other):
+def test_a_different_molecule_is_refused(other):
     frame = ReferenceFrame(ql.Molecule.from_name("ammonia"))
     with pytest.raises(ql.InputError, match=r"Expected a geometry of H3N \(charge 0, 0 unpaired electrons\), got"):
         frame.pose_molecule(ql.Molecule.parse(other))

@@ -1,4 +1,4 @@
-"""OrbitalGNN: symmetries, forces, labels, and that it learns."""
+"""Tests of OrbitalGNN: symmetries, forces, labels and training."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from qptlab.training.supervised import Supervised, fit, vocabulary
 
 METHOD = ql.Method("lda", "sto-3g", grid_level=0, eri="fitted")
 GRIDLESS = ql.Method("hf", "sto-3g", eri="fitted")
-"""A coarse grid does not turn with the molecule, and shows in the fifth digit."""
+"""A method without a grid. A coarse grid does not rotate with the molecule, which changes the fifth digit."""
 
 CONFIG = orbital_gnn.GNNConfig(width=16, layers=2, heads=2, radial=3)
 NAMES = ("water", "ammonia", "methane")
@@ -33,7 +33,7 @@ def displaced(name, seed, sigma=0.05):
 
 
 def moved(mol, seed=3):
-    """Turned, shifted, its atoms in another order; and the turn and the order."""
+    """Return a rotated, translated molecule with its atoms in a different order, the rotation, and the order."""
     rng = np.random.default_rng(seed)
     order, turn = rng.permutation(len(mol.symbols)), Rotation.random(rng=rng)
     positions = (turn.apply(mol.positions) + rng.normal(size=3))[order]
@@ -42,7 +42,7 @@ def moved(mol, seed=3):
 
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
-    """Geometries of three molecules with labels of PySCF's."""
+    """Geometries of three molecules with labels by PySCF."""
     mols = [displaced(name, seed) for seed in range(4) for name in NAMES]
     path = tmp_path_factory.mktemp("labels") / "labels.xyz"
     return labels.label(mols, functools.partial(labels.from_pyscf, method=METHOD), path)
@@ -56,7 +56,7 @@ def train(data, config, prepared=None):
 
 
 def random_model(source, mols):
-    """A network whose every part speaks: all parameters are random."""
+    """Return a model with random parameters, so that every part of the network contributes."""
     model = vocabulary(mols, dataclasses.replace(CONFIG, source=source))
     data = prepare(model, mols, [unknown(mol) for mol in mols], forces=False)
     scales = fit(model, data)
@@ -79,7 +79,7 @@ def random_predictor(request):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_estimate_does_not_change_when_a_molecule_is_turned_shifted_and_its_atoms_renumbered(
+def test_predictions_are_invariant_under_rotation_translation_and_order_of_atoms(
     random_predictor, name
 ):
     for mol in (ql.Molecule.from_name(name), displaced(name, 1)):  # methane's p levels are degenerate
@@ -94,7 +94,7 @@ def test_an_estimate_does_not_change_when_a_molecule_is_turned_shifted_and_its_a
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_forces_are_the_derivative_of_the_estimated_energy(random_predictor, name):
+def test_forces_are_derivatives_of_the_predicted_energy(random_predictor, name):
     mol = displaced(name, 2) if name != "methane" else ql.Molecule.from_name(name)
     energy, forces = random_predictor.energy_and_forces(mol)
     assert energy == pytest.approx(float(random_predictor(mol).energy), abs=1e-9)
@@ -131,7 +131,7 @@ def test_the_guess_is_hartree_fock_after_one_diagonalisation():
 
 
 def test_features_are_smooth_where_eigenvalues_of_a_p_shell_cross():
-    """On the way through the symmetric geometry all differences of features halve with the step."""
+    """Near the symmetric geometry, second differences of the features scale with the square of the step."""
     mol = ql.Molecule.from_name("methane")
     direction = np.random.default_rng(1).normal(size=mol.positions.shape)
     model = vocabulary([mol], CONFIG)
@@ -168,7 +168,7 @@ def test_labels_are_pyscfs_and_come_back_from_a_file(labelled, tmp_path):
             np.testing.assert_allclose(theirs, mine, atol=1e-6)
 
 
-def test_labelling_goes_on_where_it_was_stopped(labelled, tmp_path):
+def test_labelling_continues_where_it_was_stopped(labelled, tmp_path):
     mols, known, _ = labelled
     path, made = tmp_path / "labels.xyz", []
 
@@ -181,7 +181,7 @@ def test_labelling_goes_on_where_it_was_stopped(labelled, tmp_path):
     assert len(made) == len(found) == len(again) == len(mols)
 
 
-def test_a_label_of_a_model_says_what_the_model_predicts(trained):
+def test_a_label_by_a_model_holds_its_prediction(trained):
     mol = displaced("water", 5, 0.02)
     found = labels.from_model(mol, trained.predictor)
     truth = labels.from_pyscf(mol, trained.predictor.method)
@@ -206,7 +206,7 @@ def test_files_without_labels_are_refused(tmp_path, text, expected):
 
 
 FRAME = '2\nProperties=species:S:1:pos:R:3{} energy=-31.0 {} pbc="{}"\nH 0 0 0 {}\nH 0 0 0.74 {}\n'
-"""Of another program: more columns, more said, periodic or not, and what stands in the columns."""
+"""Frame as different programs write it: further columns, further properties, periodic or not."""
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_labels_of_another_shape_are_refused(tmp_path, columns, said, pbc, value
         labels.read(path)
 
 
-def test_a_file_is_gone_on_with_only_by_labels_of_the_same_theory(labelled, tmp_path):
+def test_a_file_is_continued_only_with_labels_of_the_same_theory(labelled, tmp_path):
     mols, known = ([each[0]] * 2 for each in labelled[:2])
     path = tmp_path / "labels.xyz"
     labels.write(path, ql.LabelledSet(mols[:1], known[:1], "PBE/def2-svp"))
@@ -238,7 +238,7 @@ def test_a_file_is_gone_on_with_only_by_labels_of_the_same_theory(labelled, tmp_
 
 
 @pytest.mark.parametrize("name", ["", "two\nlines", "water 3"])
-def test_labels_of_molecules_of_any_name_come_back(labelled, tmp_path, name):
+def test_labels_of_molecules_with_any_name_are_read_back(labelled, tmp_path, name):
     mol, label = dataclasses.replace(labelled[0][0], name=name), labelled[1][0]
     path = tmp_path / "labels.xyz"
     labels.write(path, ql.LabelledSet([mol], [label]))
@@ -268,7 +268,7 @@ def test_an_atom_whose_orbitals_are_all_filled_has_no_gap():
             operators.operators(helium, source)
 
 
-def test_a_model_that_says_no_number_has_no_error(labelled):
+def test_a_prediction_of_nan_gives_an_error_of_nan(labelled):
     mols, known, _ = labelled
     predictor = random_model("gfn1", mols[:3])
     data = prepare(predictor.model, mols[:3], known[:3], forces=False)
@@ -283,7 +283,7 @@ def test_a_model_that_says_no_number_has_no_error(labelled):
     assert len(caught.value.geometries) == config.batch
 
 
-def test_what_a_file_does_not_say_is_not_learned(labelled):
+def test_missing_labels_are_not_learned(labelled):
     bare = [label._replace(forces=label.forces * np.nan, gap=np.nan) for label in labelled.labels]
     predictor, objective, _ = train(labelled._replace(labels=bare), ql.TrainConfig.supervised(steps=20))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(predictor.params))
@@ -311,7 +311,7 @@ def test_training_brings_every_error_below_that_of_the_low_cost_method(learned):
         assert value < 0.7 * plain[name], name
 
 
-def test_a_trained_model_estimates_and_pulls_as_it_did_in_training(learned, labelled):
+def test_a_trained_model_has_the_errors_of_its_training(learned, labelled):
     predictor, data, _ = learned
     for index, mol in enumerate(labelled.molecules[:3]):
         energy, forces = predictor.energy_and_forces(mol)
@@ -323,7 +323,7 @@ def test_a_trained_model_estimates_and_pulls_as_it_did_in_training(learned, labe
         assert judged.forces_mae_mev_angstrom == pytest.approx(pulls, rel=1e-3, abs=1e-2)
 
 
-def test_a_saved_model_comes_back_and_other_files_are_refused(learned, tmp_path):
+def test_a_saved_model_is_loaded_and_other_files_are_refused(learned, tmp_path):
     predictor, path = learned[0], tmp_path / "model.h5"
     predictor.save(path)
     mol = displaced("ammonia", 9)
@@ -335,8 +335,8 @@ def test_a_saved_model_comes_back_and_other_files_are_refused(learned, tmp_path)
         ql.load(other)
 
 
-def test_a_model_relaxes_molecules_and_speaks_to_ase(random_predictor):
-    """What a random network adds is small beside the low-cost method: the minimum is near, and is one."""
+def test_a_model_relaxes_molecules_and_works_in_ase(random_predictor):
+    """The minimum that is found is lower than its surroundings."""
     mol = displaced("water", 1)
     model = random_predictor.without_network()
     found = ql.relax(mol, model, fmax=0.01)
@@ -382,7 +382,7 @@ def test_the_same_seed_gives_the_same_model(labelled):
         (lambda: labels.from_pyscf(ql.Molecule.parse("[CH3]"), METHOD), "Expected a closed shell of H to Ar"),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_a_sentence(action, said):
+def test_unusable_input_is_refused_in_a_sentence(action, said):
     with pytest.raises(ql.InputError, match=said):
         action()
 

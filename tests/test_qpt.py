@@ -1,4 +1,4 @@
-"""QPT: what it is before training, its gradient, and its symmetries."""
+"""Tests of QPT: the untrained model, gradients, forces, symmetries and refused input."""
 
 import cases
 import jax
@@ -20,27 +20,28 @@ METHOD = ql.Method("pbe", "sto-3g", grid_level=0)
 def sample(name, iterations, seed=0):
     _, system = cases.model(name, METHOD, iterations)
     rng = np.random.default_rng(seed)
-    # Exactly symmetric for methane, so that its degenerate levels are there.
+    # Methane is exactly symmetric, so that it has degenerate levels.
     shake = 0.0 if name == "methane" else 0.05
-    place = system.frame.reference_positions + shake * rng.normal(size=system.frame.reference_positions.shape)
-    return system.sample(system.host_integrals(place))
+    reference = system.frame.reference_positions
+    positions = reference + shake * rng.normal(size=reference.shape)
+    return system.sample(system.host_integrals(positions))
 
 
 @pytest.mark.parametrize("iterations", [cases.slow(0), cases.slow(1), 3])
 def test_an_untrained_model_is_plain_dft_iteration(iterations):
-    """With n diagonalisations written out one by one, mixed by one half except the last."""
-    given = sample("water", iterations)
+    """The iterations are written out here: densities are mixed by one half, except in the last iteration."""
+    geometry = sample("water", iterations)
     qpt, _ = cases.model("water", METHOD, iterations)
-    ints = given.ints
+    ints = geometry.ints
     dm = ql.density_from_fock(ql.fock(ints.dm_guess, ints), ints)
-    for left in reversed(range(iterations)):
+    for remaining in reversed(range(iterations)):
         new = ql.density_from_fock(ql.fock(dm, ints), ints)
-        dm = new if left == 0 else (dm + new) / 2
+        dm = new if remaining == 0 else (dm + new) / 2
     expected = float(energy(dm, ints))
     fresh = qpt.init(jax.random.key(5))
     for params in (None, fresh):
-        found = qpt.compiled_predict(params, given)
-        assert float(found.energy) == pytest.approx(expected, abs=tol.ENERGY_OF_DENSITY)
+        prediction = qpt.compiled_predict(params, geometry)
+        assert float(prediction.energy) == pytest.approx(expected, abs=tol.ENERGY_OF_DENSITY)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +53,7 @@ def test_an_untrained_model_is_plain_dft_iteration(iterations):
     ],
 )
 def test_gradient_of_the_loss_equals_finite_differences(name, iterations, kind):
-    """Along a random direction of all parameters, in float64; methane has triply degenerate levels."""
+    """The derivative is along a random direction of all parameters. Methane has triply degenerate levels."""
     kinds = cases.model(name, METHOD, iterations)[0].kinds
     qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=iterations), kinds)
     batch = (sample(name, iterations), sample(name, iterations, seed=1))
@@ -63,7 +64,7 @@ def test_gradient_of_the_loss_equals_finite_differences(name, iterations, kind):
     @jax.jit
     def along(step):
         moved = jax.tree.map(lambda p, d: p + step * d, params, direction)
-        return sum(loss(qpt.correction(moved, each.features), each, qpt, kind)[0] for each in batch)
+        return sum(loss(qpt.correction(moved, geometry.features), geometry, qpt, kind)[0] for geometry in batch)
 
     slope = float(jax.jit(jax.grad(along))(0.0))
     difference = cases.slope_by_differences(along, 2e-3)
@@ -75,8 +76,8 @@ def test_gradient_of_the_loss_equals_finite_differences(name, iterations, kind):
     ("has_network", "rel"),
     [(False, tol.LOSS_FINITE_DIFFERENCE), cases.slow(True, 1e-4)],  # rounding of a float32 network, over the step
 )
-def test_forces_of_a_prediction_are_the_slope_of_its_energy_and_turn_with_the_molecule(has_network, rel):
-    """Of an energy that is far from self-consistent, so that every part of the derivative counts."""
+def test_forces_are_derivatives_of_the_predicted_energy_and_rotate_with_the_molecule(has_network, rel):
+    """The density is far from self-consistent, so that every term of the derivative contributes."""
     qpt, system = cases.model("water", METHOD, 1)
     predict = ql.CorrectionPredictor(qpt, cases.parameters("water", METHOD, 1) if has_network else None, [system])
     mol = cases.molecule("water", displaced=0.1)
@@ -93,7 +94,7 @@ def test_forces_of_a_prediction_are_the_slope_of_its_energy_and_turn_with_the_mo
 
 
 @pytest.mark.parametrize("guess", ["core", "random", "atomic-density", cases.slow("atomic-potential")])
-def test_iterations_may_start_from_other_guesses_padded_or_not(guess):
+def test_iterations_start_from_every_guess_with_and_without_padding(guess):
     mols = [ql.Molecule.from_name("water"), ql.Molecule.from_name("ammonia")]
     (_, padded), kinds = ql.make_systems(mols[::-1], METHOD, guess)
     (alone,), _ = ql.make_systems(mols[:1], METHOD, guess)
@@ -123,8 +124,8 @@ def test_forces_of_a_prediction_are_finite_where_levels_of_the_overlap_are_degen
     assert slope == pytest.approx(cases.slope_by_differences(along, 0.01), rel=1e-4)
 
 
-def test_isomers_are_told_apart_and_strangers_are_warned_of():
-    """Also where the order of elements is the same; stretched bonds are no other molecule where there is no doubt."""
+def test_isomers_are_distinguished_and_new_molecules_give_a_warning():
+    """Isomers may have the same order of elements. A stretched bond does not make a different molecule."""
     mols = [ql.Molecule.from_smiles(smiles) for smiles in ("CCCO", "CC(C)O", "O")]
     systems, kinds = ql.make_systems(mols, ql.Method("lda", "sto-3g", grid_level=0))
     model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), kinds)
@@ -135,27 +136,27 @@ def test_isomers_are_told_apart_and_strangers_are_warned_of():
     assert predict.locate(stretched)[0] is systems[2]
     for _ in range(2):
         with pytest.warns(UserWarning, match="CH4O is not among the 3 molecules"):
-            found = predict.locate(ql.Molecule.from_smiles("CO"))[0]
-        assert found not in systems
+            system = predict.locate(ql.Molecule.from_smiles("CO"))[0]
+        assert system not in systems
     assert len(predict.systems) == 3
 
 
-def test_a_strangers_integrals_are_held_as_those_trained_on():
-    """`auto` fits benzene's, but a model of exact integrals predicts and is judged with exact ones."""
+def test_a_new_molecule_has_the_form_of_integrals_of_the_training_set():
+    """`auto` chooses fitted integrals for benzene, but a model of exact integrals uses exact ones."""
     mols = [ql.Molecule.from_name(name) for name in ("water", "methane")]
     systems, kinds = ql.make_systems(mols, ql.Method("pbe", "def2-svp"))
     model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), kinds)
     predict = ql.CorrectionPredictor(model, None, systems)
     with pytest.warns(UserWarning, match="C6H6 is not among"):
-        found = predict.locate(ql.Molecule.from_name("benzene"))[0]
-    assert found.template.eri == systems[0].template.eri == "exact"
+        system = predict.locate(ql.Molecule.from_name("benzene"))[0]
+    assert system.template.eri == systems[0].template.eri == "exact"
 
 
-def test_many_predictions_are_those_made_one_by_one():
+def test_map_gives_the_same_predictions_as_single_calls():
     predict = cases.predictor("water", METHOD, 0)
     mols = [cases.molecule("water", displaced=d) for d in (0.0, 0.05, 0.1)]
-    for ours, mol in zip(predict.map(mols), mols, strict=True):
-        np.testing.assert_allclose(ours.fock, predict(mol).fock, atol=tol.ROUNDING)
+    for prediction, mol in zip(predict.map(mols), mols, strict=True):
+        np.testing.assert_allclose(prediction.fock, predict(mol).fock, atol=tol.ROUNDING)
 
 
 def test_open_shells_are_refused():
@@ -164,12 +165,12 @@ def test_open_shells_are_refused():
 
 
 def test_the_energy_of_a_prediction_is_never_below_the_solution():
-    """The variational principle: whatever the network does, the loss has a floor."""
-    given = sample("water", 0)
+    """The variational principle: the converged energy is a lower bound for every correction."""
+    geometry = sample("water", 0)
     qpt, _ = cases.model("water", METHOD, 0)
-    floor = float(ql.scf(_as_molecule("water", given), METHOD).energy)
+    floor = float(ql.scf(_as_molecule("water", geometry), METHOD).energy)
     for scale in (0.005, 0.02, 0.1):
-        found = qpt.compiled_predict(cases.parameters("water", METHOD, 0, scale), given)
+        found = qpt.compiled_predict(cases.parameters("water", METHOD, 0, scale), geometry)
         assert float(found.energy) > floor - tol.SCF_ENERGY
         assert float(found.residual) > 1e-6
 
@@ -184,8 +185,8 @@ def test_the_correction_is_symmetric_and_can_raise_and_lower_levels():
 
 
 @pytest.mark.parametrize("name", ["water", "ammonia", cases.slow("ethanol")])
-def test_rotation_translation_and_exchange_of_like_atoms_carry_over_to_the_prediction(name):
-    """Energies stay; matrices over AOs turn with the AOs, atoms in any order."""
+def test_predictions_are_equivariant_under_rotation_translation_and_exchange_of_like_atoms(name):
+    """Energies do not change. Matrices rotate with the AOs and follow the order of the atoms."""
     rng = np.random.default_rng(4)
     predict = cases.predictor(name, METHOD, 1)
     mol = cases.molecule(name, displaced=0.05)
@@ -195,36 +196,36 @@ def test_rotation_translation_and_exchange_of_like_atoms_carry_over_to_the_predi
     for symbol in set(symbols.tolist()):
         order[symbols == symbol] = rng.permutation(np.flatnonzero(symbols == symbol))
     moved = (rotation.apply(mol.positions) + rng.normal(size=3) * 4)[order]
-    one, two = predict(mol), predict(mol.with_positions(moved))
+    prediction, moved_prediction = predict(mol), predict(mol.with_positions(moved))
 
-    assert float(two.energy) == pytest.approx(float(one.energy), abs=tol.EQUIVARIANCE)
+    assert float(moved_prediction.energy) == pytest.approx(float(prediction.energy), abs=tol.EQUIVARIANCE)
     template = predict.systems[0].template
-    turn = np.asarray(ao_rotation(jnp.asarray(rotation.as_matrix()), template.basis))
-    place = cases.relabelled(template, order.tolist())
+    rotate = np.asarray(ao_rotation(jnp.asarray(rotation.as_matrix()), template.basis))
+    ao_order = cases.relabelled(template, order.tolist())
     for matrix in ("fock", "dm"):
-        expected = (turn @ getattr(one, matrix) @ turn.T)[np.ix_(place, place)]
-        np.testing.assert_allclose(getattr(two, matrix), expected, atol=tol.EQUIVARIANCE)
-    np.testing.assert_allclose(two.mo_energy, one.mo_energy, atol=tol.EQUIVARIANCE)
+        expected = (rotate @ getattr(prediction, matrix) @ rotate.T)[np.ix_(ao_order, ao_order)]
+        np.testing.assert_allclose(getattr(moved_prediction, matrix), expected, atol=tol.EQUIVARIANCE)
+    np.testing.assert_allclose(moved_prediction.mo_energy, prediction.mo_energy, atol=tol.EQUIVARIANCE)
 
 
 @pytest.mark.slow
-def test_atoms_of_other_elements_may_come_first_too():
+def test_atoms_may_be_in_any_order_of_elements():
     predict = cases.predictor("ethanol", METHOD, 1)
     mol = cases.molecule("ethanol", displaced=0.05)
     order = np.random.default_rng(0).permutation(len(mol.symbols))
     other = ql.Molecule(tuple(np.array(mol.symbols)[order].tolist()), mol.positions[order])
-    one, two = predict(mol), predict(other)
-    assert float(two.energy) == pytest.approx(float(one.energy), abs=tol.EQUIVARIANCE)
-    # Over the AOs as given: the predicted density has the right number of electrons in PySCF's order.
+    prediction, moved_prediction = predict(mol), predict(other)
+    assert float(moved_prediction.energy) == pytest.approx(float(prediction.energy), abs=tol.EQUIVARIANCE)
+    # Matrices are over the AOs of the input: in PySCF's order, the density has the right number of electrons.
     overlap = cases.rks(other, METHOD).get_ovlp()
-    assert float(np.sum(two.dm * overlap)) == pytest.approx(other.nelectron, abs=1e-8)
-    theirs = cases.rks(other, METHOD)
-    np.testing.assert_allclose(theirs.get_hcore().shape, two.fock.shape)
-    coefficients = two.mo_coeff
+    assert float(np.sum(moved_prediction.dm * overlap)) == pytest.approx(other.nelectron, abs=1e-8)
+    mean_field = cases.rks(other, METHOD)
+    np.testing.assert_allclose(mean_field.get_hcore().shape, moved_prediction.fock.shape)
+    coefficients = moved_prediction.mo_coeff
     np.testing.assert_allclose(coefficients.T @ overlap @ coefficients, np.eye(len(overlap)), atol=1e-8)
 
 
-def test_predicted_orbitals_are_those_of_the_predicted_fock_matrix():
+def test_predicted_orbitals_diagonalise_the_predicted_fock_matrix():
     predict = cases.predictor("water", METHOD, 0)
     mol = cases.molecule("water", displaced=0.05)
     found = predict(mol)
@@ -233,8 +234,8 @@ def test_predicted_orbitals_are_those_of_the_predicted_fock_matrix():
     np.testing.assert_allclose(left, right, atol=1e-8)
 
 
-def test_two_geometries_that_differ_get_corrections_that_differ():
-    """The network sees the geometry: its correction is no constant."""
+def test_different_geometries_have_different_corrections():
+    """The correction depends on the geometry."""
     predict = cases.predictor("water", METHOD, 0)
     mol = ql.Molecule.from_name("water")
     base, moved = predict(mol), predict(mol.with_positions(mol.positions * 1.05))
@@ -242,15 +243,15 @@ def test_two_geometries_that_differ_get_corrections_that_differ():
 
 
 @pytest.mark.parametrize(
-    ("preset", "iterations", "said"),
+    ("preset", "iterations", "message"),
     [
         ("huge", 1, "Expected one of micro, tiny, small, .* as preset, got 'huge'"),
         ("micro", -1, "0 to 16"),
         ("micro", 17, "17"),
     ],
 )
-def test_settings_that_cannot_be_used_are_refused(preset, iterations, said):
-    with pytest.raises(ql.InputError, match=said):
+def test_settings_that_cannot_be_used_are_refused(preset, iterations, message):
+    with pytest.raises(ql.InputError, match=message):
         ql.QPTConfig(preset, iterations=iterations)
 
 
@@ -263,5 +264,5 @@ def test_presets_have_the_size_that_they_claim(preset, low, high):
     assert low < sum(leaf.size for leaf in jax.tree.leaves(shapes)) < high
 
 
-def _as_molecule(name, given):
-    return ql.Molecule.from_name(name).with_positions(np.asarray(given.ints.positions))
+def _as_molecule(name, geometry):
+    return ql.Molecule.from_name(name).with_positions(np.asarray(geometry.ints.positions))
