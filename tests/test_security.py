@@ -247,7 +247,7 @@ def test_the_workbench_does_not_open_a_run_folder_with_a_trap(trained):
     session.training.open_run(str(planted(trained, "method.basis", NWCHEM)))
     assert session.message.is_error
     assert session.message.text.startswith("Expected the name of one of PySCF's basis sets as basis, got 'H    S")
-    assert session.task("training") is None
+    assert session.training.task is None
     assert (session.trainer, session.basis) == (None, "sto-3g")
 
 
