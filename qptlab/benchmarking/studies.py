@@ -219,7 +219,7 @@ def _rows(
 def _train(plain: CorrectionPredictor, config: TrainConfig, test: TestSet) -> tuple[Row, CorrectionPredictor]:
     """Return the row of one training, with the error against time, and the trained model."""
     model, systems = plain.model, plain.systems
-    times = iter(60 * config.minutes * np.geomspace(1 / 2 ** (POINTS - 1), 1, POINTS)[:-1])
+    times = iter(60 * (config.minutes or 0.0) * np.geomspace(1 / 2 ** (POINTS - 1), 1, POINTS)[:-1])
     due, curve, waiting, compiling = next(times), [], [], []
     state, metrics, skipped = None, None, 0
     for state, metrics in train(LabelFree(model, systems), config):

@@ -225,7 +225,7 @@ def _harmonic_rotation(rotation: Float[Array, "3 3"], l: int) -> Float[Array, "n
     rotated = solid_harmonics(jnp.asarray(points) @ rotation.T, l)
     # Y(R x) = Y(x)·B. A function with coefficients c' in the rotated molecule has at R x the value that the function
     # with coefficients c had at x: Y(R x)·c' = Y(x)·c, so c' = B⁻¹c = Bᵀc.
-    return (np.linalg.pinv(original) @ rotated).T
+    return jnp.asarray(np.linalg.pinv(original) @ rotated).T
 
 
 def solid_harmonics_numpy(points: Float[np.ndarray, "npoint 3"], l: int) -> Float[np.ndarray, "npoint nm"]:

@@ -113,20 +113,22 @@ def from_pyscf(mol: Molecule, method: Method) -> Label:
     # is not zero.
     gradient.grid_response = True
     slope = np.asarray(gradient.kernel())
-    return _label(mol, method, float(mf.e_tot), -slope, mf.make_rdm1(), mf.mo_energy, mf.mo_coeff)
+    levels, coeff = np.asarray(mf.mo_energy), np.asarray(mf.mo_coeff)
+    return _label(mol, method, float(mf.e_tot), -slope, mf.make_rdm1(), levels, coeff)
 
 
 def from_model(mol: Molecule, model: Model) -> Label:
     """Return the properties that a model predicts as a label; no DFT calculation is converged.
 
     Raises:
-      InputError: if the model predicts no density, for an element beyond argon, or as calling the model.
+      InputError: if the model predicts no density or cannot treat the molecule, or an element is beyond argon.
     """
     model = require(model, "dm", "mo_coeff")
     _check(mol)
     prediction = model(mol)
     arrays = (np.asarray(array) for array in (prediction.dm, prediction.mo_energy, prediction.mo_coeff))
-    return _label(mol, model.method, float(prediction.energy), model.forces(mol), *arrays)
+    method = cast(Method, model.method)  # a model of densities has one
+    return _label(mol, method, float(prediction.energy), model.forces(mol), *arrays)
 
 
 def label(

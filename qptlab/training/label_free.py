@@ -123,7 +123,7 @@ class LabelFree(Objective):
         self, config: TrainConfig, progress: Callable[[int, int], None], threads: Callable[[], int | None]
     ) -> TestSet:
         """Draw validation geometries of an independent trajectory, and compute PySCF's references."""
-        count = config.validation
+        count = int(config.validation)
         systems = self.systems[:: max(1, len(self.systems) // count)][:count]  # a selection, if there are many
         placed = []
         for index, system in enumerate(systems):

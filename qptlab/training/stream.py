@@ -229,8 +229,9 @@ class _Bucket:
         number = self._number
         source = number % len(self._sources)
         self._number += 1
-        self._latest[source] = pool.submit(_after, self._latest[source], self._sources[source], params)
-        return number, self._systems[number % len(self._systems)], self._latest[source]
+        positions = pool.submit(_after, self._latest[source], self._sources[source], params)
+        self._latest[source] = positions
+        return number, self._systems[number % len(self._systems)], positions
 
     def is_local(self, number: int) -> bool:
         """Return true if the lane of a geometry belongs to this process."""

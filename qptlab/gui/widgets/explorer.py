@@ -31,8 +31,10 @@ class SCFExplorer(View):
             self.session.scf, "Run SCF", "play",
             lambda: self.session.scf.explore(self._guess.value, self._cycles.value),
         )
-        self._algorithm = ipw.Dropdown(options=exploration.ALGORITHMS, value=exploration.ALGORITHMS[2], description="Algorithm",
-                                       layout={"width": "280px"})
+        self._algorithm = ipw.Dropdown(
+            options=exploration.ALGORITHMS, value=exploration.ALGORITHMS[2], description="Algorithm",
+            layout={"width": "280px"},
+        )
         self._cycle = ipw.IntSlider(min=0, max=1, description="Iteration", layout={"width": "380px"},
                                     continuous_update=False)
         self._energy = ipw.Label()
