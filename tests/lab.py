@@ -1,4 +1,4 @@
-"""A real JupyterLab, driven in headless Chromium that can reach nothing but this machine."""
+"""A real JupyterLab, controlled in headless Chromium without internet."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def launch(playwright: Playwright) -> Browser:
 
 @contextlib.contextmanager
 def server(root: pathlib.Path):
-    """JupyterLab on a free port of the loopback, with its own settings; yields its address."""
+    """Run JupyterLab on a free port of this machine, with its own settings, and yield its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -92,13 +92,14 @@ class Lab:
         self.page: Page = browser.new_page(viewport={"width": 1280, "height": 800})
         self.page.route("**/*", self._route)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        # Without what an earlier page had open: a hidden notebook has the same cells and tabs.
+        # Close notebooks of an earlier page: a hidden notebook has the same cells and tabs.
         self._open(f"{address}/lab/tree/{notebook}?token={TOKEN}&reset")
 
     def _open(self, address: str, attempts: int = 3) -> None:
-        """Wait until the kernel has answered: a cell run before is lost.
+        """Open a page and wait until its kernel has answered; a cell that is run before is lost.
 
-        JupyterLab 4.6 now and then misses that answer (seen once in thirty starts); a person reloads.
+        JupyterLab 4.6 now and then misses that answer (once in thirty starts). A person reloads the page, and so does
+        this.
         """
         for attempt in range(attempts):
             self.page.goto(address)
@@ -133,10 +134,10 @@ class Lab:
         return self.page.locator(".jp-Notebook .jp-Cell.jp-CodeCell")
 
     def run(self, index: int) -> None:
-        """Run one code cell, without waiting for it; where JupyterLab took no notice of the keys, once more.
+        """Run one code cell without waiting for it; if JupyterLab ignored the keys, run it again.
 
-        Now and then the first cell of a notebook does not reach a kernel that has just come up: the prompt says that
-        it runs, and the kernel that it idles; a person reloads.
+        Now and then the first cell of a notebook does not reach a kernel that has just started: the prompt says that
+        it runs, and the status bar says that the kernel is idle. A person reloads the page, and so does this.
         """
         cell = self.cells().nth(index)
         for _ in range(3):
@@ -152,7 +153,7 @@ class Lab:
         raise AssertionError(f"JupyterLab did not run the cell {index}, three times")
 
     def _taken_up(self, cell: Locator) -> bool:
-        """Whether the kernel is at the cell, or through with it, within ten seconds."""
+        """Return true if the kernel runs the cell, or has run it, within ten seconds."""
         for _ in range(40):
             status = self.page.locator("#jp-main-statusbar").inner_text()
             if "| Busy" in status or "[*]" not in cell.locator(".jp-InputPrompt").inner_text():
@@ -210,16 +211,16 @@ class Lab:
         self.page.get_by_role("button", name=re.compile(f"(^|\\W){re.escape(button)}$")).click()
 
     def plots(self, axis: str):
-        """The plots that are seen and have an axis of this title."""
+        """Return the visible plots that have an axis of this title."""
         shown = self.page.locator(".js-plotly-plot:visible")
         return shown.filter(has=self.page.locator("text", has_text=axis))
 
     def points(self) -> int:
-        """How many points the curve of the loss has in the browser."""
+        """Return the number of points of the loss curve in the browser."""
         return self.plots("training time, s").first.evaluate("plot => plot._fullData[0].x?.length ?? 0")
 
     def prompts(self) -> list[str]:
-        """What stands beside every code cell: [ ], [*] or the number of its execution."""
+        """Return the prompt of every code cell: [ ], [*] or the number of its execution."""
         return self.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
 
     def dark(self, on: bool = True) -> None:
@@ -236,7 +237,7 @@ class Lab:
         return path
 
     def canvas_pixels(self) -> list[np.ndarray]:
-        """The pixels of every orbital canvas, as the browser shows them."""
+        """Return the pixels of every orbital canvas, as the browser shows them."""
         boxes = self.page.locator(".qptlab-viewer-canvas:visible")
         images = []
         for index in range(boxes.count()):
@@ -246,6 +247,6 @@ class Lab:
 
 
 def shares(pixels: np.ndarray) -> tuple[float, float]:
-    """The shares of pixels that are blue and orange, whatever the light: the two signs of an orbital."""
+    """Return the shares of blue and of orange pixels, which are the two signs of an orbital."""
     red, _, blue = np.moveaxis(pixels.astype(int), -1, 0)
     return float((blue - red > 60).mean()), float((red - blue > 60).mean())

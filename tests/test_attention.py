@@ -1,4 +1,4 @@
-"""What heads look at."""
+"""Attention of heads."""
 
 import cases
 import numpy as np
@@ -24,7 +24,7 @@ def test_attention_of_every_row_sums_to_one(heads):
     np.testing.assert_allclose(between.sum(axis=1), 1.0, atol=1e-5)
 
 
-def test_the_matrices_and_their_weights_are_those_of_the_model(heads):
+def test_the_coefficients_of_the_matrices_are_those_of_the_model(heads):
     params = cases.parameters("water", cases.QUICK_METHOD, 0)
     (mixing,) = [leaf for name, leaf in _named(params) if name.endswith("bias") and leaf.ndim == 3]
     np.testing.assert_array_equal(heads.mixing, mixing)
@@ -37,13 +37,13 @@ def _named(params):
     return [(name, leaf) for module in params.values() for name, leaf in module.items()]
 
 
-def test_like_atoms_are_looked_at_alike(heads):
-    """The two hydrogens of water are mirror images: what one sends the oxygen, the other does, too, nearly."""
+def test_equivalent_atoms_get_nearly_the_same_attention(heads):
+    """The two hydrogens of water are mirror images of each other, nearly."""
     between = heads.weights.mean(axis=(0, 1))
     assert between[0, 5] == pytest.approx(between[0, 6], rel=0.2)
 
 
-def test_what_cannot_be_looked_at_is_refused(heads):
+def test_a_missing_head_and_a_switched_off_network_are_refused(heads):
     with pytest.raises(ql.InputError, match="head from 0 to 3, got layer 0, head 4"):
         heads.between_atoms(0, 4)
     plain = cases.predictor("water", cases.QUICK_METHOD, 0).without_network()

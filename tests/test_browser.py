@@ -1,4 +1,4 @@
-"""What a person sees: a real JupyterLab in headless Chromium that can reach nothing but this machine."""
+"""The workbench as a person sees it: a real JupyterLab in headless Chromium without internet."""
 
 import csv
 import pathlib
@@ -39,7 +39,7 @@ def opened(tmp_path):
 
 
 def test_first_light_in_jupyterlab_without_the_internet(opened):
-    """Run all; press Start; points arrive while another cell answers; pause, stop; look at everything."""
+    """Press Start; points arrive while a cell answers; pause, stop; look at all tabs."""
     page = opened.page
     opened.run(0)
     opened.tab("training").wait_for(timeout=60_000)
@@ -61,11 +61,11 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     expect(page.locator("text=/note — first light/")).to_be_visible()
     opened.screenshot("training")
 
-    # The page is loaded again in mid-run: the training goes on, and the plot comes back whole.
-    seen = opened.points()
+    # The page is loaded again during the training: the training continues, and the plot is complete.
+    count = opened.points()
     opened.reload()
     opened.show("training")
-    wait_until(lambda: opened.points() > seen)
+    wait_until(lambda: opened.points() > count)
 
     opened.show("kernels")
     opened.press("Profile")
@@ -88,13 +88,15 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
 
     # The camera stays where a user has turned it when another orbital is shown.
     opened.show("orbitals")
-    both = opened.canvas_pixels()
-    straight = both[0]
+    panels = opened.canvas_pixels()
+    straight = panels[0]
     page.locator(".qptlab-viewer-canvas:visible").first.focus()
     for _ in range(6):
         page.keyboard.press("ArrowRight")
-    # The second panel turns along.
-    wait_until(lambda: all((now != was).mean() > 0.01 for now, was in zip(opened.canvas_pixels(), both, strict=True)))
+    # The second panel follows.
+    wait_until(lambda: all(
+        (now != before).mean() > 0.01 for now, before in zip(opened.canvas_pixels(), panels, strict=True)
+    ))
     turned = opened.canvas_pixels()[0]
     page.get_by_role("button", name="Update").click()
     time.sleep(2)
@@ -215,7 +217,7 @@ def test_bad_input_is_explained_beside_the_control(opened):
 
 
 def test_run_all_cells_ends_in_the_claims_of_the_notebook(opened):
-    """As a newcomer does it: Run All Cells, and wait."""
+    """Run All Cells and wait, as a newcomer does."""
     opened.run_all()
     wait_until(lambda: opened.prompts()[-1].strip("[]: ").isdigit(), seconds=170)
     assert opened.page.locator(".jp-OutputArea-output[data-mime-type*='stderr']").count() == 0

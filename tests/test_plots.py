@@ -1,4 +1,4 @@
-"""Figures: what is on them, and what must not be."""
+"""Figures: their traces, titles and units."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ ROWS[10] |= {
 
 
 @pytest.mark.parametrize("make", [plots.training_figure, plots.parity_figure])
-def test_figures_have_titles_units_and_nothing_that_uploads(make):
+def test_figures_have_titles_and_units_and_no_button_that_uploads(make):
     figure = make()
     axes = [axis for name, axis in figure.layout.to_plotly_json().items() if name.startswith(("xaxis", "yaxis"))]
     assert all(", " in axis["title"]["text"] for axis in axes), "a quantity and its unit"
@@ -35,7 +35,7 @@ def test_figures_have_titles_units_and_nothing_that_uploads(make):
     assert len(figure.layout.annotations) >= 2
 
 
-def test_lines_are_told_apart_by_more_than_colour():
+def test_lines_differ_by_more_than_colour():
     lines = [(trace.line.dash, trace.mode, trace.line.width) for trace in plots.training_figure().data[1:]]
     assert len(set(lines)) == len(lines)
 
@@ -48,7 +48,7 @@ def test_long_trainings_are_thinned_and_keep_their_ends():
     assert y[0] == 0.0
 
 
-def test_both_baselines_and_both_marks_stand_beside_the_error():
+def test_the_error_is_drawn_with_two_baselines_and_two_marks():
     traces = plots.training_traces(ROWS, -75.0)
     figure = plots.training_figure()
     plots.fill(figure, traces)
@@ -83,28 +83,28 @@ def test_smoothing_averages_and_events_are_marked_where_they_happened():
 
 
 def test_parity_plot_shows_every_geometry_and_orbital(trained):
-    found = ql.evaluate(trained.predictor, trained.validation)
-    traces = plots.parity_traces(found)
+    evaluation = ql.evaluate(trained.predictor, trained.validation)
+    traces = plots.parity_traces(evaluation)
     assert [len(x) for x, _ in traces] == [2, 2, 2, 2, 10, 10, 2, 2], "two geometries, five orbitals"
     diagonal, plain, model = traces[:3]
     np.testing.assert_array_equal(diagonal[0], diagonal[1])
     assert np.abs(model[1] - model[0]).max() < np.abs(plain[1] - plain[0]).max()
 
 
-def test_parity_plot_of_several_molecules_takes_each_ones_own_levels_and_zero():
+def test_a_parity_plot_of_several_molecules_has_orbitals_and_zero_of_each():
     mols = [ql.Molecule.from_name(name) for name in ("ethanol", "water")]
     systems, kinds = ql.make_systems(mols, cases.QUICK_METHOD)
     model = ql.CorrectionModel(cases.QUICK_MODEL, kinds)
-    found = ql.evaluate(ql.CorrectionPredictor(model, None, systems), mols)
-    zeros = plots.lowest_energies(found)
-    assert zeros == [answer.energy for answer in found.test_set.converged]
-    traces = plots.parity_traces(found)
+    evaluation = ql.evaluate(ql.CorrectionPredictor(model, None, systems), mols)
+    zeros = plots.lowest_energies(evaluation)
+    assert zeros == [answer.energy for answer in evaluation.test_set.converged]
+    traces = plots.parity_traces(evaluation)
     assert [len(x) for x, _ in traces[:3]] == [2, 2, 2]
     # Ethanol's 10 valence levels and LUMO, water's 4 and LUMO: core levels are left out.
     assert len(traces[4][0]) == 10 + 1 + 4 + 1
 
 
-def test_live_figures_send_what_plain_ones_hold():
+def test_live_figures_send_the_data_of_plain_ones():
     live = ql.plot(plots.training_figure())
     live.fill(plots.training_traces(ROWS[:20], -75.0))
     sent = json.loads(live.figure_json)["data"]
@@ -118,10 +118,10 @@ def test_live_figures_send_what_plain_ones_hold():
 
 
 def test_plots_share_one_copy_of_plotly():
-    one, two = ql.plot(go.Figure()), ql.plot(go.Figure())
-    assert len(one._esm) < 10_000
-    assert one.library is two.library
-    assert one.library.source.decode() == plotly.offline.get_plotlyjs()
+    first, second = ql.plot(go.Figure()), ql.plot(go.Figure())
+    assert len(first._esm) < 10_000
+    assert first.library is second.library
+    assert first.library.source.decode() == plotly.offline.get_plotlyjs()
 
 
 def test_convergence_is_drawn_above_the_ground_state_from_the_first_iteration_on():
@@ -133,7 +133,7 @@ def test_convergence_is_drawn_above_the_ground_state_from_the_first_iteration_on
     figure = plots.convergence_figure(["plain", "DIIS"])
     plots.fill(figure, [(x, y), (nothing, nothing)])
     assert list(figure.data[0].x) == [1, 2]
-    assert [trace.line.dash for trace in figure.data] == ["solid", "dash"]  # told apart without colour too
+    assert [trace.line.dash for trace in figure.data] == ["solid", "dash"]  # they differ without colour as well
 
 
 def test_heatmaps_show_each_matrix_with_white_at_zero():
@@ -154,8 +154,8 @@ def test_curves_of_a_study_have_one_legend_entry_for_each_setting():
     figure = plots.study_figure(rows)
     assert [trace.name for trace in figure.data if trace.showlegend] == ["loss", "labels"]
     assert list(figure.data[3].y) == [10.0, 2.0]
-    both = plots.iterations_figure([0, 1], [1.0, 0.1], [100.0, 10.0])
-    assert all(axis.title.text for axis in (both.layout.xaxis, both.layout.yaxis))
+    figure = plots.iterations_figure([0, 1], [1.0, 0.1], [100.0, 10.0])
+    assert all(axis.title.text for axis in (figure.layout.xaxis, figure.layout.yaxis))
 
 
 @pytest.mark.parametrize(
@@ -163,18 +163,18 @@ def test_curves_of_a_study_have_one_legend_entry_for_each_setting():
     [
         plots.training_figure(), plots.heatmaps({"S": np.eye(3)}, ["a", "b", "c"]), plots.levels_figure(),
         plots.mixing_figure(np.arange(3), ["a", "b", "c"]), plots.matrix_errors_figure(np.eye(2), ["C0", "O1"]),
-        # A user's own: plotly lets a trace leave out how it is drawn.
+        # Figures of a user: plotly lets a trace leave out its mode.
         go.Figure([go.Scatter(x=[0, 1], y=[0, 1], name="own")]),
         go.Figure([go.Bar(x=["a", "b"], y=[1, 2], marker_color="#0072B2", name="own")]),
     ],
     ids=lambda figure: f"{figure.data[0].type} {figure.data[0].name}",
 )
-def test_every_kind_of_figure_has_a_still_picture(figure):
+def test_every_kind_of_figure_has_a_picture(figure):
     picture = np.asarray(Image.open(io.BytesIO(pictures.png(figure))).convert("L"))
     assert picture.shape[1] == 1100
     assert (picture < 128).mean() > 0.001, "something is drawn"
 
 
-def test_a_live_figure_brings_its_picture_for_pages_without_widgets():
+def test_a_live_figure_has_a_picture_for_pages_without_widgets():
     bundle = ql.plot(plots.heatmaps({"S": np.eye(3)}, ["a", "b", "c"]))._repr_mimebundle_()[0]
     assert {"image/png", "application/vnd.jupyter.widget-view+json"} <= set(bundle)

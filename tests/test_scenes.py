@@ -1,4 +1,4 @@
-"""What is drawn around a molecule."""
+"""Scenes: volumes around a molecule."""
 
 import cases
 import numpy as np
@@ -25,7 +25,7 @@ def subject():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_has_two_panels_captions_and_words(subject, kind):
+def test_every_kind_has_two_panels_captions_and_a_summary(subject, kind):
     scene = scenes.draw(kind, subject, points=20)
     assert [values.shape for values in scene.values] == [(20, 20, 20)] * 2
     assert len(scene.captions) == 2
@@ -33,7 +33,7 @@ def test_every_kind_has_two_panels_captions_and_words(subject, kind):
     assert all(np.abs(values).max() > scene.isovalue for values in scene.values), "something to see"
 
 
-def test_orbitals_are_turned_alike_and_named(subject):
+def test_orbitals_have_the_same_sign_and_a_name(subject):
     scene = scenes.draw("orbital", subject, 4, points=24)
     predicted, reference = scene.values
     assert np.sum(predicted * reference) > 0
@@ -48,8 +48,8 @@ def test_orbitals_are_turned_alike_and_named(subject):
         scenes.draw("density", subject, isovalue=-1)
 
 
-def test_densities_hold_the_electrons_and_differences_none(subject):
-    """A box of 5 bohr around water holds all ten; the two densities have as many."""
+def test_densities_integrate_to_the_electrons_and_differences_to_zero(subject):
+    """A box of 5 bohr around water holds all ten electrons, and both densities have ten."""
     scene = scenes.draw("density", subject, points=70)
     volume = np.prod(scene.box.spacing)
     assert scene.values[1].sum() * volume == pytest.approx(10, abs=0.15)  # nuclei fall between points
@@ -57,8 +57,8 @@ def test_densities_hold_the_electrons_and_differences_none(subject):
     assert difference.values[0].sum() * volume == pytest.approx(0, abs=0.01)
 
 
-def test_the_potential_is_that_of_the_exact_integrals(subject):
-    """The auxiliary basis makes it right to a millihartree, also close to the nuclei."""
+def test_the_potential_agrees_with_exact_integrals(subject):
+    """The error of the auxiliary basis is a few millihartree, also close to the nuclei."""
     mol, dm = subject.molecule, subject.reference.dm
     points = np.random.default_rng(1).normal(scale=4.0, size=(40, 3))
     built = libcint.pyscf_molecule(mol, cases.QUICK_METHOD)
@@ -67,16 +67,15 @@ def test_the_potential_is_that_of_the_exact_integrals(subject):
         with built.with_rinv_origin(point):
             electrons = np.sum(built.intor("int1e_rinv") * dm)
         exact.append(np.sum(built.atom_charges() / np.linalg.norm(built.atom_coords() - point, axis=1)) - electrons)
-    found = libcint.electrostatic_potential(mol, cases.QUICK_METHOD, dm, points)
-    np.testing.assert_allclose(found, exact, atol=2e-3)
+    potential = libcint.electrostatic_potential(mol, cases.QUICK_METHOD, dm, points)
+    np.testing.assert_allclose(potential, exact, atol=2e-3)
 
 
 def test_the_potential_of_water_is_negative_at_its_oxygen_and_positive_at_its_hydrogens(subject):
     scene = scenes.draw("electrostatic potential", subject, points=40)
-    where, potential = scene.box, scene.potentials[1]
-    points = properties.points(where)
+    potential, points = scene.potentials[1], properties.points(scene.box)
     for atom, sign in ((0, -1), (1, 1), (2, 1)):
         outwards = subject.molecule.positions[atom] - subject.molecule.positions.mean(axis=0)
-        seen = (points @ outwards > 0.95 * np.linalg.norm(points, axis=1) * np.linalg.norm(outwards))
-        near = potential.ravel()[seen & (potential.ravel() != 0)]
+        is_outside = (points @ outwards > 0.95 * np.linalg.norm(points, axis=1) * np.linalg.norm(outwards))
+        near = potential.ravel()[is_outside & (potential.ravel() != 0)]
         assert np.sign(near.mean()) == sign

@@ -1,4 +1,4 @@
-"""The workbench without a screen."""
+"""Sessions: the workbench without a screen."""
 
 import csv
 import dataclasses
@@ -28,7 +28,7 @@ def test_no_public_name_hides_a_module_of_the_package():
 
 @pytest.fixture
 def after_training(trained):
-    """A session whose training is done."""
+    """A session with a finished training."""
     session = Session("water", xc="lda", basis="sto-3g", grid_level=0, iterations=0)
     session.trainer = trained
     return session
@@ -58,7 +58,7 @@ def test_choices_that_cannot_be_used_are_refused_with_a_sentence(name, value):
     assert session.message.is_error
 
 
-def test_the_summary_says_what_a_molecule_will_cost():
+def test_the_summary_states_the_size_of_a_calculation():
     assert Session("water", basis="sto-3g").summary() == (
         "H2O, 10 electrons, 7 atomic orbitals, exact integrals, 2.17 MiB per geometry"
     )
@@ -67,7 +67,7 @@ def test_the_summary_says_what_a_molecule_will_cost():
         Session("water", basis="nonsense").summary()
 
 
-def test_what_needs_a_model_says_so_before_there_is_one():
+def test_parts_that_need_a_model_say_so_before_there_is_one():
     session = Session("water")
     session.comparison.run()
     assert session.message == ("There is no trained model yet; start a training first.", "comparison", True)
@@ -83,7 +83,7 @@ def test_what_needs_a_model_says_so_before_there_is_one():
     assert "no comparison to save" in session.message.text
 
 
-def test_zero_minutes_and_a_taken_folder_are_refused_and_nothing_is_written(tmp_path):
+def test_zero_minutes_and_a_folder_with_other_files_are_refused_and_nothing_is_written(tmp_path):
     session = Session("water", minutes=0.0, out=str(tmp_path / "w"))
     session.training.start()
     assert session.message.topic == "training"
@@ -106,7 +106,7 @@ def test_comparison_and_orbitals_of_a_trained_model(after_training):
     assert "HOMO" in labels[4]
     assert "LUMO" in labels[5]
     assert session.orbitals.scene(geometry=1, points=8).captions[0].startswith("QPT, step 60: orbital 5")
-    assert session.orbitals.subject(1) is session.orbitals.subject(1), "kept until a different one is asked for"
+    assert session.orbitals.subject(1) is session.orbitals.subject(1), "a prediction is kept until it is renewed"
     with pytest.raises(ql.InputError, match="Expected a geometry from 0 to 1, got 2"):
         session.orbitals.subject(2)
 
@@ -158,7 +158,7 @@ def _endless(report):
         time.sleep(0.01)
 
 
-def test_the_training_of_a_session_is_found_again(tmp_path):
+def test_the_workbench_shows_a_running_training_again(tmp_path):
     session = Session(
         "water", xc="lda", basis="sto-3g", grid_level=0, iterations=0, sampler="perturb", minutes=5.0,
         out=str(tmp_path / "w"),
@@ -175,7 +175,7 @@ def test_the_training_of_a_session_is_found_again(tmp_path):
     assert active_session() is None
 
 
-def test_the_loss_is_drawn_against_the_converged_energy_of_the_validation_geometries(after_training, trained):
+def test_the_loss_is_relative_to_the_converged_energy_of_the_validation_geometries(after_training, trained):
     zero, name = after_training.training.energy_zero()
     energies = [cases.rks(mol, cases.QUICK_METHOD).kernel() for mol in ql.read_xyz(trained.out / "validation.xyz")]
     assert zero == pytest.approx(np.mean(energies), abs=1e-7)
@@ -253,7 +253,7 @@ def test_a_users_own_network_is_chosen_trained_and_watched(tmp_path):
     session.network = contract.choices()["pair-mlp"]
     assert session.network_title == "pair-mlp"
     session.network = own_network.PairConfig(width=8)
-    assert session.network_title == "pair-mlp, own settings"
+    assert session.network_title == "pair-mlp, custom"
     session.training.start()
     session.trainer.wait(120)
     assert session.trainer.model_config == own_network.PairConfig(width=8, iterations=0)
@@ -265,7 +265,7 @@ def test_a_users_own_network_is_chosen_trained_and_watched(tmp_path):
         session.attention.heads()
 
 
-def test_settings_that_are_not_a_networks_are_refused():
+def test_settings_of_no_network_are_refused():
     session = Session("water")
     before = session.network
     assert not session.set("network", "micro")
@@ -301,7 +301,7 @@ def test_start_pause_resume_and_stop_from_a_session(tmp_path):
     assert session.trainer.step > halted
 
 
-def test_a_run_on_disk_is_opened_looked_at_and_continued(trained, tmp_path):
+def test_a_run_on_disk_is_opened_drawn_and_continued(trained, tmp_path):
     shutil.copytree(trained.out, tmp_path / "w")
     session = Session("ethanol", minutes=0.02)
     session.training.open_run(str(tmp_path / "none"))
@@ -324,7 +324,7 @@ def test_a_run_on_disk_is_opened_looked_at_and_continued(trained, tmp_path):
     assert session.training.status == "finished"
 
 
-def test_what_ends_a_training_is_shown_and_its_state_is_kept(tmp_path):
+def test_the_reason_of_a_failed_training_is_shown_and_its_state_is_kept(tmp_path):
     session = Session(
         "water", xc="lda", basis="sto-3g", grid_level=0, iterations=0, sampler="perturb", minutes=5.0,
         out=str(tmp_path / "w"),

@@ -1,4 +1,4 @@
-"""Widgets in plain Python: what they hold and say. What a person sees is in test_browser.py."""
+"""Widgets in plain Python: their values and messages. test_browser.py tests what a person sees."""
 
 import dataclasses
 import functools
@@ -114,7 +114,7 @@ def test_every_view_works_alone(view):
     assert view().session.molecule.formula == "H2O"
 
 
-def test_a_choice_made_in_the_picker_shows_in_the_session_and_back():
+def test_picker_and_session_show_each_others_choices():
     picker = MoleculePicker()
     fields = {child.description: child for child in picker.children[-1].children[-1].children}
     fields["Functional"].value = "lda"
@@ -124,7 +124,7 @@ def test_a_choice_made_in_the_picker_shows_in_the_session_and_back():
     assert fields["Grid level"].value == 0
 
 
-def test_a_bad_choice_is_explained_and_put_back():
+def test_a_bad_choice_is_explained_and_the_previous_one_is_restored():
     picker = MoleculePicker()
     picker.session.choose("C1CC")
     assert "alert" in picker._message.value
@@ -202,12 +202,12 @@ def test_a_network_is_chosen_in_the_picker_and_a_newly_registered_one_appears():
     assert {"QPT, micro", "OrbitalGNN"} <= set(names)
     picker._network.value = "QPT, tiny"
     assert picker.session.network == ql.QPTConfig("tiny")
-    assert picker._labels_file.layout.display == "none"
+    assert picker._fields["labels"].layout.display == "none"
     picker.session.iterations = 3
     assert picker._network.value == "QPT, tiny"
     picker._network.value = "OrbitalGNN"
     assert picker.session.network == ql.GNNConfig()
-    assert picker._labels_file.layout.display == "flex"
+    assert picker._fields["labels"].layout.display == "flex"
 
     @dataclasses.dataclass(frozen=True)
     class NewConfig(ql.CorrectionConfig):
@@ -237,6 +237,7 @@ def test_views_say_what_a_model_that_learned_from_labels_does_not_predict(tmp_pa
     assert monitor.figure.layout.annotations[0].text == "Loss"
     assert "no network" in monitor.chart.words
     assert orbitals._kind.disabled
+    assert orbitals._panels.layout.display == "none"
     assert "Expected a model that predicts dm" in app.session.message.text
     app.session.comparison.run()
     for plot in comparison._plot.options:
@@ -246,7 +247,7 @@ def test_views_say_what_a_model_that_learned_from_labels_does_not_predict(tmp_pa
     assert comparison.viewer.symbols == ["O", "H", "H"]
 
 
-def test_attention_is_shown_beside_the_matrix_that_biased_it(trained):
+def test_attention_is_shown_together_with_the_matrix_that_biases_it(trained):
     session = Session("water")
     view = AttentionView(session)
     assert view._show.disabled
@@ -261,7 +262,7 @@ def test_attention_is_shown_beside_the_matrix_that_biased_it(trained):
     assert max(width for _, _, width in view.viewer.links) == 1.0
 
 
-def test_a_second_run_is_drawn_beside_the_first_and_notes_are_kept(trained, tmp_path, monkeypatch):
+def test_a_second_run_is_drawn_together_with_the_first_and_notes_are_kept(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(trained.out, tmp_path / "runs" / "other")
     session = Session("water")
@@ -284,7 +285,7 @@ def test_a_second_run_is_drawn_beside_the_first_and_notes_are_kept(trained, tmp_
         assert np.isfinite(np.array(monitor.figure.data[8].y, float)).all()
 
 
-def test_the_explorer_shows_the_matrices_of_a_cycle():
+def test_the_explorer_shows_the_matrices_of_an_iteration():
     session = Session("water", xc="lda", basis="sto-3g", grid_level=0)
     explorer = SCFExplorer(session)
     session.scf.explore(cycles=10)
@@ -297,7 +298,7 @@ def test_the_explorer_shows_the_matrices_of_a_cycle():
     assert "<td>" in explorer.curves._table.value
 
 
-def test_sliders_move_atoms_and_undo_takes_a_whole_way_back():
+def test_sliders_move_atoms_and_undo_takes_back_a_whole_movement():
     picker = MoleculePicker(Session("ethanol"))
     before = picker.session.molecule
     picker._coordinate.value = next(each for label, each in picker._coordinate.options if label.startswith("torsion"))
@@ -315,7 +316,7 @@ def test_sliders_move_atoms_and_undo_takes_a_whole_way_back():
     assert all("torsion" not in label for label, _ in picker._coordinate.options)
 
 
-def test_a_saved_orbital_is_a_cube_and_a_page_that_needs_no_network(trained, tmp_path, monkeypatch):
+def test_a_saved_orbital_is_a_cube_and_a_page_that_needs_no_internet(trained, tmp_path, monkeypatch):
     session = Session("water")
     orbitals = Orbitals(session)
     orbitals.save()
@@ -331,7 +332,7 @@ def test_a_saved_orbital_is_a_cube_and_a_page_that_needs_no_network(trained, tmp
     assert "$3Dmol" in page
 
 
-def test_the_viewer_refuses_what_does_not_fit_together():
+def test_the_viewer_refuses_arrays_that_do_not_fit_together():
     viewer, cube = OrbitalViewer(), np.zeros((4, 4, 4))
     with pytest.raises(ValueError, match=r"shape \(2, 3\) for 2 symbols, got \(1, 3\)"):
         viewer.show(["H", "H"], np.zeros((1, 3)), [cube], ["one"], *BOX)

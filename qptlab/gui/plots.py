@@ -39,7 +39,7 @@ X_AXES = {"training time": ("seconds", "training time, s"), "step": ("step", "st
 """Quantities on the x axis of a training: column of the metrics table, and title."""
 
 QUANTITIES = {
-    "gradient norm": "gradient norm, hartree", "learning rate": "learning rate, per update",
+    "gradient norm": "gradient norm, unit of the loss", "learning rate": "learning rate, per update",
     "waiting for data": "waiting for data, %", "steps per second": "updates, per second",
     "new geometries per second": "new geometries, per second",
     "memory": "memory in use, MiB",
@@ -69,7 +69,7 @@ def training_figure(compared: Sequence[str] = ()) -> go.Figure:
     """
     figure = make_subplots(
         cols=3, horizontal_spacing=0.1, column_widths=[0.34, 0.38, 0.28],
-        subplot_titles=(LOSS_TITLES[True], "Error on unseen geometries", "Progress"),
+        subplot_titles=(LOSS_TITLES[True], "Error on unseen geometries", "Gradient norm"),
     )
     figure.add_scatter(
         name=TRACES[0], mode="lines", line={"color": BLUE, "width": 1.5}, row=1, col=1, showlegend=False
@@ -242,8 +242,8 @@ def parity_figure() -> go.Figure:
     for col in (1, 2):
         figure.update_xaxes(title="PySCF, eV", row=1, col=col)
         figure.update_yaxes(title="predicted, eV", row=1, col=col)
-    figure.update_xaxes(title="residual, hartree", type="log", dtick=1, exponentformat="power", row=1, col=3)
-    figure.update_yaxes(title="energy error, meV", type="log", dtick=1, exponentformat="power", row=1, col=3)
+    figure.update_xaxes(title="residual, hartree", type="log", exponentformat="power", nticks=5, row=1, col=3)
+    figure.update_yaxes(title="energy error, meV", type="log", exponentformat="power", nticks=6, row=1, col=3)
     figure.update_layout(height=340, legend=_legend_below(-0.32))
     return _dress(figure)
 
@@ -301,7 +301,7 @@ def errors_figure(evaluation: Evaluation) -> go.Figure:
             marker={"color": colour, "symbol": mark, "size": 8},
         )
     figure.update_xaxes(title="geometry, number")
-    figure.update_yaxes(title="|energy error|, meV", type="log", dtick=1, exponentformat="power")
+    figure.update_yaxes(title="|energy error|, meV", type="log", exponentformat="power", nticks=6)
     figure.update_layout(
         title="Error of each geometry (click one to show it)", height=340, hovermode="closest", showlegend=True,
         legend=_legend_below(-0.25),
@@ -448,8 +448,8 @@ def levels_figure() -> go.Figure:
     figure.update_yaxes(title="orbital energy, eV")
     figure.update_layout(
         # The title is at the left and there are few buttons, because they would cover it: the diagram is narrow.
-        title={"text": "Orbitals: click one", "x": 0.02, "xanchor": "left"}, height=380, hovermode="closest",
-        legend=_legend_below(-0.12),
+        title={"text": "Click a level", "x": 0.02, "xanchor": "left", "font": {"size": 14}},
+        height=380, hovermode="closest", legend=_legend_below(-0.12),
     )
     _dress(figure)
     figure.layout.modebar.remove += ("zoomIn2d", "zoomOut2d", "autoScale2d", "pan2d")

@@ -166,7 +166,7 @@ class Profile(NamedTuple):
         limit = "arithmetic" if intensity > self.ridge else "memory"
         idle = " Much of the time passes between operations, in Python or waiting for threads." if busy < 0.6 else ""
         return (
-            f"{first}{idle} The function {longest.name} takes most of the {kind}s' time. It does {intensity:.2g} "
+            f"{first}{idle} The function “{longest.name}” takes most of the {kind}s' time. It does {intensity:.2g} "
             f"operations per byte; arithmetic limits this device above {self.ridge:.2g}, and memory below. So "
             f"{limit} limits the speed of a step."
         )

@@ -170,7 +170,7 @@ class Session(traitlets.HasTraits):
         for title, config in contract.choices().items():
             if self._with_iterations(config) == self.model_config:
                 return title
-        return f"{contract.title_of(contract.kind_of(self.network))}, own settings"
+        return f"{contract.title_of(contract.kind_of(self.network))}, custom"
 
     def _with_iterations(self, config: Any) -> Any:
         if not isinstance(config, CorrectionConfig):

@@ -50,12 +50,12 @@ class Comparison(View):
                                             layout={"width": "140px"})
         self._worst = ipw.Button(description="Worst", tooltip="Show the geometry with the largest energy error",
                                  layout={"width": "90px"})
-        self._error = ipw.Label()
+        self._error = ipw.HTML()
         self.chart = Chart(plots.parity_figure(), "comparison with references")
         self.viewer = OrbitalViewer(height=260, labels=True)
         self._results = ipw.VBox([
-            ipw.HBox([self._plot, self._geometry, self._worst, self._error]),
-            self.chart, self.viewer,
+            ipw.HBox([self._plot, self._geometry, self._worst]),
+            self.chart, self._error, self.viewer,
         ], layout={"display": "none"})
         super().__init__([
             ipw.HBox([self._geometries, self._save]), self._run, self._table, self._results,
@@ -115,8 +115,8 @@ class Comparison(View):
             return
         mol, residual = evaluation.molecules[index], evaluation.predictions[index].residual
         error = float(evaluation.energy_errors_mev[index])
-        self._error.value = f"energy error {error:+.3g} meV" + (
-            "" if residual is None else f", residual {float(residual):.2g} hartree"
+        self._error.value = f"Geometry {index}: energy error {error:+.3g} meV" + (
+            "." if residual is None else f", residual {float(residual):.2g} hartree."
         )
         self.viewer.show(mol.symbols, mol.positions_angstrom, captions=[f"geometry {index}: {error:+.3g} meV"])
         if self._plot.value == FOCK:

@@ -37,11 +37,11 @@ class SCFExplorer(View):
         )
         self._cycle = ipw.IntSlider(min=0, max=1, description="Iteration", layout={"width": "380px"},
                                     continuous_update=False)
-        self._energy = ipw.Label()
+        self._energy = ipw.HTML()
         self.curves = Chart(plots.convergence_figure(exploration.ALGORITHMS), "energy against iteration")
         self.matrices = Chart(plots.heatmaps({}, []), "matrices over atomic orbitals")
         self._results = ipw.VBox(
-            [self.curves, ipw.HBox([self._algorithm, self._cycle, self._energy]), self.matrices],
+            [self.curves, ipw.HBox([self._algorithm, self._cycle]), self._energy, self.matrices],
             layout={"display": "none"},
         )
         super().__init__([ipw.HBox([self._guess, self._cycles]), self._run, self._results])
@@ -82,7 +82,8 @@ class SCFExplorer(View):
         algorithm, cycle = self._algorithm.value, self._cycle.value
         path = result.paths[algorithm]
         energy = float(path.history.energy[min(cycle, int(path.cycles))])
-        self._energy.value = f"E = {energy:.8f} hartree" + (" (initial guess)" if cycle == 0 else "")
+        name = "initial guess" if cycle == 0 else f"iteration {cycle}"
+        self._energy.value = f"Energy of the {name}: {energy:.8f} hartree."
         labels = result.template.ao_labels
         self.matrices.show(
             f"{algorithm}, iteration {cycle}: blue is positive, red is negative; each matrix has its own scale.",

@@ -1,9 +1,9 @@
-// Large libraries are part of one widget that all views share, and run once per page.
+// A large library is part of one widget that all views share. It runs once per page.
 
 async function load(shared) {
   const source = shared.get("source");
   if (!source.byteLength) throw new Error(shared.get("missing"));
-  // A module of its own, so that a page's AMD loader does not swallow the script.
+  // The script becomes a module of its own; otherwise an AMD loader of the page would intercept it.
   const parts = [
     "const module = { exports: {} };\n(function (module, exports, define) {\n",
     source,

@@ -213,6 +213,7 @@ class TrainingMonitor(View):
         is_energy = plots.has_energies(rows)
         self.figure.update_yaxes(title_text=f"E − {name}, eV" if is_energy else "loss, scale 1", col=1)
         self.figure.layout.annotations[0].text = plots.LOSS_TITLES[is_energy]
+        self.figure.layout.annotations[2].text = self._quantity.value.capitalize()
         self.figure.update_yaxes(type=self._scale.value, dtick=1 if self._scale.value == "log" else None, col=2)
         self.figure.update_yaxes(title_text=plots.QUANTITIES[self._quantity.value], col=3)
         validated = [row for row in rows if "validation_mae_mev" in row]

@@ -39,12 +39,15 @@ class Orbitals(View):
         self._words = ipw.HTML()
         self.scene: Scene | None = None
         self._state: tuple | None = None
-        self._levels_box = ipw.VBox([self.levels], layout={"width": "30%"})
+        self._panels = ipw.HBox([
+            ipw.VBox([self.levels], layout={"width": "30%"}),
+            ipw.VBox([self.viewer, self._words], layout={"width": "70%"}),
+        ])
         super().__init__([
             ipw.HBox([self._kind, self._choice, self._geometry, self._renew]),
             ipw.HBox([self._isovalue, self._opacity, self._labels, self._save]),
             MessageLine(self.session, "orbitals"),
-            ipw.HBox([self._levels_box, ipw.VBox([self.viewer, self._words], layout={"width": "70%"})]),
+            self._panels,
         ])
         self._bind()
         keep_fresh(self)
@@ -117,6 +120,8 @@ class Orbitals(View):
         subject = self._subject(renew=is_new) if is_ready else None
         for control in (self._kind, self._choice, self._geometry, self._renew, self._save):
             control.disabled = subject is None
+        # A message stands in place of the panels if the model does not predict orbitals.
+        self._panels.layout.display = "none" if is_ready and subject is None else "flex"
         if subject is None:
             return
         if is_new:

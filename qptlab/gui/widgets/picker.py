@@ -100,11 +100,10 @@ class MoleculePicker(View):
         for name, widget in fields:
             widget.value = getattr(session, name)
             _link(session, name, widget)
-        widgets = dict(fields)
-        self._labels_file = widgets["labels"]
+        self._fields = dict(fields)
         columns = [
-            *(widgets[name] for name in ("xc", "basis", "grid_level")), self._network,
-            *(widgets[name] for name in ("iterations", "sampler", "temperature", "minutes", "seed", "labels")),
+            *(self._fields[name] for name in ("xc", "basis", "grid_level")), self._network,
+            *(self._fields[name] for name in ("iterations", "sampler", "temperature", "minutes", "seed", "labels")),
         ]
         for widget in columns:
             widget.style = _FIELD
@@ -155,9 +154,12 @@ class MoleculePicker(View):
         self._network.unobserve(self._choose_network, "value")
         if list(self._network.options) != titles:
             self._network.options = titles
-        self._network.value = title
+        self._network.value = self._network.tooltip = title
         self._network.observe(self._choose_network, "value")
-        self._labels_file.layout.display = "flex" if self.session.learns_from_labels else "none"
+        needs_labels = self.session.learns_from_labels
+        self._fields["labels"].layout.display = "flex" if needs_labels else "none"
+        for name in ("xc", "basis", "grid_level", "iterations", "sampler", "temperature"):
+            self._fields[name].disabled = needs_labels  # the labels determine the method and the geometries
 
     # Moving atoms ----------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-// A plotly figure that is drawn anew whenever the kernel sends it; zoom and hidden traces stay as they are.
+// A plotly figure that is drawn again whenever the kernel sends it; zoom and hidden traces stay as they are.
 
 function config(Plotly, model) {
   const file = (format) => ({ format, filename: model.get("name"), scale: format === "png" ? 2 : 1 });
@@ -38,7 +38,7 @@ export default {
       const [point] = points;
       model.send({ click: [point.curveNumber, point.pointIndex ?? point.pointNumber] });
     });
-    // In a tab that is not seen a plot has no size; it gets one when it is.
+    // A plot in a hidden tab has no size; it gets one when the tab is shown.
     const watcher = new ResizeObserver(() => box.offsetWidth && Plotly.Plots.resize(box));
     watcher.observe(el);
     model.on("change:figure_json", draw);

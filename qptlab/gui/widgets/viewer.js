@@ -1,11 +1,11 @@
 // Live orbital viewer on 3Dmol.js: molecules with two-signed isosurfaces, cameras linked.
-// The view is made once; updates replace models and surfaces and leave the camera alone.
+// The view is created once; updates replace models and surfaces and do not move the camera.
 
 const POSITIVE = "#0072B2"; // Okabe–Ito blue
 const NEGATIVE = "#E69F00"; // Okabe–Ito orange
-const MAX_CONTEXTS = 8; // Chromium drops WebGL contexts beyond 16 without a word
-const FIT = 2.4; // found by eye for molecules from hydrogen to alanine dipeptide
-const LOBES = 3.5; // ångström that orbitals reach beyond the nuclei, both sides together
+const MAX_CONTEXTS = 8; // Chromium closes the oldest of more than 16 WebGL contexts without a message
+const FIT = 2.4; // chosen by eye for molecules from hydrogen to alanine dipeptide
+const LOBES = 3.5; // width that orbitals extend beyond the nuclei, both sides together, Å
 const open = (globalThis.__qptlabViewers ??= []);
 
 function sentence(box, text) {
@@ -18,7 +18,7 @@ function sentence(box, text) {
 }
 
 function floats(view) {
-  // A copy: the buffer of a message need not start at a multiple of four bytes.
+  // A copy, because the buffer of a message may start at an address that is no multiple of four bytes.
   return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
 }
 
@@ -78,7 +78,7 @@ class Scene {
     this.fresh = true;
   }
 
-  // The other panel turns along. 3Dmol's own link would also draw both whenever one of them has new contents.
+  // The other panel follows. The link of 3Dmol itself would also draw both panels when one of them gets new contents.
   follow(turned, view) {
     if (this.isDrawing) return;
     this.isDrawing = true;
@@ -109,7 +109,7 @@ class Scene {
     return { canvas, caption, viewer };
   }
 
-  // An opaque background in the theme's colour: on a transparent one, translucent surfaces fade.
+  // The background is opaque in the colour of the theme: on a transparent one, translucent surfaces fade.
   paint() {
     const colour = getComputedStyle(this.box).backgroundColor;
     const [r, g, b] = colour.match(/[\d.]+/g)?.map(Number) ?? [255, 255, 255];
@@ -159,7 +159,7 @@ class Scene {
     this.surfaces(began);
   }
 
-  // Atoms' symbols and numbers, in the colour of the theme; seen with the next drawing.
+  // Symbols and numbers of atoms in the colour of the theme; they appear with the next drawing.
   write(viewer) {
     viewer.removeAllLabels();
     if (!this.model.get("labels")) return;
@@ -169,7 +169,7 @@ class Scene {
       viewer.addLabel(`${symbols[i]}${i}`, {
         position: { x, y, z }, fontSize: 12, fontColor: style.color, inFront: true,
         backgroundColor: style.backgroundColor, backgroundOpacity: 0.6, alignment: "bottomCenter",
-      }, undefined, true); // not drawn once per label
+      }, undefined, true); // true: do not draw after every label
     });
   }
 
@@ -234,9 +234,9 @@ class Scene {
 
   retire() {
     this.dispose();
-    sentence(this.box, "This view was put to sleep, because a browser shows only a few 3D views at once. ");
+    sentence(this.box, "This view was closed, because a browser shows only a few 3D views at a time. ");
     const button = document.createElement("button");
-    button.textContent = "Show it again";
+    button.textContent = "Show again";
     button.addEventListener("click", () => this.activate());
     this.box.appendChild(button);
   }
