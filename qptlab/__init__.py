@@ -52,7 +52,7 @@ from qptlab.models.orbital_gnn import GNNConfig, GNNPredictor, OrbitalGNN  # noq
 from qptlab.models.predictor import CorrectionPredictor  # noqa: E402
 from qptlab.models.qpt import QPTConfig  # noqa: E402
 from qptlab.models.systems import make_systems  # noqa: E402
-from qptlab.sampling.geometries import Sampling, sample  # noqa: E402
+from qptlab.sampling import Sampler, Sampling, register_sampler, sample  # noqa: E402
 from qptlab.system.functional import FUNCTIONALS, Functional, register_functional  # noqa: E402
 from qptlab.system.method import Method  # noqa: E402
 from qptlab.system.molecule import BUILTIN, Molecule, read_molecules, read_xyz  # noqa: E402
@@ -92,9 +92,10 @@ __all__ = [
     "BUILTIN", "FUNCTIONALS", "Attention", "CorrectionConfig", "CorrectionModel", "CorrectionPredictor",
     "ErrorSummary", "Evaluation", "Features", "Functional", "GNNConfig", "GNNPredictor", "InputError",
     "Integrals", "LabelledSet", "Method", "Model", "ModelCalculator", "Molecule", "OrbitalGNN", "PredictedSet",
-    "Prediction", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampling", "TaskWeights", "TrainConfig",
-    "Trainer", "build_integrals", "charges", "density_from_fock", "dipole_debye", "energy", "evaluate", "fock",
-    "forces", "guess", "kohn_sham", "load", "make_objective", "make_systems", "orbitals", "plot", "read_labels",
-    "read_molecules", "read_predictions", "read_xyz", "register_functional", "register_network", "relax",
-    "require", "sample", "scf", "scf_batch", "template", "train", "with_guess", "workbench", "write_predictions",
+    "Prediction", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampler", "Sampling", "TaskWeights",
+    "TrainConfig", "Trainer", "build_integrals", "charges", "density_from_fock", "dipole_debye", "energy",
+    "evaluate", "fock", "forces", "guess", "kohn_sham", "load", "make_objective", "make_systems", "orbitals", "plot",
+    "read_labels", "read_molecules", "read_predictions", "read_xyz", "register_functional", "register_network",
+    "register_sampler", "relax", "require", "sample", "scf", "scf_batch", "template", "train", "with_guess",
+    "workbench", "write_predictions",
 ]

@@ -227,7 +227,7 @@ BAD = [
     (["train", "water", "--preset", "huge", "--out", "{tmp}/w"], "huge"),
     (["train", "water", "--out", "{tmp}"], "holds other files"),
     (["train", "Xx", "--out", "{tmp}/w"], "'Xx'"),
-    (["train", "water", "--sampler", "torsions", "--out", "{tmp}/w"], "no rotatable bond"),
+    (["train", "water", "--sampler", "torsions", "--out", "{tmp}/w"], "a rotatable bond"),
     (["train", "water", "--loss", "love", "--out", "{tmp}/w"], "got 'love'"),
     (["train", "water", "--guess", "huckel", "--out", "{tmp}/w"], "as guess, got 'huckel'"),
     (["train", "{tmp}/none.smi", "--out", "{tmp}/w"], "none.smi, which cannot be read"),
@@ -462,7 +462,7 @@ def test_a_file_that_is_no_model_is_refused(call, labelled):
             (
                 ql.Method("pbe0"), ql.QPTConfig(iterations=1),
                 ql.TrainConfig(
-                    minutes=None, steps=7, iterations=None, sampling=ql.Sampling(sigma_bohr=0.1), weight_decay=0.5
+                    minutes=None, steps=7, iterations=None, sampling=ql.Sampling("perturb", sigma_bohr=0.1), weight_decay=0.5
                 ),
             ),
         ),

@@ -12,7 +12,7 @@ import pytest
 
 import qptlab as ql
 from qptlab.models.systems import System
-from qptlab.sampling import geometries
+from qptlab.sampling import register
 from qptlab.training import stream as stream_module
 from qptlab.training.config import TrainConfig
 from qptlab.training.label_free import LabelFree
@@ -21,7 +21,7 @@ from qptlab.training.stream import Stream
 
 METHOD = ql.Method("lda", "sto-3g", grid_level=0)
 QUICK = TrainConfig(
-    minutes=None, steps=6, batch=4, reuse=2, warmup_steps=2, sampling=geometries.Sampling("perturb"), validation=2
+    minutes=None, steps=6, batch=4, reuse=2, warmup_steps=2, sampling=ql.Sampling("perturb"), validation=2
 )
 
 
@@ -47,7 +47,7 @@ def test_batches_are_the_same_for_a_seed_whatever_the_threads_do():
 def test_a_stream_entered_later_goes_on_as_it_would_have_done(names, sampler, monkeypatch):
     """The replay buffer has already dropped its first samples, and the chains are in their second segment."""
     monkeypatch.setattr(stream_module, "REPLAY_MAX", 8)
-    monkeypatch.setattr(geometries, "SEGMENT", 3)
+    monkeypatch.setattr(register, "SEGMENT", 3)
     with stream(names, sampler=sampler) as whole, stream(names, sampler=sampler, step=9) as late:
         taken = list(itertools.islice(whole, 12))
         for ours, theirs in zip(taken[9:], late, strict=False):
@@ -115,7 +115,7 @@ def test_molecules_have_their_turn_as_often_as_there_are_of_them():
 
 
 def test_a_fault_in_the_source_reaches_the_one_who_asks():
-    with stream(sampler="torsions") as batches, pytest.raises(ql.InputError, match="no rotatable bond"):
+    with stream(sampler="torsions") as batches, pytest.raises(ql.InputError, match="a rotatable bond"):
         next(batches)
 
 
@@ -123,7 +123,7 @@ def test_training_lowers_the_energy_towards_the_solution():
     """The loss is an energy. It decreases, but never below the converged energy."""
     qpt, system = cases.model("water", METHOD, 0)
     config = TrainConfig(
-        minutes=None, steps=40, batch=4, reuse=4, warmup_steps=5, sampling=geometries.Sampling("perturb")
+        minutes=None, steps=40, batch=4, reuse=4, warmup_steps=5, sampling=ql.Sampling("perturb")
     )
     home = system.frame.reference_positions
     test = system.sample(system.host_integrals(home))

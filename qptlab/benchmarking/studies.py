@@ -30,8 +30,7 @@ from qptlab.models.predictor import CorrectionPredictor
 from qptlab.models.qpt import QPTConfig
 from qptlab.models.systems import System, make_systems
 from qptlab.runtime import cluster
-from qptlab.sampling import geometries
-from qptlab.sampling.geometries import Sampling
+from qptlab.sampling import Sampling, sample
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule, read_molecules
 from qptlab.training.config import TrainConfig
@@ -268,7 +267,7 @@ def _test_frames(
 ) -> list[Float[np.ndarray, "natm 3"]]:
     """Return test geometries of a molecule, bohr; settings of one study share them."""
     mol = Molecule(symbols, np.frombuffer(positions).reshape(-1, 3), charge)
-    stream = geometries.sample(mol, Sampling("md"), [TEST_SEED, index], validation=True)
+    stream = sample(mol, Sampling("md"), [TEST_SEED, index], validation=True)
     return list(itertools.islice(stream, 0, count * TEST_STRIDE, TEST_STRIDE))
 
 

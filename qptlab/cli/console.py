@@ -11,22 +11,37 @@ from rich.console import Console
 import qptlab as ql
 from qptlab.cli.settings import Options
 from qptlab.errors import InputError
-from qptlab.sampling.geometries import SAMPLERS
+from qptlab.sampling import Sampler as SamplerRecord
+from qptlab.sampling import Sampling, parameters, parameters_from_text, samplers
 
 stderr = Console(stderr=True, highlight=False)
+
+
+def _samplers_with(parameter: str) -> str:
+    """Return the names of the samplers that have a parameter."""
+    return ", ".join(name for name in samplers() if parameter in parameters(name))
+
 
 MoleculeArgument = Annotated[
     str, typer.Argument(metavar="MOLECULE", help="A built-in name, a SMILES or an XYZ file (ångström).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Sampler = Annotated[
-    str | None, typer.Option("--sampler", help=f"Source of geometries, one of {', '.join(SAMPLERS)}. Default: md.")
+    str | None,
+    typer.Option("--sampler", help=f"Sampler of the geometries, one of {', '.join(samplers())}. Default: md."),
 ]
-Temperature = Annotated[float | None, typer.Option("--temperature", help="Temperature, K; for md, modes and model.")]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", help=f"Temperature, K; for {_samplers_with('temperature')}.")
+]
 Sigma = Annotated[
-    float | None, typer.Option("--sigma", help="Standard deviation of displacements, bohr; for perturb.")
+    float | None,
+    typer.Option("--sigma", help=f"Standard deviation of displacements, bohr; for {_samplers_with('sigma_bohr')}."),
 ]
-Frames = Annotated[str | None, typer.Option("--frames", help="XYZ file of frames, for --sampler file.")]
+Frames = Annotated[str | None, typer.Option("--frames", help=f"XYZ file of frames; for {_samplers_with('path')}.")]
+SamplerOptions = Annotated[
+    list[str] | None,
+    typer.Option("--sampler-option", metavar="NAME=VALUE", help="Parameter of the sampler; may be repeated."),
+]
 Geometries = Annotated[
     pathlib.Path, typer.Option("--geometries", help="XYZ file with one or more frames, ångström.")
 ]
@@ -55,10 +70,17 @@ def sampling(
     temperature: float | None = None,
     sigma: float | None = None,
     frames: str | None = None,
-) -> ql.Sampling:
-    """Return the sampler that the options of a command describe."""
-    values = {"sampler": sampler, "temperature": temperature, "sigma_bohr": sigma, "path": frames}
-    return ql.Sampling(**{name: value for name, value in values.items() if value is not None})
+    options: list[str] | None = None,
+) -> SamplerRecord:
+    """Return the sampler that the options of a command describe.
+
+    Raises:
+      InputError: if the sampler is unknown, or does not have one of the parameters.
+    """
+    named = {"temperature": temperature, "sigma_bohr": sigma, "path": frames}
+    values = {name: value for name, value in named.items() if value is not None}
+    name = sampler or "md"
+    return Sampling(name, **(values | parameters_from_text(name, options or [])))
 
 
 def print_json(record: dict[str, Any]) -> None:

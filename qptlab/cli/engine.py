@@ -19,6 +19,7 @@ from qptlab.cli.console import (
     Json,
     MoleculeArgument,
     Sampler,
+    SamplerOptions,
     Sigma,
     Temperature,
     print_json,
@@ -113,6 +114,7 @@ def sample(
     temperature: Temperature = None,
     sigma: Sigma = None,
     frames: Frames = None,
+    sampler_option: SamplerOptions = None,
     stride: Annotated[int, typer.Option("--stride", help="Keep every n-th geometry.")] = 8,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random numbers.")] = 0,
     as_json: Json = False,
@@ -122,7 +124,7 @@ def sample(
         if value < least:
             raise InputError(f"Expected a whole number from {least} as --{name}, got {value}; use {least}.")
     mol = ql.Molecule.parse(molecule)
-    stream = ql.sample(mol, sampling(sampler, temperature, sigma, frames), seed, validation=True)
+    stream = ql.sample(mol, sampling(sampler, temperature, sigma, frames, sampler_option), seed, validation=True)
     refuse_existing(out)
     drawn = itertools.islice(stream, 0, n * stride, stride)
     out.write_text("".join(mol.with_positions(positions).to_xyz() for positions in drawn))

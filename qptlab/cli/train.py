@@ -8,7 +8,18 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import qptlab as ql
-from qptlab.cli.console import METHOD, Frames, Json, Sampler, Sigma, Temperature, print_json, sampling, stderr
+from qptlab.cli.console import (
+    METHOD,
+    Frames,
+    Json,
+    Sampler,
+    SamplerOptions,
+    Sigma,
+    Temperature,
+    print_json,
+    sampling,
+    stderr,
+)
 from qptlab.cli.settings import Options, refuse, takes
 from qptlab.errors import InputError
 from qptlab.evaluation.errors import error_table
@@ -33,7 +44,9 @@ TRAINING = Options(
 )
 """Options of the training."""
 
-WITHOUT_LABELS = (*METHOD.fields, "sampler", "temperature", "sigma", "frames", "loss", "train_iterations", "reuse")
+WITHOUT_LABELS = (
+    *METHOD.fields, "sampler", "temperature", "sigma", "frames", "sampler_option", "loss", "train_iterations", "reuse"
+)
 """Options of a training without labels."""
 
 
@@ -66,6 +79,7 @@ def train(
     temperature: Temperature = None,
     sigma: Sigma = None,
     frames: Frames = None,
+    sampler_option: SamplerOptions = None,
     as_json: Json = False,
     **settings: Any,
 ) -> None:
@@ -76,12 +90,13 @@ def train(
             f"{'both' if molecules else 'neither'}; use qptlab train water --out runs/water, for example."
         )
     settings |= {"sampler": sampler, "temperature": temperature, "sigma": sigma, "frames": frames}
+    settings |= {"sampler_option": sampler_option}
     kind = model or ("qpt" if molecules else "orbital-gnn")
     config = _network(kind, settings)
     if labels is None:
         refuse({"tasks": tasks, "theory": theory}, ("tasks", "theory"), "for a training without --labels")
         data, method = ql.read_molecules(molecules or []), ql.Method(**METHOD.values(settings))
-        samples = sampling(sampler, temperature, sigma, frames)
+        samples = sampling(sampler, temperature, sigma, frames, sampler_option)
         train_config = ql.TrainConfig(**_training(settings), sampling=samples)
     else:
         refuse(settings, WITHOUT_LABELS, "for a training on --labels")

@@ -25,6 +25,7 @@ from qptlab.errors import InputError
 from qptlab.evaluation import reference
 from qptlab.models.contract import Model, require
 from qptlab.models.orbital_gnn import VALENCE
+from qptlab.random_streams import Purpose, generator
 from qptlab.runtime import cluster
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
@@ -83,7 +84,7 @@ class LabelledSet(NamedTuple):
         Raises:
           InputError: if one of the two sets would be empty.
         """
-        order = np.random.default_rng([7, seed]).permutation(len(self.molecules)).tolist()
+        order = generator(Purpose.SPLIT, seed).permutation(len(self.molecules)).tolist()
         known_elements = {symbol for index in order[held_out:] for symbol in self.molecules[index].symbols}
         test = [index for index in order[:held_out] if known_elements.issuperset(self.molecules[index].symbols)]
         training = [index for index in order if index not in set(test)]

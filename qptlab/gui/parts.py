@@ -28,7 +28,7 @@ from qptlab.gui.scenes import Scene, Subject
 from qptlab.models.contract import require, title_of
 from qptlab.models.correction import CorrectionConfig
 from qptlab.runtime.tasks import Cancelled, Report, Task
-from qptlab.sampling.geometries import Sampling
+from qptlab.sampling import samplers_without_required
 from qptlab.system.molecule import read_xyz
 from qptlab.training.config import TrainConfig
 from qptlab.training.supervised import LABELS_FILE
@@ -270,9 +270,7 @@ class TrainingPart(Part):
             train = TrainConfig.supervised(minutes=session.minutes, steps=None, seed=session.seed)
             data = labels.read(session.labels.strip())
             return Trainer(data, model=session.model_config, train=train, out=out)
-        train = TrainConfig(
-            minutes=session.minutes, seed=session.seed, sampling=Sampling(session.sampler, session.temperature)
-        )
+        train = TrainConfig(minutes=session.minutes, seed=session.seed, sampling=session.sampling)
         return Trainer(session.molecule, session.method, session.model_config, train, out=out)
 
     def pause(self) -> None:
@@ -316,8 +314,9 @@ class TrainingPart(Part):
                 session.iterations = trainer.model_config.iterations
                 session.xc = method.functional.name
                 session.basis, session.grid_level = method.basis, method.grid_level
-                if sampling.sampler != "file":
-                    session.sampler, session.temperature = sampling.sampler, sampling.temperature
+                if sampling.sampler in samplers_without_required():
+                    session.sampler = sampling.sampler
+                    session.temperature = getattr(sampling, "temperature", session.temperature)
             else:
                 session.labels = str(trainer.out / LABELS_FILE)
         session.comparison.evaluation, session.trainer = None, trainer

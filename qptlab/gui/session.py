@@ -18,7 +18,7 @@ from qptlab.gui.tabs import find_tab
 from qptlab.models import contract
 from qptlab.models.correction import MAX_ITERATIONS, CorrectionConfig
 from qptlab.models.qpt import QPTConfig
-from qptlab.sampling.geometries import SAMPLERS, Sampling
+from qptlab.sampling import MolecularDynamics, Sampler, Sampling, parameters, samplers_without_required
 from qptlab.system import coordinates
 from qptlab.system.coordinates import Coordinate
 from qptlab.system.functional import FUNCTIONALS
@@ -64,7 +64,7 @@ class Session(traitlets.HasTraits):
       iterations: number of DFT iterations after the network.
       labels: path of a file of labels, for a network that learns from labels; empty for others.
       minutes: training time, min.
-      sampler: sampler of geometries, one of `geometries.SAMPLERS`.
+      sampler: sampler of geometries, one of `sampling.samplers_without_required()`.
       temperature: temperature of the sampler, K.
       seed: seed of parameters and geometries.
       out: folder of the run; empty for a new one under `runs/`.
@@ -87,8 +87,8 @@ class Session(traitlets.HasTraits):
     iterations = traitlets.Int(QUICK_ITERATIONS, min=0, max=MAX_ITERATIONS)
     labels = traitlets.Unicode("")
     minutes = traitlets.Float(QUICK_MINUTES)
-    sampler = traitlets.Enum(tuple(name for name in SAMPLERS if name != "file"), Sampling.sampler)
-    temperature = traitlets.Float(Sampling.temperature)
+    sampler = traitlets.Unicode(MolecularDynamics.sampler)
+    temperature = traitlets.Float(MolecularDynamics.temperature)
     seed = traitlets.Int(TrainConfig.seed, min=0)
     out = traitlets.Unicode("")
     message = traitlets.Instance(Message, args=("", "molecule", False))
@@ -211,6 +211,22 @@ class Session(traitlets.HasTraits):
         seconds = estimates.scf_seconds(template(self.molecule, self.method))
         rounded = significant(max(seconds, 0.01), 1)
         return f"An SCF takes about {rounded} s on this machine, and the first one some seconds more to compile."
+
+    @traitlets.validate("sampler")
+    def _check_sampler(self, proposal: dict) -> str:
+        """Return the name of a sampler; users may register samplers at any time."""
+        if proposal["value"] not in samplers_without_required():
+            raise traitlets.TraitError(
+                f"Expected a sampler, got {shown(proposal['value'])}; use one of "
+                f"{', '.join(samplers_without_required())}."
+            )
+        return proposal["value"]
+
+    @property
+    def sampling(self) -> Sampler:
+        """Sampler of geometries, with the chosen temperature if it has one."""
+        has_temperature = "temperature" in parameters(self.sampler)
+        return Sampling(self.sampler, **({"temperature": self.temperature} if has_temperature else {}))
 
     # Messages and work in the background ----------------------------------------------------
 

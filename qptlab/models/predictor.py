@@ -152,7 +152,7 @@ class CorrectionPredictor:
           InputError: if the model cannot predict the molecule (see `locate`), or if its guess has no derivative.
         """
         system, pose = self.locate(mol)
-        energy, gradient = energy_and_slope(self.model, system)(pose.positions, self.params)
+        energy, gradient = energy_and_gradient(self.model, system)(pose.positions, self.params)
         return float(energy), -system.frame.pull_back(pose, gradient)
 
     def locate(self, mol: Molecule) -> tuple[System, Pose]:
@@ -216,7 +216,7 @@ class CorrectionPredictor:
 
 
 @functools.lru_cache(maxsize=8)
-def energy_and_slope(
+def energy_and_gradient(
     model: CorrectionModel, system: System
 ) -> Callable[[Float[np.ndarray, "natm 3"], Params | None], tuple[Float[Array, ""], Float[np.ndarray, "natm 3"]]]:
     """Return the function from positions in the frame (bohr) and parameters to the energy (hartree) and its gradient.

@@ -5,7 +5,7 @@ import math
 
 from qptlab.errors import InputError, shown
 from qptlab.models.correction import check_iterations
-from qptlab.sampling.geometries import Sampling
+from qptlab.sampling import Sampler, Sampling, sampling_from_json
 
 LOSSES = ("energy", "self-consistency", "labels")
 """Losses of networks that correct a Fock matrix."""
@@ -67,7 +67,7 @@ class TrainConfig:
       minutes: training time; compilation and waiting for data count, validation and pauses do not.
       steps: number of updates. If both are given, training ends with whichever is reached first. One of the two is
         needed.
-      sampling: source of the geometries of a training without labels.
+      sampling: sampler of a training without labels, such as `Sampling("md", temperature=300.0)`.
       seed: seed of parameters, geometries, and draws from the replay buffer or from the labelled set.
       loss: `energy` of the predicted density (arXiv:2402.04030); or `self-consistency`, the squared difference
         between the Fock matrix that was diagonalised and that of the resulting density (arXiv:2403.09560); or, for
@@ -90,7 +90,7 @@ class TrainConfig:
 
     minutes: float | None = 5.0
     steps: int | None = None
-    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    sampling: Sampler = dataclasses.field(default_factory=Sampling)
     seed: int = 0
     loss: str = "energy"
     iterations: int | None = 0
@@ -169,7 +169,7 @@ class TrainConfig:
           InputError: if a value cannot be used.
           TypeError: if there are unknown fields.
         """
-        nested: dict = {"sampling": Sampling(**record["sampling"])}
+        nested: dict = {"sampling": sampling_from_json(record["sampling"])}
         if "tasks" in record:  # folders of version 0.1.0 have none
             nested["tasks"] = TaskWeights(**record["tasks"])
         return cls(**{**record, **nested})

@@ -23,7 +23,7 @@ from qptlab.models.contract import Params, title_of
 from qptlab.models.correction import CorrectionConfig, CorrectionModel
 from qptlab.models.predictor import CorrectionPredictor
 from qptlab.models.systems import Sample, System, make_systems
-from qptlab.sampling import geometries
+from qptlab.sampling import check_sampling, sample
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.training.config import TrainConfig
@@ -99,13 +99,7 @@ class LabelFree(Objective):
                 f"Expected a number of geometries as validation for a training without labels, got "
                 f"{config.validation}; use 16, for example."
             )
-        sampling = config.sampling
-        if sampling.sampler in ("file", "torsions", "conformers"):
-            for mol in self.molecules:
-                next(geometries.sample(mol, sampling, 0))
-        if sampling.sampler == "model":
-            for system in self.systems:
-                system.check_differentiable()
+        check_sampling(config.sampling, self.systems)
 
     def init(self, seed: int) -> Params:
         """Return initial parameters."""
@@ -127,7 +121,7 @@ class LabelFree(Objective):
         systems = self.systems[:: max(1, len(self.systems) // count)][:count]  # a selection, if there are many
         placed = []
         for index, system in enumerate(systems):
-            stream = geometries.sample(system.molecule, config.sampling, [config.seed, index], validation=True)
+            stream = sample(system.molecule, config.sampling, [config.seed, index], validation=True)
             share = len(range(index, count, len(systems)))
             frames = itertools.islice(stream, 0, share * VALIDATION_STRIDE, VALIDATION_STRIDE)
             placed += [(system, system.frame.pose(frame).positions) for frame in frames]
@@ -194,7 +188,7 @@ class LabelFree(Objective):
         lines = [
             f"- Method: {self.method.label}, grid level {self.method.grid_level}.",
             f"- Network: {title_of(self.kind)}: {network}.",
-            f"- Geometries: {config.sampling}.",
+            f"- Geometries: {config.sampling.summary()}.",
         ]
         scope = (
             f"molecules of {', '.join(elements)} similar to those trained on; a warning is given for other molecules"

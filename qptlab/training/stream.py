@@ -20,9 +20,9 @@ import numpy as np
 from qptlab.models.contract import Params
 from qptlab.models.correction import CorrectionModel
 from qptlab.models.systems import Sample, System
+from qptlab.random_streams import Purpose, generator
 from qptlab.runtime.memory import memory_bytes
-from qptlab.sampling import geometries
-from qptlab.sampling.geometries import Sampling
+from qptlab.sampling import Sampler
 
 LOOK_AHEAD = 16
 """Number of samples that are prepared ahead of the one that is trained on; fewer if they are large."""
@@ -71,7 +71,7 @@ class Stream:
     def __init__(
         self,
         systems: Sequence[System],
-        sampling: Sampling,
+        sampling: Sampler,
         model: CorrectionModel | None = None,
         *,
         batch: int,
@@ -183,7 +183,7 @@ def _turns(
     """Yield for each step the bucket, the number of new geometries that it needs, and a random number generator."""
     turns = [0] * len(numbers)
     for step in itertools.count():
-        rng = np.random.default_rng([2, seed, step])  # 0 and 1 begin the seeds of geometries
+        rng = generator(Purpose.BATCHES, seed, step)
         bucket = int(rng.choice(len(numbers), p=np.array(numbers) / sum(numbers)))
         done = turns[bucket]
         # First a whole batch, then batch / reuse on average: none in some steps if that is below one.
@@ -195,7 +195,7 @@ class _Bucket:
     """Molecules of one shape: the sources of their geometries, and the newest samples."""
 
     def __init__(
-        self, systems: Sequence[System], members: Sequence[int], sampling: Sampling, model: CorrectionModel | None,
+        self, systems: Sequence[System], members: Sequence[int], sampling: Sampler, model: CorrectionModel | None,
         seed: int, memory: int, batch: int, drawn: int, share: tuple[int, int],
     ):
         self._systems = [systems[index] for index in members]
@@ -214,8 +214,8 @@ class _Bucket:
         self._kept = self._number - 1
         chains = [(member, chain) for chain in range(sampling.chains) for member in range(len(members))]
         self._sources = [
-            _source(
-                self._systems[member], sampling, model, [seed, members[member], chain],
+            sampling.source(
+                self._systems[member], model, [seed, members[member], chain],
                 max(0, -((index - self._number) // len(chains))),
             )
             for index, (member, chain) in enumerate(chains)
@@ -264,16 +264,6 @@ class _Bucket:
             *(self._lanes[lane][-1] for lane in newest if self.is_local(lane)),
             *(self._lanes[lane][int(draws[lane] * len(self._lanes[lane]))] for lane in older if self.is_local(lane)),
         )
-
-
-def _source(
-    system: System, sampling: Sampling, model: CorrectionModel | None, seed: Sequence[int], start: int
-) -> Callable[[Params | None], np.ndarray]:
-    """Return a function from the model's parameters to the next geometry of a chain."""
-    if sampling.sampler == "model" and model is not None:
-        return geometries.Walk(model, system, sampling, seed).move
-    stream = geometries.sample(system.molecule, sampling, seed, start=start)
-    return lambda params: next(stream)
 
 
 def _after(

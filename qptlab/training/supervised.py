@@ -22,6 +22,7 @@ from qptlab.evaluation.labels import Label, LabelledSet
 from qptlab.models.contract import Params, title_of
 from qptlab.models.operators import shells
 from qptlab.models.orbital_gnn import GNNConfig, GNNPredictor, Graph, GraphDerivatives, OrbitalGNN, Scales
+from qptlab.random_streams import Purpose, generator
 from qptlab.system.molecule import Molecule
 from qptlab.training.config import TrainConfig
 from qptlab.training.loop import Feed, Gradient, Objective, Setting
@@ -240,7 +241,8 @@ class LabelledFeed(Feed):
         self._objective, self._molecules, self._setting = objective, molecules, setting
         arrays = jax.tree.map(jnp.asarray, _single_precision(data, objective.scales))
         self._data, self._scales = setting.devices.everywhere(arrays)
-        self._order = _batches(np.random.default_rng([5, setting.config.seed]), len(molecules), setting.config.batch)
+        rng = generator(Purpose.LABELLED_BATCHES, setting.config.seed)
+        self._order = _batches(rng, len(molecules), setting.config.batch)
         for _ in range(step):
             next(self._order)
         self._executable: jax.stages.Compiled | None = None

@@ -13,7 +13,7 @@ from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
 from qptlab.models import contract
 from qptlab.models.correction import MAX_ITERATIONS
-from qptlab.sampling.geometries import SAMPLERS
+from qptlab.sampling import samplers_without_required
 from qptlab.system import coordinates
 from qptlab.system.coordinates import Coordinate
 from qptlab.system.functional import FUNCTIONALS
@@ -89,7 +89,7 @@ class MoleculePicker(View):
             ("grid_level", ipw.Dropdown(options=GRID_LEVELS, description="Grid level")),
             ("iterations", ipw.BoundedIntText(min=0, max=MAX_ITERATIONS, description="DFT iterations",
                                               tooltip="Number of DFT iterations after the network")),
-            ("sampler", ipw.Dropdown(options=[s for s in SAMPLERS if s != "file"], description="Sampler",
+            ("sampler", ipw.Dropdown(options=samplers_without_required(), description="Sampler",
                                      tooltip="Source of the training geometries")),
             ("temperature", ipw.BoundedFloatText(min=1, max=5000, description="Temperature, K")),
             ("minutes", ipw.FloatText(description="Minutes", tooltip="Training time")),

@@ -1,0 +1,57 @@
+"""The sampler `conformers`: conformers by distance geometry."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Float
+
+from qptlab.errors import InputError
+from qptlab.sampling.bonds import bonded_graph
+from qptlab.sampling.positions import displaced
+from qptlab.sampling.register import Sampler, register_sampler
+from qptlab.system.molecule import Molecule
+from qptlab.units import BOHR_ANGSTROM
+
+CONFORMERS = 10
+"""Number of conformers that are embedded at a time."""
+
+
+@register_sampler("conformers")
+@dataclasses.dataclass(frozen=True)
+class Conformers(Sampler):
+    """Conformers by RDKit's distance geometry, followed by Gaussian displacements.
+
+    Attributes:
+      sigma_bohr: standard deviation of the displacements, per coordinate, bohr.
+    """
+
+    sigma_bohr: float = 0.05
+
+    def __post_init__(self):
+        """Check the parameter."""
+        self.check_number("sigma_bohr", 0.5, "bohr", 0.05)
+
+    def draw(self, mol: Molecule, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "natm 3"]]:
+        """Yield displaced conformers, bohr.
+
+        Raises:
+          InputError: if RDKit finds no conformer.
+        """
+        return displaced(_embedded(mol, rng), self.sigma_bohr, rng)
+
+
+def _embedded(mol: Molecule, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "natm 3"]]:
+    """Yield conformers, bohr."""
+    from rdkit.Chem.rdDistGeom import EmbedMultipleConfs
+
+    graph = bonded_graph(mol)
+    while True:
+        numbers = EmbedMultipleConfs(graph, CONFORMERS, randomSeed=int(rng.integers(2**31 - 1)))
+        if not numbers:
+            raise InputError(
+                f"Expected a molecule that RDKit's distance geometry can embed, got {mol.formula}; use the sampler "
+                "md, modes or perturb."
+            )
+        # All conformers are read first: the next embedding replaces them.
+        yield from [graph.GetConformer(number).GetPositions() / BOHR_ANGSTROM for number in numbers]
