@@ -214,7 +214,7 @@ BAD = [
     (["energy", "water", "--damping", "1"], "damping 1.0"),
     (["train", "[CH3]", "--out", "{tmp}/w"], "closed-shell"),
     (["bench", "speed"], "'speed'"),
-    (["bench", "fock", "--out", "{tmp}/none"], "none does not exist"),
+    (["bench", "fock", "--out", "{tmp}/none"], "none, which does not exist"),
     (["energy", "water", "--basis", "nonsense"], "nonsense"),
     (["energy", "water", "--grid-level", "9"], "grid_level 9"),
     (["energy", "water", "--grid-level", "fine"], "fine"),
