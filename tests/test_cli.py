@@ -457,12 +457,13 @@ def test_a_file_that_is_no_model_is_refused(call, labelled):
         (["water"], (ql.Method(), ql.QPTConfig(), ql.TrainConfig())),
         (["--labels", "labels.xyz"], (None, ql.GNNConfig(), ql.TrainConfig.supervised())),
         (
-            ["water", "--xc", "pbe0", "-n", "1", "--steps", "7", "--train-iterations", "-1", "--sigma", "0.1",
-             "--weight-decay", "0.5"],
+            ["water", "--xc", "pbe0", "-n", "1", "--steps", "7", "--train-iterations", "-1", "--sampler",
+             "perturb", "--sigma", "0.1", "--weight-decay", "0.5"],
             (
                 ql.Method("pbe0"), ql.QPTConfig(iterations=1),
                 ql.TrainConfig(
-                    minutes=None, steps=7, iterations=None, sampling=ql.Sampling("perturb", sigma_bohr=0.1), weight_decay=0.5
+                    minutes=None, steps=7, iterations=None, weight_decay=0.5,
+                    sampling=ql.Sampling("perturb", sigma_bohr=0.1),
                 ),
             ),
         ),
