@@ -1,4 +1,4 @@
-"""What several samplers do with positions: displace them at random, and check the bonds."""
+"""Operations on positions that several samplers share: random displacements, and a check of the bonds."""
 
 from collections.abc import Iterable, Iterator
 

@@ -301,7 +301,7 @@ def sampling_from_json(record: Mapping[str, Any]) -> Sampler:
       record: name as "sampler", and the parameters, as `dataclasses.asdict` returns them.
 
     Raises:
-      InputError: as `Sampling`.
+      InputError: if `Sampling` refuses the name or a parameter.
       KeyError: if the record has no name.
     """
     values = dict(record)
