@@ -10,6 +10,7 @@ from pyscf.lo.orth import lowdin
 import qptlab as ql
 from qptlab.dft.integrals import template
 from qptlab.dft.properties import box, cube_text, density_on_box, orbital_on_box
+from qptlab.units import BOHR_ANGSTROM
 
 METHOD = ql.Method("pbe", "def2-svp", grid_level=0)
 
@@ -89,7 +90,7 @@ def test_cube_files_are_read_back_by_ase(tmp_path):
         read = ase.io.cube.read_cube(file)
     np.testing.assert_allclose(read["data"], values, rtol=1e-5)
     np.testing.assert_allclose(read["atoms"].positions, mol.positions_angstrom, atol=1e-5)
-    np.testing.assert_allclose(np.diag(read["spacing"]) / 0.52917721092, where.spacing, rtol=1e-5)
+    np.testing.assert_allclose(np.diag(read["spacing"]) / BOHR_ANGSTROM, where.spacing, rtol=1e-5)
 
 
 def test_shapes_that_do_not_fit_are_refused():
