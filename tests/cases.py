@@ -1,4 +1,4 @@
-"""Molecules, integrals and PySCF's answers, made once and shared by all tests."""
+"""Molecules, integrals and PySCF's results, calculated once and shared by all tests."""
 
 import functools
 import time
@@ -30,12 +30,12 @@ OTHERS = {
     "O2": "2\nspin=2\nO 0 0 0\nO 0 0 1.21\n",
     "CH3": "4\nspin=1\nC 0 0 0.1\nH 1.08 0 0\nH -0.54 0.935 0\nH -0.54 -0.935 0\n",
 }
-"""Molecules of the tests beside the built-in ones, ångström."""
+"""Molecules that the tests use in addition to the built-in ones, ångström."""
 
 
 @functools.cache
 def molecule(name: str, displaced: float = 0.0) -> ql.Molecule:
-    """A molecule turned out of its axes, so that no integral vanishes by chance."""
+    """Return a molecule in a random orientation, so that no integral vanishes by symmetry."""
     mol = ql.Molecule.from_xyz(OTHERS[name]) if name in OTHERS else ql.Molecule.from_name(name)
     rng = np.random.default_rng(len(name))
     positions = Rotation.random(rng=rng).apply(mol.positions)
@@ -53,7 +53,7 @@ def prepared(name: str, method: ql.Method) -> Template:
 
 
 def rks(mol: ql.Molecule, method: ql.Method) -> dft.rks.RKS:
-    """PySCF's own calculation, set up from nothing but symbols and positions."""
+    """Return PySCF's calculation; it uses nothing of qptlab but the symbols, the positions and the method."""
     built = gto.M(
         atom=list(zip(mol.symbols, mol.positions.tolist(), strict=True)), unit="Bohr",
         basis=method.basis, charge=mol.charge, spin=mol.spin, verbose=0,
@@ -82,7 +82,7 @@ def solved(name: str, method: ql.Method) -> ql.SCFResult:
 
 
 def random_density(mol: ql.Molecule, method: ql.Method) -> np.ndarray:
-    """A density far from any solution: the guess's, with its orbitals mixed at random."""
+    """Return a density far from any solution: that of the guess with randomly mixed orbitals."""
     mf = rks(mol, method)
     _, mo_coeff = mf.eig(mf.get_fock(dm=mf.get_init_guess()), mf.get_ovlp())
     rng = np.random.default_rng(3)
@@ -97,25 +97,25 @@ def random_symmetric(size: int, seed: int = 0, scale: float = 1.0) -> np.ndarray
 
 
 def relabelled(template: Template, order: list[int]) -> np.ndarray:
-    """Where the AOs of a molecule stand after its atoms were put in another order."""
+    """Return the indices of a molecule's AOs after a permutation of its atoms."""
     return np.concatenate([np.flatnonzero(template.ao_atom == atom) for atom in order])
 
 
 @functools.cache
 def model(name: str, method: ql.Method, iterations: int) -> tuple[ql.CorrectionModel, System]:
-    """A model and its molecule, made once so that what it compiles is compiled once."""
+    """Return a model and its molecule; they are cached, so that their functions are compiled once."""
     (system,), kinds = ql.make_systems([ql.Molecule.from_name(name)], method)
     return ql.CorrectionModel(ql.QPTConfig("micro", iterations=iterations), kinds), system
 
 
 @functools.cache
 def parameters(name: str, method: ql.Method, iterations: int, scale: float = 0.02):
-    """Parameters that do something: the head, which starts at zero, gets random entries."""
+    """Return parameters that change the prediction: the head, which starts at zero, gets random entries."""
     return awake(model(name, method, iterations)[0].init(jax.random.key(0)), scale)
 
 
 def awake(params, scale: float = 0.02):
-    """The same with random entries where a head starts at zero."""
+    """Return the parameters with random entries in the heads, which start at zero."""
     keys = iter(jax.random.split(jax.random.key(1), 100))
 
     def wake(path, leaf):
@@ -132,7 +132,7 @@ def predictor(name: str, method: ql.Method, iterations: int) -> ql.CorrectionPre
 
 
 def quick(steps: int, **changes) -> ql.TrainConfig:
-    """A training that takes seconds."""
+    """Return settings of a training that takes seconds."""
     return ql.TrainConfig(
         minutes=None, steps=steps, batch=4, reuse=4, warmup_steps=5, validation=2,
         sampling=ql.Sampling("perturb"), **changes,
@@ -140,12 +140,12 @@ def quick(steps: int, **changes) -> ql.TrainConfig:
 
 
 def slope_by_differences(along, h: float) -> float:
-    """Derivative of a function at 0, by central differences of fourth order: what is left is rounding over h."""
+    """Return the derivative of a function at 0 by fourth-order central differences; rounding errors grow as 1/h."""
     return float((8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h))
 
 
 def wait_until(condition, seconds: float = 90) -> None:
-    """Wait for what another thread, process or browser does; fail if it does not."""
+    """Wait until a condition holds that a different thread, process or browser fulfils; fail if it does not."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

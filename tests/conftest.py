@@ -1,4 +1,4 @@
-"""Types and shapes named in signatures are checked at run time; what is compiled once serves all tests."""
+"""Settings of all tests: types and shapes in signatures are checked, and compiled functions are shared."""
 
 import atexit
 import gc
@@ -12,26 +12,26 @@ import pytest
 
 jaxtyping.install_import_hook("qptlab", "typecheck.check")
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # several workers share their parent's
+if "PYTEST_XDIST_WORKER" not in os.environ:  # several workers share the folder of their parent
     # Read by JAX on import, here and in the processes that tests start.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="qptlab-compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 
-# The notebooks of the course, run by nbmake, are shortened; whoever opens them sees them in full.
+# Shortens the notebooks of the course when nbmake runs them; a person who opens them gets them in full.
 os.environ["QPTLAB_FAST"] = "1"
 
-# The same examples each time: what fails in CI fails here too.
+# Hypothesis takes the same examples each time, so that a failure in CI is also a failure on this machine.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_what_was_compiled():
-    """Linux allows a process 65530 mappings, and each compiled function takes some hundred; beyond, XLA crashes."""
+    """Clear compiled functions: each takes some hundred of the 65530 mappings that Linux allows; then XLA crashes."""
     yield
-    import jax  # not before its settings above
+    import jax  # after the settings above, which JAX reads on import
 
     jax.clear_caches()
     gc.collect()
@@ -39,8 +39,8 @@ def forget_what_was_compiled():
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A short training to its end, in a folder of its own; to be looked at, not changed."""
-    import cases  # after the hook above
+    """Return a short training that has ended, in a separate folder. Tests read it and do not change it."""
+    import cases  # after the import hook above, which has to see it
 
     import qptlab as ql
 

@@ -1,4 +1,4 @@
-"""One of the processes of a training that several share, for test_devices: OUT ADDRESS COUNT INDEX STEPS WAY."""
+"""One process of a training that several processes share, for test_devices: OUT ADDRESS COUNT INDEX STEPS WAY."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ if __name__ == "__main__":
         ql.Molecule.from_name("water"), cases.QUICK_METHOD, cases.QUICK_MODEL, cases.quick(int(steps)), out=out,
         resume=way == "resume",
     )
-    if way == "stop" and index == "0":  # the others end with it
+    if way == "stop" and index == "0":  # the other processes end together with this one
         trainer.start()
         while trainer.is_alive and trainer.step < 3:
             time.sleep(0.01)

@@ -1,12 +1,12 @@
-"""Bounds of the tests, about ten times the noise measured (given behind each) on an x86-64 machine."""
+"""Tolerances of the tests, about ten times the noise on an x86-64 machine, which the comments give."""
 
 ENERGY_OF_DENSITY = 1e-11  # hartree; 1.3e-12 for ethanol/def2-SVP
-FOCK_OF_DENSITY = 1e-11  # hartree; 1.4e-12 for ethanol/def2-SVP: PySCF sums in blocks that its free memory decides
-SCF_ENERGY = 1e-9  # hartree; 1.6e-12, and quadratic in how far PySCF itself is converged
-FORCE = 1e-6  # hartree per bohr; 2.4e-7, linear in how far the SCF is converged
-DIPOLE = 1e-5  # debye; 2e-6, linear in that
-CHARGE = 1e-6  # electrons; linear in that
-MO_ENERGY = 2e-6  # hartree; 1.8e-7, linear in that
+FOCK_OF_DENSITY = 1e-11  # hartree; 1.4e-12 for ethanol/def2-SVP: block sizes of PySCF depend on free memory
+SCF_ENERGY = 1e-9  # hartree; 1.6e-12, quadratic in the convergence error of PySCF
+FORCE = 1e-6  # hartree per bohr; 2.4e-7, linear in the convergence error of the SCF
+DIPOLE = 1e-5  # debye; 2e-6, linear in the same error
+CHARGE = 1e-6  # electrons; linear in the same error
+MO_ENERGY = 2e-6  # hartree; 1.8e-7, linear in the same error
 SELF_CONSISTENCY = 1e-5  # electrons; the SCF stops at a commutator of 1e-6 hartree
 DERIVATIVE_IDENTITY = 1e-10
 ROUNDING = 1e-10
@@ -16,4 +16,4 @@ LIBXC = 1e-10  # relative
 GRID = 1e-10  # bohr, and cubic bohr
 AO_VALUES = 1e-11  # bohr^(-5/2)
 LOSS_FINITE_DIFFERENCE = 1e-5  # relative; third derivatives of the loss are large
-EQUIVARIANCE = 1e-8  # hartree and electrons: the promise that is made to users
+EQUIVARIANCE = 1e-8  # hartree and electrons: documented for users

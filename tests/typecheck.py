@@ -1,4 +1,4 @@
-"""The run-time type checker of the tests: beartype, for which a whole number is a number."""
+"""Run-time type checker of the tests: beartype, which accepts an int where a float is annotated."""
 
 import beartype
 

@@ -161,7 +161,7 @@ def register_sampler(name: str) -> Callable[[_SamplerClass], _SamplerClass]:
 
     def register(cls: _SamplerClass) -> _SamplerClass:
         if not (isinstance(name, str) and name and not any(c.isspace() for c in name)):
-            raise InputError(f"Expected a sampler's name without spaces, got {shown(name)}; use 'stretch', say.")
+            raise InputError(f"Expected a sampler's name without spaces, got {shown(name)}; use, e.g., 'stretch'.")
         # A class without the decorator inherits the fields of its base class, and its own are ignored.
         if not (isinstance(cls, type) and issubclass(cls, Sampler) and "__dataclass_fields__" in vars(cls)):
             raise InputError(
