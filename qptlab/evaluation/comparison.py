@@ -54,11 +54,12 @@ class Evaluation:
       kind: kind of the model.
       method: level of theory.
       errors: errors of the model.
-      baselines: errors of the baselines: "no_network", as many plain DFT iterations from the same guess;
-        "pyscf_same_fock_builds", PySCF's DIIS stopped after as many Fock builds; or "low_cost", the low-cost method
-        with a linear fit.
+      baselines: errors of the baselines: "no_network", DFT iterations without the network, from the same
+        guess and in the same number; "pyscf_same_fock_builds", PySCF's DIIS stopped after the same number of Fock
+        builds; or "low_cost", the low-cost method with a linear fit.
       predictions: predictions of the model; those of densities are in the molecule's frame.
-      seconds_per_geometry: time of a prediction, integrals or the low-cost method included, compiled before, s.
+      seconds_per_geometry: time of a prediction, s; it includes integrals or the low-cost method, and no
+        compilation.
       test_set: geometries with PySCF's references; None for a model that is compared with labels.
       labelled_set: geometries with labels; None for a model that is compared with PySCF.
       same_fit: errors of the model compared with PySCF with the same density fitting; None for exact integrals.
@@ -320,6 +321,6 @@ def _compare_with_pyscf(
 def _rank_correlation(first: Sequence[float], second: Sequence[float] | np.ndarray) -> float | None:
     if len(first) < 3 or min(np.ptp(first), np.ptp(second)) == 0:
         return None
-    from scipy.stats import rankdata  # half a second, which an energy from the shell need not wait for
+    from scipy.stats import rankdata  # the import takes half a second, and other commands do not need it
 
     return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])

@@ -1,8 +1,8 @@
 """Samples for training: prepared ahead in threads, and kept on the device in a replay buffer.
 
 The order of the samples depends on the seed, the number of the step and, below 16 GiB, the memory allowed. It does
-not depend on the timing of threads. So a stream that is entered at a later step continues as it would have done. The
-exception is the sampler `model`, whose walks start again.
+not depend on the timing of threads. So a resumed training gets the samples that it would have got without
+the interruption. The exception is the sampler `model`, whose walks start again.
 """
 
 import collections
@@ -28,10 +28,11 @@ LOOK_AHEAD = 16
 """Number of samples that are prepared ahead of the one that is trained on; fewer if they are large."""
 
 REPLAY_BYTES, REPLAY_SHARE = 2 * 2**30, 1 / 4
-"""Limits of the replay buffers: bytes, and share of the memory that integrals may take. The second is the smaller one
-if less than 16 GiB are allowed."""
+"""Limits of the replay buffers: a number of bytes, and a share of the memory that integrals may take. The smaller one
+counts; below 16 GiB of allowed memory, that is the share."""
 
 REPLAY_MAX = 1024
+"""Largest number of samples in the replay buffer of molecules of one shape."""
 
 
 class Drawn(NamedTuple):
@@ -138,7 +139,7 @@ class Stream:
         return bucket.batch(fresh, rng)
 
     def refill(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Prepare again the samples that an interrupted stream held; `next` does so, too.
+        """Prepare again the samples that an interrupted stream held. If this is not called, `next` does it.
 
         Args:
           progress: callback `progress(done, total)`, called after each sample; an exception ends the work.
@@ -155,7 +156,7 @@ class Stream:
                 progress(done, total)
 
     def _order(self, turns: Iterator[tuple[int, int, np.random.Generator]]) -> "Iterator[_Bucket]":
-        """Yield the bucket that needs the next geometry, and so on."""
+        """Yield the buckets in the order in which they need new geometries."""
         for bucket in self._buckets:
             yield from itertools.repeat(bucket, bucket.missing)
         for index, fresh, _ in turns:
@@ -186,7 +187,8 @@ def _turns(
         rng = generator(Purpose.BATCHES, seed, step)
         bucket = int(rng.choice(len(numbers), p=np.array(numbers) / sum(numbers)))
         done = turns[bucket]
-        # First a whole batch, then batch / reuse on average: none in some steps if that is below one.
+        # The first step needs a whole batch of new geometries. Later steps need batch / reuse on average; if this is
+        # below one, some steps need none.
         yield bucket, batch * (done + 1) // reuse - batch * done // reuse if done else batch, rng
         turns[bucket] += 1
 
@@ -248,14 +250,14 @@ class _Bucket:
             return Drawn(system, sample)
 
     def keep(self, number: int, drawn: Drawn | None) -> None:
-        """Add a sample to its lane, in place of the oldest; None if a different process has it."""
+        """Add a sample to its lane, and drop the oldest one. A sample that a different process holds is None."""
         if drawn is not None:
             self._lanes[number % len(self._lanes)].append(drawn)
         self.missing = max(0, self.missing - 1)
         self._kept = number
 
     def batch(self, fresh: int, rng: np.random.Generator) -> tuple[Drawn, ...]:
-        """Return a sample of each lane of this process; first the last `fresh` geometries, from their lanes."""
+        """Return one sample of each lane of this process: first the `fresh` newest geometries, then earlier ones."""
         size = len(self._lanes)
         draws = rng.random(size)  # the same in all processes
         newest = [number % size for number in range(self._kept, self._kept - fresh, -1)]

@@ -16,7 +16,7 @@ class TaskBar(ipw.HBox):
       label: text of the button.
       icon: icon of the button, a name of Font Awesome.
       begin: function that starts the work.
-      why_not: function that returns why the work cannot be started, in a sentence; empty if it can.
+      why_not: function that returns the reason why the work cannot be started, or an empty text if it can.
       with_message: if true, show the messages of the part; if false, they are shown elsewhere.
     """
 
