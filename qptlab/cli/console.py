@@ -18,7 +18,7 @@ stderr = Console(stderr=True, highlight=False)
 
 
 def _samplers_with(parameter: str) -> str:
-    """Return the names of the samplers that have a parameter."""
+    """Return the names of the samplers that have the given parameter."""
     return ", ".join(name for name in samplers() if parameter in parameters(name))
 
 
@@ -31,13 +31,18 @@ Sampler = Annotated[
     typer.Option("--sampler", help=f"Sampler of the geometries, one of {', '.join(samplers())}. Default: md."),
 ]
 Temperature = Annotated[
-    float | None, typer.Option("--temperature", help=f"Temperature, K; for {_samplers_with('temperature')}.")
+    float | None,
+    typer.Option("--temperature", help=f"Temperature, K; for the samplers {_samplers_with('temperature')}."),
 ]
 Sigma = Annotated[
     float | None,
-    typer.Option("--sigma", help=f"Standard deviation of displacements, bohr; for {_samplers_with('sigma_bohr')}."),
+    typer.Option(
+        "--sigma", help=f"Standard deviation of displacements, bohr; for the samplers {_samplers_with('sigma_bohr')}."
+    ),
 ]
-Frames = Annotated[str | None, typer.Option("--frames", help=f"XYZ file of frames; for {_samplers_with('path')}.")]
+Frames = Annotated[
+    str | None, typer.Option("--frames", help=f"XYZ file of frames; for the sampler {_samplers_with('path')}.")
+]
 SamplerOptions = Annotated[
     list[str] | None,
     typer.Option("--sampler-option", metavar="NAME=VALUE", help="Parameter of the sampler; may be repeated."),
@@ -75,7 +80,8 @@ def sampling(
     """Return the sampler that the options of a command describe.
 
     Raises:
-      InputError: if the sampler is unknown, or does not have one of the parameters.
+      InputError: if the sampler is unknown, an option is not NAME=VALUE, or a parameter is unknown, missing or out of
+        range.
     """
     named = {"temperature": temperature, "sigma_bohr": sigma, "path": frames}
     values = {name: value for name, value in named.items() if value is not None}

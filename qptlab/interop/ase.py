@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import ase
 import numpy as np
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
 from ase.optimize import BFGS
 
 from qptlab.errors import InputError
@@ -17,8 +17,9 @@ from qptlab.units import BOHR_ANGSTROM, HARTREE_EV
 class ModelCalculator(Calculator):
     """ASE calculator with a model's energies, forces and dipole moments, in ASE's units (eV, Å, e·Å).
 
-    Forces are the exact derivative of the predicted energy, through the network and the DFT iterations. So dynamics
-    conserve the energy, however large the errors of the model are.
+    Forces are minus the derivative of the predicted energy: exact for a network that corrects a Fock matrix, partly
+    by central differences for an OrbitalGNN on GFN1-xTB. So dynamics with a small time step conserve the predicted
+    energy, however large its error is.
 
     Args:
       model: a model of any kind, from `ql.load`.
@@ -58,7 +59,7 @@ class ModelCalculator(Calculator):
         self.results["energy"] = self.results["free_energy"] = energy * HARTREE_EV
 
     def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
-        """Return the names of changes since the last calculation; includes charge and spin in `info`."""
+        """Return what has changed since the last calculation; a change of charge or spin in `info` counts."""
         changes = super().check_state(atoms, tol)
         previous = {} if self.atoms is None else self.atoms.info
         return changes + [key for key in ("charge", "spin") if previous.get(key) != atoms.info.get(key)]
@@ -81,7 +82,7 @@ class Relaxed(NamedTuple):
       energy: energy at that geometry, hartree.
       fmax: largest force on an atom, eV/Å.
       steps: number of steps of the optimiser.
-      converged: true if the largest force is below the requested one.
+      converged: true if the largest force is at most the requested one.
     """
 
     molecule: Molecule
@@ -92,7 +93,7 @@ class Relaxed(NamedTuple):
 
 
 def relax(
-    mol: Molecule, model: Model | Calculator, *, fmax: float = 0.01, steps: int = 200,
+    mol: Molecule, model: Model | BaseCalculator, *, fmax: float = 0.01, steps: int = 200,
     progress: Callable[[int, float], None] = lambda step, force: None,
 ) -> Relaxed:
     """Optimise a geometry with ASE's BFGS.
@@ -100,7 +101,7 @@ def relax(
     Args:
       mol: molecule at its initial geometry.
       model: a model of any kind, or any calculator of ASE.
-      fmax: largest force on an atom at the end, eV/Å.
+      fmax: limit of convergence: the optimisation ends when no atom has a larger force, eV/Å.
       steps: largest number of steps.
       progress: callback `progress(step, force)` with the largest force, eV/Å; an exception ends the optimisation.
 
@@ -109,10 +110,11 @@ def relax(
     """
     if not 0 < fmax < np.inf or steps < 1:
         raise InputError(
-            f"Expected a positive force and at least one step, got {fmax:g} eV/Å and {steps} steps; use 0.01 and 200."
+            f"Expected a positive, finite force and at least one step, got {fmax:g} eV/Å and {steps} steps; use 0.01 "
+            "and 200."
         )
     atoms = mol.to_ase()
-    atoms.calc = model if isinstance(model, Calculator) else ModelCalculator(model)
+    atoms.calc = model if isinstance(model, BaseCalculator) else ModelCalculator(model)
     search, force = BFGS(atoms, logfile=None), np.inf
     for _ in search.irun(fmax=fmax, steps=steps):
         force = float(np.linalg.norm(atoms.get_forces(), axis=1).max())

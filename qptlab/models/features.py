@@ -1,6 +1,7 @@
 """Features of a geometry, the input of a network: Kohn–Sham matrices of the guess density, and positions.
 
-They are computed once for each geometry, in float64. Training stores them with the geometry and uses them again.
+They are computed once for each geometry, in float64; the biases are stored in float32. Training stores them with the
+geometry and uses them again.
 """
 
 from collections.abc import Sequence
@@ -16,10 +17,16 @@ from qptlab.dft.integrals import Integrals, Template
 from qptlab.errors import InputError
 
 BIASES = ("hcore", "hcore_orthogonal", "fock", "coul", "vxc", "dm", "overlap", "gram", "distance")
-"""Names of the matrices that bias attention, in order: the core Hamiltonian; the core Hamiltonian in Löwdin's
-orthogonal basis; the Fock, Coulomb, exchange–correlation (with exact exchange) and density matrices of the guess; the
-overlap; the scalar products of the orbitals' positions, and their distances. They are the paper's (arXiv:2402.04030)
-with three changes: J is a matrix of its own, K is part of V_xc, and the overlap and the distances are added."""
+"""Names of the matrices that bias attention, in order.
+
+- `hcore`: core Hamiltonian; `hcore_orthogonal`: the same in Löwdin's orthogonal basis.
+- `fock`, `coul`, `dm`: Fock, Coulomb and density matrix of the guess.
+- `vxc`: exchange–correlation matrix of the guess, exact exchange included.
+- `overlap`: overlap matrix.
+- `gram`, `distance`: scalar products and distances of the positions of the orbitals' atoms.
+
+They are the paper's (arXiv:2402.04030) with three changes: J is a matrix of its own, K is part of V_xc, and the
+overlap and the distances are added."""
 
 
 class Features(NamedTuple):
@@ -69,7 +76,7 @@ def features(
 
 
 def vocabulary(templates: Sequence[Template]) -> tuple[str, ...]:
-    """Return all kinds of AOs (element, shell, component) in some molecules, such as "O 2px", sorted.
+    """Return the sorted kinds (element, shell, component; such as "O 2px") of the AOs of molecules.
 
     The 1s orbitals of two hydrogen atoms have the same kind. The 2px and 2py orbitals of an oxygen atom have
     different kinds.

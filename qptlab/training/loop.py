@@ -1,7 +1,8 @@
-"""The training loop, an iterator: one for all kinds of models.
+"""One training loop for all kinds of models.
 
-`train` yields after every update, so that the command line, a notebook, a test and the background trainer iterate
-over it in the same way, and a pause is not asking for the next update. What is trained is an `Objective`.
+`train` is an iterator that yields after every update. The command line, a notebook, a test and the background trainer
+iterate over it in the same way. To pause, the caller waits before it asks for the next update. What is trained is an
+`Objective`.
 """
 
 import abc
@@ -34,7 +35,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       params: parameters of the network.
-      average: mean of the parameters over the last updates, which is used for prediction.
+      average: exponential moving average of the parameters, which is used for prediction.
       opt_state: state of optax.
       step: number of updates, skipped ones included.
       seconds: training time so far.
@@ -59,7 +60,7 @@ class Metrics(NamedTuple):
       learning_rate: learning rate of the update.
       skipped: true if the update was not finite and was left out.
       data_wait_s: time this step waited for geometries and integrals, s.
-      compile_s: time this step spent compiling, s.
+      compile_s: time this step spent compiling the gradient, s.
       geometries: number of new geometries drawn since training began.
     """
 
@@ -82,7 +83,7 @@ class Watch:
     """
 
     def compiling(self, name: str) -> None:
-        """Called before a function is compiled, which takes seconds."""
+        """Called before the functions of the gradient are compiled; compiling takes seconds."""
 
     def compiled(self, name: str, executable: jax.stages.Compiled, seconds: float) -> None:
         """Called after a function of the training step is compiled; from any thread."""
@@ -90,11 +91,11 @@ class Watch:
     def preparing(self, name: str, done: int, total: int) -> None:
         """Called while data are prepared before the first update; an exception ends the training."""
 
-    def drew(self, geometries: Callable[[], Molecule]) -> None:
-        """Called with a function that returns the newest geometry of the next update, in its frame."""
+    def drew(self, geometry: Callable[[], Molecule]) -> None:
+        """Called with a function that returns one geometry of the next batch, a new one if there is one."""
 
     def is_over(self) -> bool:
-        """Return true to end the training; asked after each update. If one process says so, all end."""
+        """Return true to end the training; asked before each update. If one process returns true, all end."""
         return False
 
 
@@ -105,7 +106,7 @@ class Gradient(NamedTuple):
       loss: mean of the loss.
       energy: mean predicted energy, hartree; NaN where the loss needs none.
       tree: gradient with respect to the parameters.
-      not_finite: function that returns the geometries whose loss or derivative is not finite.
+      not_finite: function that returns the geometries without a finite loss or derivative; all, if none is at fault.
       data_wait_s: time waited for data, s.
       compile_s: time spent compiling, s.
       geometries: number of new geometries drawn since training began.
@@ -137,7 +138,7 @@ class Feed(abc.ABC):
 
 
 class Setting(NamedTuple):
-    """Surroundings of a training.
+    """Settings and machine of a training.
 
     Attributes:
       config: settings.
@@ -166,8 +167,8 @@ class Objective(abc.ABC):
       kind: kind of the model.
       model_config: settings of the network.
       molecules: molecules that are trained on, at their reference geometries.
-      method: level of theory; None where only a label of it is known.
-      budget: settings that may differ when a training is resumed.
+      method: level of theory; None if only its name is known.
+      budget: fields of `TrainConfig` that may differ when a training is resumed.
     """
 
     budget: tuple[str, ...] = ("minutes", "steps", "validation")
@@ -208,7 +209,7 @@ class Objective(abc.ABC):
     def validate(self, validation: Any, params: Params) -> list[tuple[str, ErrorSummary]]:
         """Return names and errors on the validation geometries: of the model, then of its baselines.
 
-        The names of the baselines are "no_network" and "pyscf_stopped".
+        The baselines are "no_network" and, for networks that correct a Fock matrix, "pyscf_stopped".
         """
 
     @abc.abstractmethod
@@ -236,7 +237,8 @@ class NotFiniteError(FloatingPointError):
     """Training ended because updates were not finite.
 
     Attributes:
-      geometries: geometries of the last batch that had no finite loss or derivative, in their frames.
+      geometries: geometries of the last batch that may have caused it: those without a finite loss or derivative, or
+        the whole batch if all have one.
     """
 
     def __init__(self, message: str, geometries: list[Molecule]):
@@ -257,7 +259,7 @@ def check_memory(objective: Objective) -> None:
         raise InputError(
             f"Expected a network that can be trained in {limit / 2**30:.1f} GiB on "
             f"{jax.local_devices()[0].device_kind}, got {objective.model_config}, which takes "
-            f"{5 * size / 2**30:.1f} GiB; use a smaller one, such as the preset 'micro'."
+            f"{5 * size / 2**30:.1f} GiB; use a smaller network, such as QPTConfig('micro')."
         )
 
 
@@ -269,7 +271,7 @@ def check_devices(config: TrainConfig) -> Devices:
     """
     devices = Devices()
     devices.check("batch", config.batch)
-    devices.check("part of a batch", config.microbatch or config.batch)
+    devices.check("microbatch", config.microbatch or config.batch)
     return devices
 
 
@@ -296,10 +298,10 @@ def train(
 ) -> Iterator[tuple[TrainState, Metrics]]:
     """Train, and yield after every update.
 
-    A training that continues from a state does what it would have done without an interruption, update for update, if
-    its budget is in steps, the model does not draw the geometries, and the memory allowed is the same or at least
-    16 GiB (`stream.REPLAY_SHARE`). With a budget in minutes the learning rate follows the clock. Time to prepare
-    data before the first update does not count.
+    A training that continues from a state makes the same updates as one that was not interrupted. This needs a budget
+    in steps, a sampler other than `model`, and replay buffers of the same size: the same memory limit, or at least
+    16 GiB both times (see `stream.REPLAY_BYTES`). With a budget in minutes the learning rate follows the clock. Time
+    to prepare data before the first update is not part of the training time.
 
     All devices share the training, also those of other processes that `jax.distributed` has joined and that run the
     same script (see `devices`): together they do what one device would have done, to rounding.

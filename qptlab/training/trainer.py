@@ -309,7 +309,7 @@ class Trainer:
 
     @property
     def geometry(self) -> Molecule | None:
-        """Newest geometry that is trained on, in its frame; None before the first step."""
+        """One geometry of the last batch, a new one if there was one; None before the first step."""
         return self._newest() if self._newest else None
 
     # Thread ---------------------------------------------------------------------------------
