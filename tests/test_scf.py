@@ -1,5 +1,8 @@
 """Converged calculations against PySCF: energies, orbitals, dipoles, forces; and what a search does on its way."""
 
+import importlib
+import sys
+
 import cases
 import jax
 import jax.numpy as jnp
@@ -230,3 +233,10 @@ def test_options_that_make_no_sense_are_refused():
     ):
         with pytest.raises(ql.InputError, match=said):
             ql.scf(water, method, **options)
+
+
+def test_functions_of_the_public_face_hide_no_module():
+    for name in ("energy", "scf"):
+        module = importlib.import_module(f"qptlab.dft.{name}")
+        assert getattr(module, name) is getattr(ql, name)
+        assert getattr(sys.modules["qptlab.dft"], name) is module
