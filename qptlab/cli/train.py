@@ -21,11 +21,10 @@ from qptlab.cli.console import (
     stderr,
 )
 from qptlab.cli.settings import Options, refuse, takes
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.evaluation.errors import error_table
 from qptlab.models.contract import config_class, kinds
 from qptlab.training.config import TASKS
-from qptlab.training.trainer import BASELINE_TITLES
 
 NETWORKS = {
     kind: Options(config_class(kind), panel=f"Network {kind}", flags={"iterations": "-n"}) for kind in kinds()
@@ -122,6 +121,11 @@ def train(
 def _network(kind: str, settings: dict[str, Any]) -> Any:
     """Return the settings of a network of a kind. Options of other kinds are refused."""
     cls = config_class(kind)
+    if kind not in NETWORKS:
+        raise InputError(
+            f"Expected one of {', '.join(NETWORKS)} as --model, got {shown(kind)}, which was registered after the "
+            "command line was loaded; register it before you import qptlab.cli."
+        )
     options = NETWORKS[kind]
     foreign = {name for group in NETWORKS.values() for name in group.fields} - set(options.fields)
     refuse(settings, sorted(foreign), f"for a model of kind {kind}, which has {', '.join(options.fields)}")
@@ -175,7 +179,8 @@ def _print_summary(trainer: ql.Trainer, record: dict[str, Any]) -> None:
     integrals = f", {record['eri']} integrals" if record["eri"] else ""
     typer.echo(f"{record['steps']} steps in {record['seconds']:.0f} s{integrals}, kept in {record['out']}")
     if trainer.errors:
-        rows = [(BASELINE_TITLES.get(name, name), errors) for name, errors in trainer.errors]
+        titles = trainer.objective.baselines
+        rows = [(titles.get(name, name), errors) for name, errors in trainer.errors]
         typer.echo(error_table(rows, "text"))
 
 

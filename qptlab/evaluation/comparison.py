@@ -20,7 +20,7 @@ from jaxtyping import Float
 from qptlab.dft.properties import dipole_debye
 from qptlab.errors import InputError
 from qptlab.evaluation import labelled, labels, reference
-from qptlab.evaluation.errors import ErrorSummary, error_table
+from qptlab.evaluation.errors import LOW_COST, NO_NETWORK, PYSCF_STOPPED, ErrorSummary, error_table
 from qptlab.evaluation.labels import LabelledSet
 from qptlab.evaluation.reference import TestSet
 from qptlab.models.contract import Model, Prediction, require, title_of
@@ -40,10 +40,9 @@ LABELLED_COLUMNS = ("geometry", "molecule", "energy_ha", "label_energy_ha", "ene
 """Columns of `Evaluation.by_geometry` for a model that is compared with labels."""
 
 TITLES = {
-    "no_network": "no network, same iterations", "pyscf_same_fock_builds": "PySCF, same Fock builds",
-    "low_cost": "low-cost method and linear fit",
+    "no_network": NO_NETWORK, "pyscf_same_fock_builds": PYSCF_STOPPED, "low_cost": LOW_COST,
 }
-"""Baselines in tables."""
+"""Titles of the baselines of an `Evaluation`."""
 
 
 @dataclasses.dataclass(frozen=True)

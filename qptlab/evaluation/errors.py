@@ -19,6 +19,10 @@ ERROR_COLUMNS = {
 }
 """Column titles of tables of errors."""
 
+NO_NETWORK, PYSCF_STOPPED = "no network, same iterations", "PySCF, same Fock builds"
+LOW_COST = "low-cost method and linear fit"
+"""Titles of the baselines in tables."""
+
 DIGITS = {"mo_cosine": 6}
 """Significant digits where four are too few: for cosines the distance from 1 counts."""
 

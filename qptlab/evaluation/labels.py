@@ -87,7 +87,8 @@ class LabelledSet(NamedTuple):
         order = generator(Purpose.SPLIT, seed).permutation(len(self.molecules)).tolist()
         known_elements = {symbol for index in order[held_out:] for symbol in self.molecules[index].symbols}
         test = [index for index in order[:held_out] if known_elements.issuperset(self.molecules[index].symbols)]
-        training = [index for index in order if index not in set(test)]
+        held = set(test)
+        training = [index for index in order if index not in held]
         if not test or not training:
             raise InputError(
                 f"Expected enough labelled geometries to train on some and to hold out {held_out}, got "

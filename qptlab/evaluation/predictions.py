@@ -73,7 +73,8 @@ def write_predictions(
                     group[name] = np.stack([getattr(mols[index], name) for index in members])
                 for name in names:
                     group[name] = np.stack([np.asarray(getattr(answers[index], name)) for index in members])
-        os.link(partial, path)  # unlike a renaming, this does not replace a file
+        path.open("x").close()  # a file that was created meanwhile is not replaced
+        os.replace(partial, path)
     except FileExistsError:
         raise InputError(f"Expected a new file, got {path}, which was created meanwhile; use a new name.") from None
     finally:

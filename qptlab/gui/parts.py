@@ -409,10 +409,10 @@ class ComparisonPart(Part):
             trainer, evaluation = self.session.trainer, self.evaluation
             if trainer is None or evaluation is None:
                 raise InputError("There is no comparison to save yet; compare first.")
-            stem = trainer.out / f"comparison-step-{trainer.step}"
-            stem.with_suffix(".csv").write_text(evaluation.to_csv())
-            stem.with_suffix(".tex").write_text(evaluation.to_latex())
-            self.tell(f"Saved {stem}.csv and {stem}.tex.")
+            stem = f"comparison-step-{trainer.step}"
+            table = trainer.run_folder.write(f"{stem}.csv", evaluation.to_csv())
+            summary = trainer.run_folder.write(f"{stem}.tex", evaluation.to_latex())
+            self.tell(f"Saved {table} and {summary}.")
 
 
 class OrbitalsPart(Part):
@@ -460,9 +460,8 @@ class OrbitalsPart(Part):
     def save(self, scene: Scene) -> pathlib.Path:
         """Write the first volume of a scene as a cube file into the run's folder, and return its path."""
         trainer = self.session.training.trained()
-        path = trainer.out / f"{scene.name}-step-{trainer.step}.cube"
-        path.write_text(cube_text(scene.molecule, scene.values[0], scene.box, scene.captions[0]))
-        return path
+        text = cube_text(scene.molecule, scene.values[0], scene.box, scene.captions[0])
+        return trainer.run_folder.write(f"{scene.name}-step-{trainer.step}.cube", text)
 
 
 class AttentionPart(Part):

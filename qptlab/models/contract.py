@@ -158,6 +158,12 @@ def register_kind(kind: str, config: type, title: str = "", presets: Mapping[str
     if taken is not None and (taken.__module__, taken.__qualname__) != (config.__module__, config.__qualname__):
         raise InputError(f"Expected a new kind of model, got {kind!r}, which is taken by {taken.__name__}; "
                          "use a different name.")
+    other = next((name for name, registered in _CONFIGS.items() if registered is config and name != kind), None)
+    if other is not None:
+        raise InputError(
+            f"Expected a class of settings for each kind of model, got {config.__name__} for {kind!r} and {other!r}; "
+            "derive a new class."
+        )
     _CONFIGS[kind], _TITLES[kind], _PRESETS[kind] = config, title or kind, presets or {}
 
 

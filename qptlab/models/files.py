@@ -4,15 +4,19 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import h5py
+import jax
 import numpy as np
 
 from qptlab.errors import InputError, shown
 from qptlab.system.molecule import Molecule
 
 FORMAT = "qptlab-model"
+
+MAX_ARRAY_BYTES = 2**33
+"""Largest array that is read: a sparse array of any size takes a few bytes on disk."""
 
 
 def write(path: str | pathlib.Path, description: dict, arrays: dict) -> None:
@@ -73,9 +77,26 @@ def datasets(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Da
             continue
         item = group[name]
         if isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual or item.nbytes > MAX_ARRAY_BYTES:
+                raise ValueError(f"its array {name!r} lies in a different file, or is larger than 8 GiB")
             yield f"{prefix}{name}", item
         elif isinstance(item, h5py.Group):
             yield from datasets(item, f"{prefix}{name}/")
+
+
+def same_shapes(params: dict, init: Callable) -> bool:
+    """Return true if parameters have the names and shapes of those that a network's `init` returns.
+
+    Args:
+      params: parameters from a file.
+      init: function from a random key to initial parameters; it is not executed.
+    """
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    expected, loaded = (
+        {(module, name): np.shape(value) for module, group in tree.items() for name, value in group.items()}
+        for tree in (shapes, params)
+    )
+    return expected == loaded
 
 
 def molecule_record(mol: Molecule) -> dict:

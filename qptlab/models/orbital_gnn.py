@@ -225,6 +225,12 @@ class OrbitalGNN:
         scales = Scales.identity(len(self.kinds), len(self.elements), graph.features.shell.shape[-1])
         return jax.jit(self._network.init)(key, graph, jax.tree.map(jnp.float32, scales))
 
+    def fits(self, scales: Scales) -> bool:
+        """Return true if the shapes of statistics are those of this network."""
+        nfeature = self._blank_graph().features.shell.shape[-1]
+        expected = Scales.identity(len(self.kinds), len(self.elements), nfeature)
+        return all(np.shape(value) == np.shape(blank) for value, blank in zip(scales, expected, strict=True))
+
     def _blank_graph(self) -> Graph:
         """Return a graph of one shell of one atom; it gives the parameters their shapes."""
         nop, zero = len(SOURCES[self.config.source]), np.zeros(1, int)
@@ -349,12 +355,15 @@ class GNNPredictor:
         Raises:
           InputError: if the description holds settings that cannot be used.
         """
-        _check_words(description)
+        check_description(description)
         model = OrbitalGNN(
             GNNConfig(**description["model"]), tuple(description["kinds"]), tuple(description["elements"])
         )
         params = {name.removeprefix("params/"): value for name, value in arrays.items() if name != "scales"}
-        return cls(model, params, Scales(**arrays["scales"]), description["label"])
+        scales = Scales(**arrays["scales"])
+        if not model.fits(scales) or not files.same_shapes(params, model.init):
+            raise InputError("Expected arrays of the network in the model file, got different shapes; restore the file.")
+        return cls(model, params, scales, description["label"])
 
     def description(self) -> dict:
         """Return the settings that rebuild the model together with `arrays`; JSON types only."""
@@ -444,7 +453,7 @@ class GNNPredictor:
         return float(energy), -gradient
 
 
-def _check_words(description: dict) -> None:
+def check_description(description: dict) -> None:
     """Raise a `ValueError` for text in a description that no trained network has; tables and messages show it."""
     elements, kinds, label = (description[name] for name in ("elements", "kinds", "label"))
     if not isinstance(elements, list) or not set(elements) <= set(ase.data.atomic_numbers):

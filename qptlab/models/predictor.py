@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from qptlab.dft import grid, integrals
 from qptlab.dft.properties import charges, dipole_debye
+from qptlab.errors import InputError
 from qptlab.models import files
 from qptlab.models.contract import Params, Prediction, config_class
 from qptlab.models.correction import CorrectionConfig, CorrectionModel
@@ -62,7 +63,10 @@ class CorrectionPredictor:
         config = config_class(description["kind"])(**description["model"])
         mols = [files.molecule_from(record) for record in description["molecules"]]
         systems, kinds = make_systems(mols, Method(**description["method"]), config.guess)
-        return cls(CorrectionModel(config, kinds), arrays, systems)
+        model = CorrectionModel(config, kinds)
+        if arrays and not files.same_shapes(arrays, model.init):
+            raise InputError("Expected arrays of the network in the model file, got different shapes; restore the file.")
+        return cls(model, arrays or None, systems)
 
     def description(self) -> dict:
         """Return the settings that rebuild the model together with `arrays`; JSON types only."""

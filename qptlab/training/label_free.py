@@ -5,6 +5,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from qptlab.dft.energy import energy as total_energy
 from qptlab.dft.energy import kohn_sham
 from qptlab.errors import InputError
 from qptlab.evaluation import reference
-from qptlab.evaluation.errors import ErrorSummary
+from qptlab.evaluation.errors import NO_NETWORK, PYSCF_STOPPED, ErrorSummary
 from qptlab.evaluation.reference import TestSet
 from qptlab.models import files
 from qptlab.models.contract import Params, title_of
@@ -68,6 +69,8 @@ class LabelFree(Objective):
       systems: molecules.
     """
 
+    baselines = MappingProxyType({"no_network": NO_NETWORK, "pyscf_stopped": PYSCF_STOPPED})
+
     def __init__(self, model: CorrectionModel, systems: Sequence[System]):
         self.model, self.systems = model, list(systems)
         self.kind, self.model_config = model.kind, model.config
@@ -114,7 +117,8 @@ class LabelFree(Objective):
         return CorrectionPredictor(self.model, params, self.systems)
 
     def make_validation(
-        self, config: TrainConfig, progress: Callable[[int, int], None], threads: Callable[[], int | None]
+        self, config: TrainConfig, progress: Callable[[int, int], None], threads: Callable[[], int | None],
+        drawn: Callable[[list[Molecule]], None],
     ) -> TestSet:
         """Draw validation geometries of an independent trajectory, and compute PySCF's references."""
         count = int(config.validation)
@@ -125,6 +129,7 @@ class LabelFree(Objective):
             share = len(range(index, count, len(systems)))
             frames = itertools.islice(stream, 0, share * VALIDATION_STRIDE, VALIDATION_STRIDE)
             placed += [(system, system.frame.pose(frame).positions) for frame in frames]
+        drawn([system.molecule.with_positions(positions) for system, positions in placed])
         return reference.make_test_set(self.predictor(None), placed, progress, threads=threads)
 
     def validate(self, validation: TestSet, params: Params) -> list[tuple[str, ErrorSummary]]:
@@ -219,7 +224,7 @@ class StreamFeed(Feed):
             self._model = self._model.with_iterations(config.iterations)
         self._stream = Stream(
             reference.with_labels(objective.systems) if config.loss == "labels" else objective.systems,
-            config.sampling, objective.model, batch=config.batch, reuse=config.reuse, seed=config.seed, step=step,
+            config.sampling, self._model, batch=config.batch, reuse=config.reuse, seed=config.seed, step=step,
             share=self._devices.share,
         )
         self._stream.params = params

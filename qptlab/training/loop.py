@@ -10,7 +10,7 @@ import concurrent.futures
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -169,9 +169,11 @@ class Objective(abc.ABC):
       molecules: molecules that are trained on, at their reference geometries.
       method: level of theory; None if only its name is known.
       budget: fields of `TrainConfig` that may differ when a training is resumed.
+      baselines: names of the baselines of a validation, with their titles in tables.
     """
 
     budget: tuple[str, ...] = ("minutes", "steps", "validation")
+    baselines: Mapping[str, str]
     kind: str
     model_config: Any
     molecules: tuple[Molecule, ...]
@@ -195,7 +197,8 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def make_validation(
-        self, config: TrainConfig, progress: Callable[[int, int], None], threads: Callable[[], int | None]
+        self, config: TrainConfig, progress: Callable[[int, int], None], threads: Callable[[], int | None],
+        drawn: Callable[[list[Molecule]], None],
     ) -> Any:
         """Return the validation geometries with their references; the same for the same seed.
 
@@ -203,13 +206,14 @@ class Objective(abc.ABC):
           config: settings.
           progress: callback `progress(done, total)`; an exception ends the work.
           threads: function that returns the number of threads that PySCF may use; None for all.
+          drawn: callback that receives the geometries, before their references are computed.
         """
 
     @abc.abstractmethod
     def validate(self, validation: Any, params: Params) -> list[tuple[str, ErrorSummary]]:
         """Return names and errors on the validation geometries: of the model, then of its baselines.
 
-        The baselines are "no_network" and, for networks that correct a Fock matrix, "pyscf_stopped".
+        The names of the baselines are those of `baselines`.
         """
 
     @abc.abstractmethod

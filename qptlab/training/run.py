@@ -25,7 +25,9 @@ import json
 import os
 import pathlib
 import platform
+import tempfile
 from collections.abc import Iterable, Sequence
+from typing import IO
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +49,12 @@ COLUMNS = (
     "no_network_mae_mev", "pyscf_stopped_mae_mev",
 )
 """Columns of metrics.csv; those of the validation are empty in rows without one."""
+
+MAX_TEXT_BYTES = 2**31
+"""Largest text file of a run folder that is read."""
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 LIBRARIES = ("jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint", "numpy", "pyscf", "tblite", "ase")
 
@@ -139,7 +147,7 @@ class Run:
         """
         path = pathlib.Path(path)
         try:
-            record = json.loads((path / "config.json").read_text())
+            record = json.loads(_read_regular(path / "config.json"))
         except (OSError, ValueError):
             record = None
         if not isinstance(record, dict):
@@ -157,7 +165,7 @@ class Run:
 
     def append(self, row: dict) -> None:
         """Add a row of metrics; missing columns stay empty."""
-        with (self.path / "metrics.csv").open("a", newline="") as file:
+        with _open_to_append(self.path / "metrics.csv") as file:
             csv.writer(file).writerow(_cells(row))
 
     def metrics(self) -> list[dict[str, float]]:
@@ -176,7 +184,7 @@ class Run:
 
     def log(self, kind: str, text: str, step: int, seconds: float) -> None:
         """Add an event to those of the run, with its step and training time."""
-        with (self.path / "events.jsonl").open("a") as file:
+        with _open_to_append(self.path / "events.jsonl") as file:
             file.write(json.dumps({"kind": kind, "text": text, "step": step, "seconds": seconds}) + "\n")
 
     def events(self) -> list[dict]:
@@ -194,7 +202,7 @@ class Run:
     def save(self, state: TrainState) -> None:
         """Write a checkpoint; rows of metrics up to it are on disk before it is."""
         self._write_objective()
-        with (self.path / "metrics.csv").open("a") as file:
+        with _open_to_append(self.path / "metrics.csv") as file:
             os.fsync(file.fileno())
         with self._checkpoints() as manager:
             if state.step not in manager.all_steps():
@@ -228,14 +236,20 @@ class Run:
         ]
         _write_atomically(self.path / "model-card.md", "\n".join(text))
 
+    def write(self, name: str, text: str) -> pathlib.Path:
+        """Write a text file into the folder, and return its path; an existing file or link is replaced."""
+        path = self.path / name
+        _write_atomically(path, text)
+        return path
+
     def write_geometries(self, name: str, mols: Iterable[Molecule]) -> pathlib.Path:
         """Write geometries as XYZ into the folder, and return the path."""
-        path = self.path / name
-        _write_atomically(path, "".join(mol.to_xyz() for mol in mols))
-        return path
+        return self.write(name, "".join(mol.to_xyz() for mol in mols))
 
     def restore(self) -> TrainState | None:
         """Return the state of the last checkpoint; None if there is none."""
+        if not (self.path / "checkpoints").is_dir():
+            return None
         with self._checkpoints() as manager:
             step = manager.latest_step()
             if step is None:
@@ -269,7 +283,7 @@ class Run:
 
     def _read(self, name: str) -> str | None:
         try:
-            return (self.path / name).read_text()
+            return _read_regular(self.path / name)
         except OSError:
             return None
 
@@ -294,12 +308,14 @@ class Run:
             max_to_keep=2, create=False, enable_async_checkpointing=False, multiprocessing_options=multiprocessing
         )
         folder = (self.path / "checkpoints").absolute()
+        if folder.is_symlink():
+            raise InputError(f"Expected checkpoints in the run folder, got a link, {folder}; copy the whole folder.")
         folder.mkdir(exist_ok=True)
         return orbax.CheckpointManager(folder, options=options)
 
 
 class FollowedRun(Run):
-    """A run as processes other than the first have it: they read its checkpoints, and write nothing."""
+    """Run of the processes other than the first: they read its checkpoints, and write only `not-finite*.xyz`."""
 
     @classmethod
     def create(cls, path: str | pathlib.Path, objective: Objective, train: TrainConfig) -> "FollowedRun":
@@ -366,6 +382,15 @@ def _orbax():
     return orbax.checkpoint
 
 
+def _read_regular(path: pathlib.Path) -> str:
+    """Return the text of a file; devices and pipes, which a stranger's folder may link to, are refused."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a file")
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise InputError(f"Expected a file of at most {MAX_TEXT_BYTES // 2**30} GiB, got {path}; use a smaller one.")
+    return path.read_text()
+
+
 def _cells(row: dict) -> list[str]:
     """Return all digits of every number, so that the same number is read back."""
     numbers = [row.get(name) for name in COLUMNS]
@@ -373,12 +398,25 @@ def _cells(row: dict) -> list[str]:
 
 
 def _write_atomically(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_suffix(path.suffix + ".new")
-    with temporary.open("w", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    # A new file of a random name: a stranger's folder may hold links that lead out of it.
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", newline="", encoding="utf-8", delete=False
+    ) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o666 & ~_UMASK)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _open_to_append(path: pathlib.Path) -> IO[str]:
+    """Open a file of the folder to append to it; a link is refused, because it may lead out of the folder."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    return os.fdopen(descriptor, "a", newline="", encoding="utf-8")
 
 
 def _versions() -> dict[str, str]:

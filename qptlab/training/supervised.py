@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -16,12 +17,20 @@ from jaxtyping import Array, Float, Int
 
 from qptlab.errors import InputError
 from qptlab.evaluation import labelled, labels
-from qptlab.evaluation.errors import ErrorSummary
+from qptlab.evaluation.errors import LOW_COST, ErrorSummary
 from qptlab.evaluation.labelled import Prepared
 from qptlab.evaluation.labels import Label, LabelledSet
 from qptlab.models.contract import Params, title_of
 from qptlab.models.operators import shells
-from qptlab.models.orbital_gnn import GNNConfig, GNNPredictor, Graph, GraphDerivatives, OrbitalGNN, Scales
+from qptlab.models.orbital_gnn import (
+    GNNConfig,
+    GNNPredictor,
+    Graph,
+    GraphDerivatives,
+    OrbitalGNN,
+    Scales,
+    check_description,
+)
 from qptlab.random_streams import Purpose, generator
 from qptlab.system.molecule import Molecule
 from qptlab.training.config import TrainConfig
@@ -54,7 +63,7 @@ class Supervised(Objective):
       scales: statistics of an earlier training; None to fit them before the first update.
       prepared: the labelled geometries as the network reads them, if they were prepared before.
       model: network with a larger vocabulary than that of the labelled set; by default, `vocabulary` of the set.
-      text: the labelled geometries as text, of an earlier training's folder; None to write them.
+      text: text of an earlier training's folder that `data` was read from; None to write it.
 
     Raises:
       InputError: if the low-cost method cannot treat a molecule.
@@ -62,6 +71,7 @@ class Supervised(Objective):
 
     method = None
     budget = ("minutes", "steps")  # a different validation set would be a different training set
+    baselines = MappingProxyType({"no_network": LOW_COST})
 
     def __init__(
         self, data: LabelledSet, config: GNNConfig, *, scales: Scales | None = None, prepared: Prepared | None = None,
@@ -69,7 +79,7 @@ class Supervised(Objective):
     ):
         # As they are written: a training that continues from its folder has the same numbers, to the last digit.
         self._text = labels.to_xyz(data) if text is None else text
-        self.data = labels.from_xyz(self._text, LABELS_FILE)
+        self.data = labels.from_xyz(self._text, LABELS_FILE) if text is None else data
         self.model_config, self.scales = config, scales
         self.kind = GNNPredictor.kind
         self.model = model or vocabulary(self.data.molecules, config)
@@ -82,6 +92,11 @@ class Supervised(Objective):
             raise InputError(
                 f"Expected no microbatch for a network that learns from labels, got {config.microbatch}; use a "
                 "smaller batch."
+            )
+        if jax.process_count() > 1:
+            raise InputError(
+                f"Expected one process for a training on labels, got {jax.process_count()}; run the script on one "
+                "machine."
             )
         self._split(config)
 
@@ -113,10 +128,12 @@ class Supervised(Objective):
         return self.data.theory or "labels of unknown theory"
 
     def make_validation(
-        self, config: TrainConfig, progress: Callable[[int, int], None], threads: Callable[[], int | None]
+        self, config: TrainConfig, progress: Callable[[int, int], None], threads: Callable[[], int | None],
+        drawn: Callable[[list[Molecule]], None],
     ) -> tuple[LabelledSet, Prepared]:
         """Run the low-cost method on the geometries that are held out."""
         held_out = self._split(config)[1]
+        drawn(held_out.molecules)
         return held_out, self._prepare(held_out, config, progress)
 
     def validate(self, validation: tuple[LabelledSet, Prepared], params: Params) -> list[tuple[str, ErrorSummary]]:
@@ -165,8 +182,14 @@ class Supervised(Objective):
         scales = None
         if statistics is not None:
             scales = Scales(**{name: np.asarray(value, float) for name, value in json.loads(statistics).items()})
+        check_description(record)
         model = OrbitalGNN(config, tuple(record["kinds"]), tuple(record["elements"]))
         objective = cls(labels.from_xyz(text, LABELS_FILE), config, scales=scales, model=model, text=text)
+        if scales is not None and not objective.model.fits(scales):
+            raise InputError(
+                f"Expected statistics of {len(model.kinds)} kinds of shells and {len(model.elements)} elements in "
+                f"{STATISTICS_FILE}, got arrays of different shapes; restore the file."
+            )
         if objective._digest != record["labels"]["sha256"]:
             raise InputError(
                 f"Expected the labels that the run was trained on in {LABELS_FILE}, got different ones; restore the "

@@ -49,9 +49,6 @@ VALIDATION_SHARE = 0.1
 
 CHECKPOINT_SECONDS = 15.0
 
-BASELINE_TITLES = {"no_network": "no network, same iterations", "pyscf_stopped": "PySCF, same Fock builds"}
-"""Baselines of a validation, in words."""
-
 PYSCF_NICE = 10
 """Niceness of PySCF's thread during training."""
 
@@ -144,11 +141,14 @@ class Trainer:
         Raises:
           InputError: if the folder holds no run, or one of a kind that is not registered.
         """
-        run = Run.open(path)
-        return cls.of(run.objective, train or run.train_config, path, resume=True)
+        run = (FollowedRun if jax.process_index() else Run).open(path)
+        trainer = cls.__new__(cls)
+        trainer._begin(run.objective, train or run.train_config, path, True, run)
+        return trainer
 
     def _begin(
-        self, objective: Objective, train_config: TrainConfig, out: str | pathlib.Path | None, resume: bool
+        self, objective: Objective, train_config: TrainConfig, out: str | pathlib.Path | None, resume: bool,
+        run: Run | None = None,
     ) -> None:
         self.train_config = train_config
         self.executables: dict[str, tuple[jax.stages.Compiled, float]] = {}
@@ -169,16 +169,18 @@ class Trainer:
         check_devices(train_config)
         objective.check(train_config)
         folder = pathlib.Path(out) if out else _default_folder(objective.molecules)
-        self.run_folder, self._state = self._open(folder, objective, resume)
+        self.run_folder, self._state = self._open(folder, objective, resume, run)
         self._objective = self.run_folder.objective
         self._validated_at = self._validation_cost = 0.0
         self._validations = 0
 
-    def _open(self, out: pathlib.Path, objective: Objective, resume: bool) -> tuple[Run, TrainState | None]:
+    def _open(
+        self, out: pathlib.Path, objective: Objective, resume: bool, run: Run | None
+    ) -> tuple[Run, TrainState | None]:
         run_class = FollowedRun if jax.process_index() else Run
         if not (resume and (out / "config.json").exists()):
             return run_class.create(out, objective, self.train_config), None
-        run = run_class.open(out)
+        run = run or run_class.open(out)
         names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in objective.budget]
         settings = ((name, getattr(run.train_config, name), getattr(self.train_config, name)) for name in names)
         different = objective.difference(run.objective) or next(
@@ -299,7 +301,11 @@ class Trainer:
 
     @property
     def predictor(self) -> Model:
-        """The model as trained so far; before the first step, with the network switched off."""
+        """The model as trained so far; before the first step, with the network switched off.
+
+        Raises:
+          InputError: for a training on labels before its first step.
+        """
         return self._objective.predictor(self._state.average if self._state else None)
 
     @property
@@ -399,7 +405,7 @@ class Trainer:
         # The first validation compiles, which does not count as its cost.
         self._validation_cost = self._validated_at - began if self._validations else 0.0
         self._validations += 1
-        titles = [(BASELINE_TITLES.get(name, name), summary) for name, summary in table]
+        titles = [(self._objective.baselines.get(name, name), summary) for name, summary in table]
         self.run_folder.write_card(state, titles, len(self._objective.validation_molecules(validation)))
         (_, summary), *baselines = table  # energies always have an error: a label without one is refused
         row = {"validation_mae_mev": summary.energy_mae_mev, "validation_max_mev": summary.energy_max_mev}
@@ -421,8 +427,10 @@ class Trainer:
             progress(done, total)
             self._check_wanted(done, total)
 
-        validation = self._objective.make_validation(self.train_config, report, self._threads)
-        self.run_folder.write_geometries("validation.xyz", self._objective.validation_molecules(validation))
+        def drawn(mols: list[Molecule]) -> None:
+            self.run_folder.write_geometries("validation.xyz", mols)
+
+        validation = self._objective.make_validation(self.train_config, report, self._threads, drawn)
         self.validation = validation
         return validation
 
