@@ -16,9 +16,10 @@ import own_network
 import pytest
 
 import qptlab as ql
-from qptlab.evaluation import labels
+from qptlab.evaluation import labels, reference
 from qptlab.gui.session import Session
-from qptlab.models import contract
+from qptlab.models import contract, files
+from qptlab.sampling import ModelWalk
 
 WATER = ql.Molecule.from_name("water")
 DATA = pathlib.Path(__file__).parent / "data"
@@ -238,3 +239,50 @@ def test_kinds_are_listed():
     assert {"qpt", "orbital-gnn", "pair-mlp"} <= set(contract.kinds())
     assert contract.title_of("qpt") == "QPT"
     assert contract.kind_of(OWN) == "pair-mlp"
+
+
+def test_every_kind_has_a_class_of_settings_of_its_own():
+    with pytest.raises(ql.InputError, match=r"for 'pair-mlp-2' and 'pair-mlp'; derive a new class"):
+        ql.register_network("pair-mlp-2", own_network.PairConfig, own_network.pair_network)
+    assert "pair-mlp-2" not in contract.kinds()
+
+
+def test_a_model_without_its_network_is_saved_and_loaded(own, tmp_path):
+    plain = own.predictor.without_network()
+    plain.save(tmp_path / "plain.h5")
+    assert float(ql.load(tmp_path / "plain.h5")(WATER).energy) == float(plain(WATER).energy)
+
+
+@pytest.mark.parametrize("kind", ["own", "gnn"])
+def test_arrays_of_other_shapes_are_refused(request, tmp_path, kind):
+    path = tmp_path / "model.h5"
+    request.getfixturevalue(kind).predictor.save(path)
+    with h5py.File(path, "a") as file:
+        name = next(name for name, dataset in files.datasets(file) if dataset.ndim == 2 and "scales" not in name)
+        del file[name]
+        file[name] = np.zeros((1, 1))
+    with pytest.raises(ql.InputError, match="different shapes"):
+        ql.load(path)
+
+
+def test_the_sampler_model_walks_on_the_model_that_is_trained(tmp_path, monkeypatch):
+    models = []
+    monkeypatch.setattr(
+        ModelWalk, "source",
+        lambda self, system, model, seed, start: models.append(model) or (lambda params: system.molecule.positions),
+    )
+    config = dataclasses.replace(cases.quick(1), sampling=ql.Sampling("model"), iterations=0)
+    ql.Trainer(WATER, cases.QUICK_METHOD, ql.QPTConfig(iterations=2), config, out=tmp_path / "w").run()
+    assert {model.config.iterations for model in models} == {0}
+
+
+def test_validation_geometries_are_written_before_their_references(tmp_path, monkeypatch):
+    trainer = ql.Trainer(WATER, cases.QUICK_METHOD, OWN, cases.quick(3), out=tmp_path / "w")
+
+    def stop(*arguments, **options):
+        raise RuntimeError("no reference")
+
+    monkeypatch.setattr(reference, "make_test_set", stop)
+    with pytest.raises(RuntimeError, match="no reference"):
+        trainer.make_validation()
+    assert len(ql.read_xyz(trainer.out / "validation.xyz")) == cases.quick(3).validation

@@ -381,3 +381,37 @@ def test_a_workbench_is_not_begun_with_a_trap(make):
 def test_every_basis_of_the_package_is_a_name():
     names = [cases.QUICK_METHOD.basis, *basis_sets.EXAMPLES["basis"].replace(" or ", ", ").split(", ")]
     assert all(map(basis_sets.is_known, names))
+
+
+@pytest.mark.parametrize("name", ["metrics.csv.new", "events.jsonl.new", "events.jsonl", "validation.xyz"])
+def test_nothing_is_written_through_a_link_of_a_run_folder(trained, tmp_path, name):
+    """A stranger's folder may hold links to files of the user."""
+    folder, outside = tmp_path / "linked", tmp_path / "outside.txt"
+    shutil.copytree(trained.out, folder)
+    outside.write_text((folder / name).read_text() if (folder / name).exists() else "mine")
+    before = outside.read_text()
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(outside)
+    trainer = ql.Trainer.open(folder)
+    trainer.note("a remark")
+    trainer.run_folder.write_geometries("validation.xyz", trainer.molecules)
+    assert outside.read_text() == before
+
+
+def test_a_link_in_place_of_the_checkpoints_is_refused(trained, tmp_path):
+    folder = tmp_path / "linked"
+    shutil.copytree(trained.out, folder)
+    (folder / "checkpoints").rename(tmp_path / "elsewhere")
+    (folder / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ql.InputError, match="Expected checkpoints in the run folder, got a link"):
+        ql.load(folder)
+
+
+def test_a_model_file_does_not_read_other_files(trained, tmp_path):
+    path, secret = tmp_path / "model.h5", tmp_path / "secret.bin"
+    secret.write_bytes(bytes(8 * 16))
+    trained.predictor.save(path)
+    with h5py.File(path, "a") as file:
+        file.create_dataset("external/w", (16,), "f8", external=[(str(secret), 0, 128)])
+    with pytest.raises(ql.InputError, match="lies in a different file"):
+        ql.load(path)

@@ -362,7 +362,7 @@ class GNNPredictor:
         params = {name.removeprefix("params/"): value for name, value in arrays.items() if name != "scales"}
         scales = Scales(**arrays["scales"])
         if not model.fits(scales) or not files.same_shapes(params, model.init):
-            raise InputError("Expected arrays of the network in the model file, got different shapes; restore the file.")
+            raise InputError("Expected arrays of the network in the model file, got different shapes; restore it.")
         return cls(model, params, scales, description["label"])
 
     def description(self) -> dict:

@@ -65,7 +65,7 @@ class CorrectionPredictor:
         systems, kinds = make_systems(mols, Method(**description["method"]), config.guess)
         model = CorrectionModel(config, kinds)
         if arrays and not files.same_shapes(arrays, model.init):
-            raise InputError("Expected arrays of the network in the model file, got different shapes; restore the file.")
+            raise InputError("Expected arrays of the network in the model file, got different shapes; restore it.")
         return cls(model, arrays or None, systems)
 
     def description(self) -> dict:
