@@ -211,7 +211,7 @@ BAD = [
     (["energy", "water", "--guess", "huckel"], "huckel"),
     (["energy", "water", "--solver", "newton"], "newton"),
     (["energy", "water", "--eri", "exact", "--auxbasis", "def2-svp-jkfit"], "use eri='fitted'"),
-    (["energy", "water", "--damping", "1"], "damping 1.0"),
+    (["energy", "water", "--damping", "1"], "damping of 0 to below 1, got 1.0"),
     (["train", "[CH3]", "--out", "{tmp}/w"], "closed-shell"),
     (["bench", "speed"], "'speed'"),
     (["bench", "fock", "--out", "{tmp}/none"], "none, which does not exist"),

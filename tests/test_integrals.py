@@ -163,5 +163,5 @@ def test_coulomb_and_exchange_matrices_are_pyscfs(name, eri):
 
 def test_exchange_that_was_not_made_is_not_invented():
     ints = cases.ints("water", ql.Method("pbe", "sto-3g", eri="exact"))
-    with pytest.raises(ValueError, match="without exact exchange"):
+    with pytest.raises(ValueError, match="Expected integrals with exact exchange, got integrals without"):
         ints.repulsion.exchange(ints.dm_guess)

@@ -227,7 +227,7 @@ def test_options_that_make_no_sense_are_refused():
         ({"guess": "huckel"}, "known guess, got 'huckel'; use one of minao"),
         ({"solver": "newton"}, "known solver, got 'newton'"),
         ({"damping": 1.0}, "Expected damping of 0 to below 1, got 1.0"),
-        ({"level_shift": -1.0}, "level shift -1.0"),
+        ({"level_shift": -1.0}, "level shift that is not negative, got -1.0"),
         ({"max_cycles": 0}, "0 cycles"),
         ({"tolerance": 0.0}, "tolerance 0.0"),
     ):

@@ -127,12 +127,19 @@ def _simple_type(annotation: Any) -> type | None:
 
 
 def _descriptions(source: Callable) -> dict[str, str]:
-    """Return the first sentence that a docstring has for each parameter, with the values that it refers to."""
-    documentation = inspect.getdoc(source) or ""
+    """Return the first sentence that a docstring has for each parameter, with the values that it refers to.
+
+    A class also has the descriptions of its base classes, for the fields that it inherits.
+    """
+    inherited: dict[str, str] = {}
+    for base in getattr(source, "__bases__", ()):
+        if dataclasses.is_dataclass(base):
+            inherited |= _descriptions(base)
+    documentation = source.__doc__ and inspect.getdoc(source) or ""
     sections = re.findall(r"^(?:Args|Attributes):\n((?:(?:  .*)?\n?)+)", documentation, re.MULTILINE)
     entries = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", "".join(sections), re.MULTILINE)
     texts = {name: re.split(r"\.(?= [A-Z`]|$)", " ".join(text.split()))[0] for name, text in entries}
-    return {name: _sentence(text, source) for name, text in texts.items()}
+    return inherited | {name: _sentence(text, source) for name, text in texts.items()}
 
 
 def _sentence(text: str, source: Callable) -> str:
