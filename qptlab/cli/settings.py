@@ -135,7 +135,7 @@ def _descriptions(source: Callable) -> dict[str, str]:
     for base in getattr(source, "__bases__", ()):
         if dataclasses.is_dataclass(base):
             inherited |= _descriptions(base)
-    documentation = source.__doc__ and inspect.getdoc(source) or ""
+    documentation = (source.__doc__ and inspect.getdoc(source)) or ""
     sections = re.findall(r"^(?:Args|Attributes):\n((?:(?:  .*)?\n?)+)", documentation, re.MULTILINE)
     entries = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", "".join(sections), re.MULTILINE)
     texts = {name: re.split(r"\.(?= [A-Z`]|$)", " ".join(text.split()))[0] for name, text in entries}
