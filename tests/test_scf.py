@@ -228,8 +228,8 @@ def test_options_that_make_no_sense_are_refused():
         ({"solver": "newton"}, "known solver, got 'newton'"),
         ({"damping": 1.0}, "Expected damping of 0 to below 1, got 1.0"),
         ({"level_shift": -1.0}, "level shift that is not negative, got -1.0"),
-        ({"max_cycles": 0}, "0 cycles"),
-        ({"tolerance": 0.0}, "tolerance 0.0"),
+        ({"max_cycles": 0}, "whole number of cycles, got 0"),
+        ({"tolerance": 0.0}, "a tolerance of 1e-10 to below 1, got 0.0"),
     ):
         with pytest.raises(ql.InputError, match=said):
             ql.scf(water, method, **options)
