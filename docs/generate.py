@@ -37,6 +37,8 @@ def _modules() -> dict[str, str]:
     public = {name: getattr(package, name) for name in package.__all__}
     names = ["qptlab", *(found.name for found in pkgutil.walk_packages(package.__path__, "qptlab."))]
     names = [name for name in names if not any(part.startswith("_") for part in name.split("."))]
+    # The page of the command line describes the commands; autodoc cannot read their generated signatures.
+    names = [name for name in names if not name.startswith("qptlab.cli.")]
     pages = {}
     for name in names:
         below = sorted(other for other in names if other.rpartition(".")[0] == name)

@@ -7,7 +7,7 @@ May import: `models`, `dft`, `xtb`, `system` and below.
 
 # The order of these imports is the order of the samplers in lists.
 # isort: off
-from qptlab.sampling.md import MolecularDynamics
+from qptlab.sampling.dynamics import MolecularDynamics
 from qptlab.sampling.modes import NormalModes
 from qptlab.sampling.torsions import Torsions
 from qptlab.sampling.conformers import Conformers

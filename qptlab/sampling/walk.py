@@ -15,8 +15,8 @@ from qptlab.models.correction import CorrectionModel
 from qptlab.models.predictor import energy_and_gradient
 from qptlab.models.systems import System
 from qptlab.random_streams import Purpose, generator
-from qptlab.sampling import md
-from qptlab.sampling.md import MolecularDynamics
+from qptlab.sampling import dynamics
+from qptlab.sampling.dynamics import MolecularDynamics
 from qptlab.sampling.positions import keeps_bonds
 from qptlab.sampling.register import Sampler, register_sampler, sample
 from qptlab.system.molecule import Molecule
@@ -47,7 +47,7 @@ class ModelWalk(Sampler):
     """
 
     temperature: float = 500.0
-    chains: ClassVar[int] = md.CHAINS
+    chains: ClassVar[int] = dynamics.CHAINS
 
     def __post_init__(self):
         """Check the parameter."""
