@@ -286,11 +286,9 @@ def _parse(title: str | pathlib.Path, frames: Sequence[ase.Atoms]) -> tuple[list
 def _frames(source: str | pathlib.Path | io.StringIO, title: str | pathlib.Path) -> list[ase.Atoms]:
     try:
         return cast(list[ase.Atoms], ase.io.read(source, index=":", format="extxyz"))
-    except OSError as error:
-        raise InputError(
-            f"Expected a file of labels, got {title}, which cannot be read ({error.strerror}); use a file from qptlab "
-            "label."
-        ) from None
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        message = f"Expected a file of labels, got {title}, which cannot be read ({error.strerror})"
+        raise InputError(f"{message}; use a file from qptlab label.") from None
     except Exception as error:  # noqa: BLE001  ASE's parser raises exceptions of many kinds
         message = f"Expected extended XYZ in {title}, got something else ({error}); use a file from qptlab label."
         raise InputError(message) from None
