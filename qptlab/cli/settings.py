@@ -134,7 +134,7 @@ def _descriptions(source: Callable) -> dict[str, str]:
     inherited: dict[str, str] = {}
     for base in getattr(source, "__bases__", ()):
         if dataclasses.is_dataclass(base):
-            inherited |= _descriptions(base)
+            inherited |= _descriptions(typing.cast(Callable, base))
     documentation = (source.__doc__ and inspect.getdoc(source)) or ""
     sections = re.findall(r"^(?:Args|Attributes):\n((?:(?:  .*)?\n?)+)", documentation, re.MULTILINE)
     entries = re.findall(r"^  (\w+): (.*(?:\n    .*)*)", "".join(sections), re.MULTILINE)
