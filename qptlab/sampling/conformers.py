@@ -8,8 +8,8 @@ from jaxtyping import Float
 
 from qptlab.errors import InputError
 from qptlab.sampling.bonds import bonded_graph
-from qptlab.sampling.positions import displaced
-from qptlab.sampling.register import Sampler, register_sampler
+from qptlab.sampling.positions import DisplacedSampler, displaced
+from qptlab.sampling.register import register_sampler
 from qptlab.system.molecule import Molecule
 from qptlab.units import BOHR_ANGSTROM
 
@@ -19,18 +19,12 @@ CONFORMERS = 10
 
 @register_sampler("conformers")
 @dataclasses.dataclass(frozen=True)
-class Conformers(Sampler):
+class Conformers(DisplacedSampler):
     """Conformers by RDKit's distance geometry, followed by Gaussian displacements.
 
     Attributes:
       sigma_bohr: standard deviation of the displacements, per coordinate, bohr.
     """
-
-    sigma_bohr: float = 0.05
-
-    def __post_init__(self):
-        """Check the parameter."""
-        self.check_number("sigma_bohr", 0.5, "bohr", 0.05)
 
     def draw(self, mol: Molecule, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "natm 3"]]:
         """Yield displaced conformers, bohr.

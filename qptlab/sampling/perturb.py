@@ -7,25 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
-from qptlab.sampling.positions import displaced
-from qptlab.sampling.register import Sampler, register_sampler
+from qptlab.sampling.positions import DisplacedSampler, displaced
+from qptlab.sampling.register import register_sampler
 from qptlab.system.molecule import Molecule
 
 
 @register_sampler("perturb")
 @dataclasses.dataclass(frozen=True)
-class Perturbation(Sampler):
+class Perturbation(DisplacedSampler):
     """Gaussian displacements of the reference geometry.
 
     Attributes:
       sigma_bohr: standard deviation of the displacements, per coordinate, bohr.
     """
-
-    sigma_bohr: float = 0.05
-
-    def __post_init__(self):
-        """Check the parameter."""
-        self.check_number("sigma_bohr", 0.5, "bohr", 0.05)
 
     def draw(self, mol: Molecule, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "natm 3"]]:
         """Yield displaced geometries, bohr."""

@@ -1,10 +1,12 @@
 """Operations on positions that several samplers share: random displacements, and a check of the bonds."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from jaxtyping import Float
 
+from qptlab.sampling.register import Sampler
 from qptlab.system.molecule import Molecule
 
 MAX_TRIES = 1000
@@ -16,6 +18,21 @@ second-row atoms."""
 
 BROKEN = 1.6
 """A bond that is longer than this times its reference length is broken."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DisplacedSampler(Sampler):
+    """Base class of samplers that displace geometries at random.
+
+    Attributes:
+      sigma_bohr: standard deviation of the displacements, per coordinate, bohr.
+    """
+
+    sigma_bohr: float = 0.05
+
+    def __post_init__(self):
+        """Check the parameter."""
+        self.check_number("sigma_bohr", 0.5, "bohr", 0.05)
 
 
 def displaced(

@@ -8,26 +8,20 @@ from jaxtyping import Float
 
 from qptlab.errors import InputError
 from qptlab.sampling.bonds import bonded_graph, clash_distances, dihedral, rotatable_bonds
-from qptlab.sampling.positions import MAX_TRIES, displaced
-from qptlab.sampling.register import Sampler, register_sampler
+from qptlab.sampling.positions import MAX_TRIES, DisplacedSampler, displaced
+from qptlab.sampling.register import register_sampler
 from qptlab.system.molecule import Molecule
 from qptlab.units import BOHR_ANGSTROM
 
 
 @register_sampler("torsions")
 @dataclasses.dataclass(frozen=True)
-class Torsions(Sampler):
+class Torsions(DisplacedSampler):
     """Random dihedral angles of all rotatable bonds, followed by Gaussian displacements.
 
     Attributes:
       sigma_bohr: standard deviation of the displacements, per coordinate, bohr.
     """
-
-    sigma_bohr: float = 0.05
-
-    def __post_init__(self):
-        """Check the parameter."""
-        self.check_number("sigma_bohr", 0.5, "bohr", 0.05)
 
     def draw(self, mol: Molecule, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "natm 3"]]:
         """Yield geometries with random dihedral angles, bohr.
