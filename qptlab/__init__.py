@@ -45,9 +45,11 @@ from qptlab.evaluation.predictions import PredictedSet, read_predictions, write_
 from qptlab.interop.ase import ModelCalculator, relax  # noqa: E402
 from qptlab.interop.pyscf import guess, with_guess  # noqa: E402
 from qptlab.models.contract import Model, Prediction, require  # noqa: E402
-from qptlab.models.correction import Attention, CorrectionConfig, CorrectionModel, register_network  # noqa: E402
+from qptlab.models.correction import CorrectionModel  # noqa: E402
+from qptlab.models.equivariant import EquivariantConfig  # noqa: E402
 from qptlab.models.features import Features  # noqa: E402
 from qptlab.models.frame import ReferenceFrame  # noqa: E402
+from qptlab.models.networks import Attention, CorrectionConfig, register_network  # noqa: E402
 from qptlab.models.orbital_gnn import GNNConfig, GNNPredictor, OrbitalGNN  # noqa: E402
 from qptlab.models.predictor import CorrectionPredictor  # noqa: E402
 from qptlab.models.qpt import QPTConfig  # noqa: E402
@@ -90,12 +92,12 @@ def workbench(trainer: Trainer | None = None, **choices):
 
 __all__ = [
     "BUILTIN", "FUNCTIONALS", "Attention", "CorrectionConfig", "CorrectionModel", "CorrectionPredictor",
-    "ErrorSummary", "Evaluation", "Features", "Functional", "GNNConfig", "GNNPredictor", "InputError",
-    "Integrals", "LabelledSet", "Method", "Model", "ModelCalculator", "Molecule", "OrbitalGNN", "PredictedSet",
-    "Prediction", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampler", "Sampling", "TaskWeights",
-    "TrainConfig", "Trainer", "build_integrals", "charges", "density_from_fock", "dipole_debye", "energy",
-    "evaluate", "fock", "forces", "guess", "kohn_sham", "load", "make_objective", "make_systems", "orbitals", "plot",
-    "read_labels", "read_molecules", "read_predictions", "read_xyz", "register_functional", "register_network",
-    "register_sampler", "relax", "require", "sample", "scf", "scf_batch", "template", "train", "with_guess",
-    "workbench", "write_predictions",
+    "EquivariantConfig", "ErrorSummary", "Evaluation", "Features", "Functional", "GNNConfig", "GNNPredictor",
+    "InputError", "Integrals", "LabelledSet", "Method", "Model", "ModelCalculator", "Molecule", "OrbitalGNN",
+    "PredictedSet", "Prediction", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampler", "Sampling",
+    "TaskWeights", "TrainConfig", "Trainer", "build_integrals", "charges", "density_from_fock", "dipole_debye",
+    "energy", "evaluate", "fock", "forces", "guess", "kohn_sham", "load", "make_objective", "make_systems",
+    "orbitals", "plot", "read_labels", "read_molecules", "read_predictions", "read_xyz", "register_functional",
+    "register_network", "register_sampler", "relax", "require", "sample", "scf", "scf_batch", "template", "train",
+    "with_guess", "workbench", "write_predictions",
 ]

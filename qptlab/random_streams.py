@@ -24,6 +24,7 @@ class Purpose(enum.IntEnum):
       WALK: steps of a walk in the model's Boltzmann distribution. Seed: seed, index of the molecule, chain.
       LABELLED_BATCHES: order of labelled geometries. Seed: seed.
       SPLIT: separation of labelled geometries into training and test sets. Seed: seed.
+      STATISTICS: geometries from which statistics of features are taken. Seed: seed.
     """
 
     TRAINING_GEOMETRIES = 0
@@ -32,6 +33,7 @@ class Purpose(enum.IntEnum):
     WALK = 4
     LABELLED_BATCHES = 5
     SPLIT = 7
+    STATISTICS = 8
 
 
 def generator(purpose: Purpose, seed: int | Sequence[int], *numbers: int) -> np.random.Generator:

@@ -200,8 +200,8 @@ def _rows(
 ) -> Iterator[Row]:
     """Train a setting with each seed, and yield the rows."""
     mols, unseen = read_molecules(selected.molecules), read_molecules(selected.unseen)
-    everything, kinds = make_systems([*mols, *unseen], method, setting.model.guess)
-    systems, _ = make_systems(mols[: setting.count], method, setting.model.guess)
+    everything, kinds = make_systems([*mols, *unseen], method, setting.model)
+    systems, _ = make_systems(mols[: setting.count], method, setting.model)
     systems = [system.with_vocabulary(kinds) for system in systems]
     plain = CorrectionPredictor(CorrectionModel(setting.model, kinds), None, systems)
     test = _test_set(plain, systems[:TEST_MOLECULES])

@@ -58,6 +58,18 @@ class ExactRepulsion(NamedTuple):
             )
         return unpack(_multiply(self.exch, _pack_density(dm)))
 
+    def diagonal(self, nao: int) -> Float[Array, "nao nao"]:
+        """Return the repulsion (ii|jj) of the densities of two atomic orbitals, hartree.
+
+        Args:
+          nao: number of atomic orbitals.
+        """
+        pair = np.arange(nao) * (np.arange(nao) + 3) // 2
+        high, low = np.maximum(pair[:, None], pair), np.minimum(pair[:, None], pair)
+        rows = self.coul.shape[-1]
+        block, other = high // rows, low // rows
+        return self.coul[block * (block + 1) // 2 + other, high % rows, low % rows]
+
 
 class FittedRepulsion(NamedTuple):
     """Density-fitted two-electron integrals.
@@ -93,6 +105,15 @@ class FittedRepulsion(NamedTuple):
             return total + jnp.einsum("pik,pjk->ij", half, factors if orbitals is None else half), None
 
         return jax.lax.scan(add, jnp.zeros_like(dm), jnp.arange(0, naux, size))[0]
+
+    def diagonal(self, nao: int) -> Float[Array, "nao nao"]:
+        """Return the repulsion (ii|jj) of the densities of two atomic orbitals, hartree.
+
+        Args:
+          nao: number of atomic orbitals.
+        """
+        factors = self.cderi[:, np.arange(nao) * (np.arange(nao) + 3) // 2]
+        return factors.T @ factors
 
 
 Repulsion = ExactRepulsion | FittedRepulsion

@@ -26,7 +26,7 @@ from qptlab.gui.attention import AttentionHeads
 from qptlab.gui.profiling import Profile
 from qptlab.gui.scenes import Scene, Subject
 from qptlab.models.contract import require, title_of
-from qptlab.models.correction import CorrectionConfig
+from qptlab.models.networks import CorrectionConfig
 from qptlab.runtime.tasks import Cancelled, Report, Task
 from qptlab.sampling import samplers_without_required
 from qptlab.system.molecule import read_xyz

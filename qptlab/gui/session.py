@@ -16,7 +16,7 @@ from qptlab.errors import InputError, shown
 from qptlab.gui.parts import AttentionPart, ComparisonPart, KernelsPart, OrbitalsPart, Part, SCFPart, TrainingPart
 from qptlab.gui.tabs import find_tab
 from qptlab.models import contract
-from qptlab.models.correction import MAX_ITERATIONS, CorrectionConfig
+from qptlab.models.networks import MAX_ITERATIONS, CorrectionConfig
 from qptlab.models.qpt import QPTConfig
 from qptlab.sampling import MolecularDynamics, Sampler, Sampling, parameters, samplers_without_required
 from qptlab.system import coordinates

@@ -1,20 +1,17 @@
 """Features of a geometry, the input of a network: Kohn–Sham matrices of the guess density, and positions.
 
 They are computed once for each geometry, in float64; the biases are stored in float32. Training stores them with the
-geometry and uses them again.
+geometry and uses them again. They depend on the orientation; so geometries are in the molecule's frame.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from qptlab.dft.energy import inverse_root, kohn_sham
-from qptlab.dft.grid import Numbers
 from qptlab.dft.integrals import Integrals, Template
-from qptlab.errors import InputError
+from qptlab.models.inputs import Guess, Inputs, Orbitals
 
 BIASES = ("hcore", "hcore_orthogonal", "fock", "coul", "vxc", "dm", "overlap", "gram", "distance")
 """Names of the matrices that bias attention, in order.
@@ -37,7 +34,7 @@ class Features(NamedTuple):
       biases: matrices over pairs of AOs, in the order of `BIASES`, each divided by its largest absolute element;
         float32.
       positions: position of each AO's atom in the molecule's frame, bohr.
-      kinds: index of each AO's kind in the vocabulary, from `kind_indices`.
+      kinds: index of each AO's kind in the vocabulary.
       mask: true for the molecule's AOs, false for AOs that only pad the arrays.
     """
 
@@ -48,62 +45,54 @@ class Features(NamedTuple):
     mask: Bool[Array, " nao"]
 
 
-def features(
-    ints: Integrals, ao_atom: Int[Numbers, " nao"], kinds: Int[Numbers, " nao"], mask: Bool[Numbers, " nao"]
-) -> Features:
-    """Build the Kohn–Sham matrices of the guess density and return the network's input.
+def features(ints: Integrals, guess: Guess, orbitals: Orbitals) -> Features:
+    """Return the network's input from the Kohn–Sham matrices of the guess density.
 
     Args:
       ints: integrals of a geometry in the molecule's frame.
-      ao_atom: index of each AO's atom.
-      kinds: index of each AO's kind in the vocabulary.
-      mask: true for the molecule's AOs, false for padding.
+      guess: guess density with its matrices.
+      orbitals: kinds, atoms and mask of the AOs.
     """
-    guess = kohn_sham(ints.dm_guess, ints)
+    ao_atom, mask, state = orbitals.ao_atom, orbitals.ao_mask, guess.state
     positions = ints.positions[jnp.asarray(ao_atom)]
     on_two_atoms = ao_atom[:, None] != ao_atom  # the square root has no derivative at zero
     squared = jnp.sum((positions[:, None] - positions) ** 2, axis=-1)
     distance = jnp.where(on_two_atoms, jnp.sqrt(jnp.where(on_two_atoms, squared, 1.0)), 0.0)
-    lowdin = inverse_root(ints.overlap)
+    lowdin = guess.screening.inverse_root
     matrices = jnp.stack([
-        ints.hcore, lowdin @ ints.hcore @ lowdin, guess.fock, guess.coul, guess.vxc, ints.dm_guess, ints.overlap,
+        ints.hcore, lowdin @ ints.hcore @ lowdin, state.fock, state.coul, state.vxc, ints.dm_guess, ints.overlap,
         positions @ positions.T, distance,
     ])
     matrices = jnp.where(mask[:, None] & mask, matrices, 0.0)
     largest = jnp.max(jnp.abs(matrices), axis=(1, 2), keepdims=True)
     biases = (matrices / jnp.maximum(largest, 1e-12)).astype(jnp.float32)
-    return Features(guess.fock, biases, positions, jnp.asarray(kinds), jnp.asarray(mask))
+    return Features(guess.fock, biases, positions, jnp.asarray(orbitals.kinds), jnp.asarray(mask))
 
 
-def vocabulary(templates: Sequence[Template]) -> tuple[str, ...]:
-    """Return the sorted kinds (element, shell, component; such as "O 2px") of the AOs of molecules.
+def blank() -> Features:
+    """Return the features of a single atomic orbital, from whose shapes parameters are made."""
+    return Features(
+        jnp.zeros((1, 1)), jnp.zeros((len(BIASES), 1, 1), jnp.float32), jnp.zeros((1, 3)), jnp.zeros(1, int),
+        jnp.ones(1, bool),
+    )
+
+
+def ao_kinds(template: Template) -> list[str]:
+    """Return the kind of each AO: element, shell and component, such as "O 2px".
 
     The 1s orbitals of two hydrogen atoms have the same kind. The 2px and 2py orbitals of an oxygen atom have
     different kinds.
     """
-    return tuple(sorted({kind for template in templates for kind in _kinds(template)}))
-
-
-def kind_indices(template: Template, kinds: tuple[str, ...]) -> Int[np.ndarray, " nao"]:
-    """Return the index of each AO's kind in a vocabulary; AOs that pad the arrays have index 0.
-
-    Args:
-      template: template of the molecule, padded or not.
-      kinds: vocabulary, from `vocabulary`.
-
-    Raises:
-      InputError: if the vocabulary lacks a kind.
-    """
-    ao_kinds = _kinds(template)
-    missing = sorted(set(ao_kinds) - set(kinds))
-    if missing:
-        elements = ", ".join(sorted({kind.split()[0] for kind in kinds}))
-        raise InputError(
-            f"Expected atomic orbitals of the training set, got {', '.join(missing)}; use a molecule of the elements "
-            f"{elements} in the same basis."
-        )
-    return np.pad([kinds.index(kind) for kind in ao_kinds], (0, template.shape.nao - template.nao))
-
-
-def _kinds(template: Template) -> list[str]:
     return [label.split(maxsplit=1)[1] for label in template.ao_labels]
+
+
+def _indices(template: Template, vocabulary: tuple[str, ...]) -> Int[np.ndarray, " nao"]:
+    return np.pad([vocabulary.index(kind) for kind in ao_kinds(template)], (0, template.shape.nao - template.nao))
+
+
+def _labels(template: Template) -> list[tuple[str, int]]:
+    return list(zip(template.ao_labels, template.ao_atom.tolist(), strict=True))
+
+
+FRAMED = Inputs(features, ao_kinds, _indices, _labels, blank, framed=True)
+"""The paper's inputs: matrices over atomic orbitals, and positions in the molecule's frame."""

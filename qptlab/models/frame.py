@@ -7,6 +7,7 @@ that QPT computes, the integration grid included, is computed in this pose, and 
 predictions are equivariant under rotation, translation and permutation of like atoms, up to rounding.
 """
 
+import abc
 import dataclasses
 import functools
 
@@ -62,7 +63,90 @@ def standard_orientation(mol: Molecule) -> Molecule:
     return mol.with_positions(oriented)
 
 
-class ReferenceFrame:
+class Frame(abc.ABC):
+    """Standard pose of every geometry of one molecule.
+
+    Attributes:
+      molecule: molecule at its reference geometry.
+    """
+
+    molecule: Molecule
+
+    @property
+    @abc.abstractmethod
+    def reference_positions(self) -> Float[np.ndarray, "natm 3"]:
+        """Positions of the reference geometry in the frame, bohr."""
+
+    @abc.abstractmethod
+    def pose(self, positions: Float[np.ndarray, "natm 3"]) -> Pose:
+        """Return the pose of a geometry whose atoms are in the reference's order.
+
+        Args:
+          positions: nuclear positions, bohr.
+        """
+
+    @abc.abstractmethod
+    def pull_back(self, pose: Pose, gradient: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "natm 3"]:
+        """Return the gradient with respect to the input positions, for a gradient with respect to those in the frame.
+
+        Args:
+          pose: pose of the geometry.
+          gradient: derivative of a function with respect to `pose.positions`.
+        """
+
+    @abc.abstractmethod
+    def pose_molecule(self, mol: Molecule) -> Pose:
+        """Return the pose of a molecule.
+
+        Raises:
+          InputError: if it is a different molecule.
+        """
+
+
+class LaboratoryFrame(Frame):
+    """The frame of the input: an equivariant network takes geometries as they are.
+
+    Args:
+      molecule: molecule at its reference geometry.
+    """
+
+    def __init__(self, molecule: Molecule):
+        self.molecule = molecule
+
+    @property
+    def reference_positions(self) -> Float[np.ndarray, "natm 3"]:
+        """Positions of the reference geometry, bohr."""
+        return self.molecule.positions
+
+    def pose(self, positions: Float[np.ndarray, "natm 3"]) -> Pose:
+        """Return the positions unchanged."""
+        return Pose(np.asarray(positions), np.eye(3), np.arange(len(positions)))
+
+    def pull_back(self, pose: Pose, gradient: Float[np.ndarray, "natm 3"]) -> Float[np.ndarray, "natm 3"]:
+        """Return the gradient unchanged."""
+        return gradient
+
+    def is_frame_of(self, mol: Molecule) -> bool:
+        """Return true for a molecule with the same atoms in the same order, whatever its bonds."""
+        return all(
+            getattr(self.molecule, name) == getattr(mol, name) for name in ("symbols", "charge", "spin")
+        )
+
+    def pose_molecule(self, mol: Molecule) -> Pose:
+        """Return the positions of a molecule unchanged.
+
+        Raises:
+          InputError: if its atoms, their order, its charge or its unpaired electrons differ.
+        """
+        if not self.is_frame_of(mol):
+            raise InputError(
+                f"Expected the atoms of {self.molecule.formula} in the model's order, got {mol.formula}; use the "
+                "model itself, which takes atoms in any order."
+            )
+        return self.pose(mol.positions)
+
+
+class ReferenceFrame(Frame):
     """Frame that is defined by a reference geometry of a molecule.
 
     Args:

@@ -5,7 +5,7 @@ import pathlib
 from qptlab.errors import InputError, shown
 from qptlab.models import files
 from qptlab.models.contract import Model, config_class
-from qptlab.models.correction import CorrectionConfig
+from qptlab.models.networks import CorrectionConfig
 from qptlab.models.orbital_gnn import GNNConfig, GNNPredictor
 from qptlab.models.predictor import CorrectionPredictor
 

@@ -18,8 +18,9 @@ from qptlab.dft.properties import charges, dipole_debye
 from qptlab.errors import InputError
 from qptlab.models import files
 from qptlab.models.contract import Params, Prediction, config_class
-from qptlab.models.correction import CorrectionConfig, CorrectionModel
-from qptlab.models.frame import Pose
+from qptlab.models.correction import CorrectionModel
+from qptlab.models.frame import LaboratoryFrame, Pose
+from qptlab.models.networks import CorrectionConfig
 from qptlab.models.systems import System, make_system, make_systems
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
@@ -62,7 +63,7 @@ class CorrectionPredictor:
         """
         config = config_class(description["kind"])(**description["model"])
         mols = [files.molecule_from(record) for record in description["molecules"]]
-        systems, kinds = make_systems(mols, Method(**description["method"]), config.guess)
+        systems, kinds = make_systems(mols, Method(**description["method"]), config)
         model = CorrectionModel(config, kinds)
         if arrays and not files.same_shapes(arrays, model.init):
             raise InputError("Expected arrays of the network in the model file, got different shapes; restore it.")
@@ -169,6 +170,9 @@ class CorrectionPredictor:
           InputError: if the model was trained on one molecule and this is a different one, or if the molecule has
             atomic orbitals that no molecule of the training set has.
         """
+        if isinstance(self.systems[0].frame, LaboratoryFrame):
+            system = self._as_given(mol)
+            return system, system.frame.pose_molecule(mol)
         if len(self.systems) == 1:
             return self.systems[0], self.systems[0].frame.pose_molecule(mol)
         system = self._trained_system(mol)
@@ -179,6 +183,21 @@ class CorrectionPredictor:
                 "the prediction's residual before you use it.", stacklevel=3,
             )
         return system, system.frame.pose_molecule(mol)
+
+    def _as_given(self, mol: Molecule) -> System:
+        """Return the system with the molecule's atoms in their order; warn if no system has the molecule's bonds."""
+        same = [
+            system for system in (*self.systems, *self._untrained_systems)
+            if isinstance(system.frame, LaboratoryFrame) and system.frame.is_frame_of(mol)
+        ]
+        trained = [system for system in same if system in self.systems]
+        is_trained = trained or any(len(system.molecule.orders(mol)) for system in self.systems)
+        if not is_trained:
+            warnings.warn(
+                f"{mol.formula} is not among the {len(self.systems)} molecules that the model was trained on: check "
+                "the prediction's residual before you use it.", stacklevel=4,
+            )
+        return same[0] if same else self._prepared(mol)
 
     def _predict(self, mol: Molecule, system: System, pose: Pose) -> Prediction:
         prediction = to_input_frame(self.in_frame(system, pose.positions), system, pose)
@@ -193,9 +212,12 @@ class CorrectionPredictor:
         for system in self._untrained_systems:
             if len(system.molecule.orders(mol)):
                 return system
+        return self._prepared(mol)
+
+    def _prepared(self, mol: Molecule) -> System:
         # Integrals of the same form as in training: for this molecule `auto` might choose the other form.
         method = dataclasses.replace(self.method, eri=self.systems[0].template.eri)
-        self._untrained_systems.append(make_system(mol, method, self.model.kinds).with_guess(self.config.guess))
+        self._untrained_systems.append(make_system(mol, method, self.model.kinds, self.config))
         return self._untrained_systems[-1]
 
     def _trained_system(self, mol: Molecule) -> System | None:

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from qptlab.errors import InputError, shown
-from qptlab.models.correction import Attention, CorrectionConfig, register_network
 from qptlab.models.features import BIASES, Features
+from qptlab.models.networks import Attention, CorrectionConfig, register_network
 
 PRESETS = {
     "micro": {"width": 128, "layers": 5, "heads": 4},
@@ -47,10 +47,12 @@ class QPTConfig(CorrectionConfig):
       precision: precision in which the network multiplies matrices, one of `PRECISIONS`; DFT is always in float64.
       iterations: number n of DFT iterations after the network; there are n + 1 diagonalisations in total.
       guess: density from which the first Fock matrix is built, one of `scf.GUESSES`.
+      scheme: scheme of the iterations, one of `networks.SCHEMES`; the paper's is "mixing".
     """
 
     preset: str = "micro"
     precision: str = "float32"
+    scheme: str = dataclasses.field(default="mixing", kw_only=True)
 
     def __post_init__(self):
         """Check the fields."""

@@ -4,25 +4,41 @@ Molecules with arrays of one shape share the compiled functions.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 
 from qptlab.dft import integrals, padding
-from qptlab.dft.grid import Numbers
+from qptlab.dft.energy import kohn_sham
 from qptlab.dft.integrals import HostIntegrals, Integrals, Template
 from qptlab.dft.scf import guess_density
+from qptlab.dft.screening import Screening, screened, screening
 from qptlab.errors import InputError
-from qptlab.models.features import Features, features, kind_indices, vocabulary
-from qptlab.models.frame import ReferenceFrame, standard_orientation
+from qptlab.models.frame import Frame, LaboratoryFrame, ReferenceFrame, standard_orientation
+from qptlab.models.inputs import Guess, Orbitals
+from qptlab.models.networks import CorrectionConfig, network_of
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
 STORED_AO_BYTES = 64 * 2**20
 """Largest size of the atomic orbitals on the grid that a sample stores. Larger ones are computed when needed."""
+
+
+class ScreenedGuess(NamedTuple):
+    """What screened iterations start from.
+
+    Attributes:
+      fock: Fock matrix of the guess density, hartree.
+      screening: charge model of the geometry.
+    """
+
+    fock: Float[jax.Array, "nao nao"]
+    screening: Screening
 
 
 class Sample(NamedTuple):
@@ -31,29 +47,50 @@ class Sample(NamedTuple):
     Attributes:
       ints: integrals of the geometry.
       features: input of the network.
+      guess: what screened iterations start from; None without screening.
       label: converged Fock matrix, hartree, for a network that learns from labels; else None.
     """
 
     ints: Integrals
-    features: Features
+    features: Any
+    guess: ScreenedGuess | None = None
     label: Float[jax.Array, "nao nao"] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class System:
-    """One of a model's molecules: frame, template of the integrals, and kinds of atomic orbitals.
+    """One of a model's molecules: frame, template of the integrals, and kinds of the network's tokens.
 
     Attributes:
       frame: frame of the molecule, with the reference geometry.
       template: template of the integrals for the molecule and the method; padded if molecules share one shape.
-      kinds: index of each atomic orbital's kind in the model's vocabulary.
-      guess: density that the iterations start from, one of `scf.GUESSES`.
+      vocabulary: names of the kinds of tokens (atomic orbitals or shells) that the model knows.
+      config: settings of the network, which state how it sees a geometry.
     """
 
-    frame: ReferenceFrame
+    frame: Frame
     template: Template
-    kinds: Int[np.ndarray, " nao"]
-    guess: str = "minao"
+    vocabulary: tuple[str, ...]
+    config: CorrectionConfig
+
+    @functools.cached_property
+    def orbitals(self) -> Orbitals:
+        """Kinds of the tokens, and atoms and mask of the atomic orbitals.
+
+        Raises:
+          InputError: if the vocabulary lacks a kind.
+        """
+        inputs = network_of(self.config).inputs
+        missing = sorted(set(inputs.kinds(self.template)) - set(self.vocabulary))
+        if missing:
+            elements = ", ".join(sorted({kind.split()[0] for kind in self.vocabulary}))
+            raise InputError(
+                f"Expected atomic orbitals of the training set, got {', '.join(missing)}; use a molecule of the "
+                f"elements {elements} in the same basis."
+            )
+        constants = self.template.constants
+        kinds = inputs.indices(self.template, self.vocabulary)
+        return Orbitals(jnp.asarray(kinds), jnp.asarray(constants.ao_atom), jnp.asarray(constants.ao_mask))
 
     @property
     def molecule(self) -> Molecule:
@@ -75,28 +112,21 @@ class System:
     @property
     def shapes(self) -> Sample:
         """Shapes and types of the arrays in a sample."""
-        plain = System(self.frame, self.template, self.kinds)  # guesses that are built on the host cannot be traced
+        # Guesses that are built on the host cannot be traced.
+        plain = System(self.frame, self.template, self.vocabulary, dataclasses.replace(self.config, guess="minao"))
         return jax.eval_shape(plain.sample, self.host_integrals(self.frame.reference_positions))
 
-    def with_guess(self, guess: str) -> "System":
-        """Return the same molecule with a different guess density."""
-        return dataclasses.replace(self, guess=guess)
-
-    def with_vocabulary(self, kinds: tuple[str, ...]) -> "System":
+    def with_vocabulary(self, vocabulary: tuple[str, ...]) -> "System":
         """Return the same molecule for a model with a larger vocabulary.
 
-        Args:
-          kinds: vocabulary of atomic orbitals, from `features.vocabulary`.
-
         Raises:
-          InputError: if the vocabulary lacks an atomic orbital of the molecule.
+          InputError: if the vocabulary lacks a kind of the molecule.
         """
-        return dataclasses.replace(self, kinds=kind_indices(self.template, kinds))
+        return _checked(dataclasses.replace(self, vocabulary=vocabulary))
 
     def unpadded(self) -> "System":
         """Return the same molecule in arrays without padding."""
-        template, nao = integrals.template(self.molecule, self.template.method), self.template.nao
-        return dataclasses.replace(self, template=template, kinds=self.kinds[:nao])
+        return dataclasses.replace(self, template=integrals.template(self.molecule, self.template.method))
 
     def value_and_gradient(
         self, function: Callable[..., Float[jax.Array, ""]]
@@ -121,39 +151,45 @@ class System:
 
     def check_differentiable(self) -> None:
         """Raise an `InputError` for a guess without a derivative, because it is built on the host."""
-        if self.guess.startswith("atomic"):
+        guess = self.config.guess
+        if guess.startswith("atomic"):
             raise InputError(
-                f"Expected a guess with a derivative with respect to positions, got {self.guess!r}; use 'minao'."
+                f"Expected a guess with a derivative with respect to positions, got {guess!r}; use 'minao'."
             )
 
     def _to_sample(self, ints: Integrals) -> Sample:
-        template = self.template
-        if self.guess != "minao":
-            ints = ints._replace(dm_guess=guess_density(self.guess, template, ints))
-        return _build_sample(ints, self.kinds, template.constants.ao_atom, template.constants.ao_mask)
+        guess = self.config.guess
+        if guess != "minao":
+            ints = ints._replace(dm_guess=guess_density(guess, self.template, ints))
+        network = network_of(self.config)
+        return _build_sample(ints, self.orbitals, network.inputs.features, self.config.scheme == "screened")
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames=("features", "is_screened"))
 def _build_sample(
-    ints: Integrals, kinds: Int[Numbers, " nao"], ao_atom: Int[Numbers, " nao"], ao_mask: Bool[Numbers, " nao"]
+    ints: Integrals, orbitals: Orbitals, features: Callable[[Integrals, Guess, Orbitals], Any], is_screened: bool
 ) -> Sample:
     if ints.aos is not None and ints.aos.size * 8 > STORED_AO_BYTES:
         ints = ints._replace(aos=None)  # computed again when needed: a replay buffer holds many geometries
-    return Sample(ints, features(ints, ao_atom, kinds, ao_mask))
+    state, charges = kohn_sham(ints.dm_guess, ints), screening(ints)
+    solution = screened(state.fock, ints.dm_guess, ints, charges)
+    guess = Guess(state, solution.fock if is_screened else state.fock, charges, solution)
+    feats = features(ints, guess, orbitals)
+    return Sample(ints, feats, ScreenedGuess(state.fock, charges) if is_screened else None)
 
 
 def make_systems(
-    mols: Sequence[Molecule], method: Method, guess: str = "minao"
+    mols: Sequence[Molecule], method: Method, config: CorrectionConfig
 ) -> tuple[list[System], tuple[str, ...]]:
     """Prepare molecules for one model; several molecules are padded to a few shapes.
 
     Args:
       mols: closed-shell molecules at their reference geometries.
       method: level of theory.
-      guess: density that the iterations start from, one of `scf.GUESSES`.
+      config: settings of the network.
 
     Returns:
-      The prepared molecules, in order, and the vocabulary of their atomic orbitals.
+      The prepared molecules, in order, and the vocabulary of the network's tokens.
 
     Raises:
       InputError: if there is no molecule, if one has unpaired electrons, or if the method cannot treat one.
@@ -163,33 +199,42 @@ def make_systems(
     templates = [_closed_shell(mol, method) for mol in mols]
     if len({template.eri for template in templates}) > 1:  # `auto` chose fitted integrals for large molecules only
         templates = [_closed_shell(mol, dataclasses.replace(method, eri="fitted")) for mol in mols]
-    kinds = vocabulary(templates)
+    vocabulary = network_of(config).inputs.vocabulary(templates)
     for members in padding.buckets([template.shape for template in templates]) if len(mols) > 1 else []:
         shape = padding.union([templates[i].shape for i in members])
         nocc = max(templates[i].nocc for i in members)
         for i in members:
             templates[i] = templates[i].padded(shape, nocc)
     pairs = zip(mols, templates, strict=True)
-    return [_system(mol, template, kinds).with_guess(guess) for mol, template in pairs], kinds
+    return [_system(mol, template, vocabulary, config) for mol, template in pairs], vocabulary
 
 
-def make_system(mol: Molecule, method: Method, kinds: tuple[str, ...]) -> System:
+def make_system(mol: Molecule, method: Method, vocabulary: tuple[str, ...], config: CorrectionConfig) -> System:
     """Prepare one more molecule for a model whose vocabulary is fixed.
 
     Args:
       mol: closed-shell molecule.
       method: level of theory.
-      kinds: vocabulary of the model's atomic orbitals.
+      vocabulary: kinds of tokens that the model knows.
+      config: settings of the network.
 
     Raises:
       InputError: if the molecule has unpaired electrons, if the method cannot treat it, or if the vocabulary lacks
-        one of its atomic orbitals.
+        one of its kinds of tokens.
     """
-    return _system(mol, _closed_shell(mol, method), kinds)
+    return _system(mol, _closed_shell(mol, method), vocabulary, config)
 
 
-def _system(mol: Molecule, template: Template, kinds: tuple[str, ...]) -> System:
-    return System(ReferenceFrame(standard_orientation(mol)), template, kind_indices(template, kinds))
+def _system(mol: Molecule, template: Template, vocabulary: tuple[str, ...], config: CorrectionConfig) -> System:
+    is_framed = network_of(config).inputs.framed
+    frame = ReferenceFrame(standard_orientation(mol)) if is_framed else LaboratoryFrame(mol)
+    return _checked(System(frame, template, vocabulary, config))
+
+
+def _checked(system: System) -> System:
+    """Return the system, after its kinds are looked up in the vocabulary."""
+    _ = system.orbitals
+    return system
 
 
 def _closed_shell(mol: Molecule, method: Method) -> Template:

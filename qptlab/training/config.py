@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from qptlab.errors import InputError, shown
-from qptlab.models.correction import check_iterations
+from qptlab.models.networks import check_iterations
 from qptlab.sampling import Sampler, Sampling, sampling_from_json
 
 LOSSES = ("energy", "self-consistency", "labels")

@@ -21,15 +21,23 @@ from qptlab.evaluation.errors import NO_NETWORK, PYSCF_STOPPED, ErrorSummary
 from qptlab.evaluation.reference import TestSet
 from qptlab.models import files
 from qptlab.models.contract import Params, title_of
-from qptlab.models.correction import CorrectionConfig, CorrectionModel
+from qptlab.models.correction import CorrectionModel
+from qptlab.models.networks import CorrectionConfig
 from qptlab.models.predictor import CorrectionPredictor
 from qptlab.models.systems import Sample, System, make_systems
+from qptlab.random_streams import Purpose, generator
 from qptlab.sampling import check_sampling, sample
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.training.config import TrainConfig
 from qptlab.training.loop import Feed, Gradient, Objective, Setting
 from qptlab.training.stream import Drawn, Stream
+
+FIT_PER_MOLECULE, FIT_GEOMETRIES = 6, 96
+"""Number of geometries from which statistics of features are taken: for each molecule, and in all at most."""
+
+FIT_DISPLACEMENT_BOHR = 0.12
+"""Standard deviation of the displacements of their nuclei, bohr."""
 
 VALIDATION_STRIDE = 8
 """Frames of the validation trajectory from one geometry to the next (40 fs): nearly independent."""
@@ -83,7 +91,7 @@ class LabelFree(Objective):
         Raises:
           InputError: if the method cannot treat a molecule.
         """
-        systems, kinds = make_systems(mols, method, config.guess)
+        systems, kinds = make_systems(mols, method, config)
         # The method as asked for: that of the templates may have fixed how integrals are stored.
         objective = cls(CorrectionModel(config, kinds), systems)
         objective.method = method
@@ -107,6 +115,20 @@ class LabelFree(Objective):
     def init(self, seed: int) -> Params:
         """Return initial parameters."""
         return self.model.init(jax.random.key(seed))
+
+    def fit(self, params: Params, config: TrainConfig) -> Params:
+        """Return initial parameters with statistics of displaced geometries of the molecules."""
+        if self.model.network.fit is None:
+            return params
+        count = max(1, min(FIT_PER_MOLECULE, FIT_GEOMETRIES // len(self.systems)))
+        rng = generator(Purpose.STATISTICS, config.seed)
+        feats = []
+        for system in self.systems[:: max(1, len(self.systems) // FIT_GEOMETRIES)]:
+            for _ in range(count):
+                home = system.frame.reference_positions
+                positions = home + FIT_DISPLACEMENT_BOHR * rng.normal(size=home.shape)
+                feats.append(jax.tree.map(np.asarray, system.sample(system.host_integrals(positions)).features))
+        return self.model.fit(params, feats)
 
     def feed(self, setting: Setting, params: Params, step: int) -> "StreamFeed":
         """Return the batches from a given step on."""

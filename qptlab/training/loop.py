@@ -187,6 +187,11 @@ class Objective(abc.ABC):
     def init(self, seed: int) -> Params:
         """Return initial parameters."""
 
+    def fit(self, params: Params, config: TrainConfig) -> Params:
+        """Return initial parameters with statistics of the data, for a network that has any."""
+        del config
+        return params
+
     @abc.abstractmethod
     def feed(self, setting: Setting, params: Params, step: int) -> Feed:
         """Return the batches from a given step on; data that are missing are prepared first."""
@@ -285,15 +290,29 @@ def optimiser(config: TrainConfig) -> optax.GradientTransformation:
         optax.chain(
             optax.clip_by_global_norm(config.clip_norm),
             optax.scale_by_adam(b2=0.99),
-            optax.add_decayed_weights(config.weight_decay),
+            _decayed_weights(config.weight_decay),
         ),
         max_consecutive_errors=2 * MAX_SKIPPED,
     )
 
 
+def _decayed_weights(decay: float) -> optax.GradientTransformation:
+    """Return weight decay for all parameters but statistics of the data, which are constants."""
+
+    def add(updates, params):
+        return {
+            module: arrays if module == "statistics" else jax.tree.map(
+                lambda update, value: update + decay * value, arrays, params[module]
+            )
+            for module, arrays in updates.items()
+        }
+
+    return optax.stateless(add)
+
+
 def initial_state(objective: Objective, config: TrainConfig) -> TrainState:
     """Return the state before the first update, from the seed."""
-    params = objective.init(config.seed)
+    params = objective.fit(objective.init(config.seed), config)
     return TrainState(params, params, optimiser(config).init(params), 0, 0.0)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from qptlab.errors import InputError
 from qptlab.evaluation.labels import LabelledSet
 from qptlab.models.contract import config_class
-from qptlab.models.correction import CorrectionConfig
+from qptlab.models.networks import CorrectionConfig
 from qptlab.models.orbital_gnn import GNNConfig
 from qptlab.models.qpt import QPTConfig
 from qptlab.system.method import Method

@@ -12,7 +12,7 @@ from qptlab.gui.widgets.message import MessageLine
 from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
 from qptlab.models import contract
-from qptlab.models.correction import MAX_ITERATIONS
+from qptlab.models.networks import MAX_ITERATIONS
 from qptlab.sampling import samplers_without_required
 from qptlab.system import coordinates
 from qptlab.system.coordinates import Coordinate

@@ -1,0 +1,255 @@
+"""Charge screening: the response of the electrons to their own Coulomb potential, without a Fock build.
+
+A density that one diagonalisation of a Fock matrix gives overshoots: charge flows between atoms, and its Coulomb
+potential, which would drive it back, is missing in that matrix. A charge model supplies this potential. After a Fock
+build F[D], the Löwdin populations q of the shells are those that solve
+
+    q = populations of the lowest orbitals of  F[D] + S^½·diag(γ·(q − q[D]))·S^½.
+
+γ is the average repulsion (aa|bb) of the orbitals of two shells, from the integrals at hand; so it is invariant and
+needs no table. The semilocal response weakens the repulsion; `SCALE` stands for it. The equations have one unknown
+per shell, are solved by Newton's method, and cost diagonalisations only. The idea is that of self-consistent-charge
+tight binding (Elstner et al. 1998, doi:10.1103/PhysRevB.58.7260).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from qptlab.dft.energy import MIN_GAP_HARTREE, inverse_root
+from qptlab.dft.integrals import Integrals
+
+SCALE = 0.9
+"""Factor of the average repulsion of shells: exchange and correlation weaken the response."""
+
+MAX_STEPS = 6
+"""Largest number of diagonalisations for the populations of one Fock matrix."""
+
+TOLERANCE = 1e-7
+"""Largest error of the shells' potentials at which the populations are accepted, hartree."""
+
+
+class Screening(NamedTuple):
+    """Charge model of one geometry; a pytree.
+
+    Attributes:
+      root: square root S^½ of the overlap matrix.
+      inverse_root: inverse square root S^-½.
+      shells: one-hot matrix that assigns each atomic orbital to its shell.
+      gamma: repulsion of two shells, hartree.
+    """
+
+    root: Float[Array, "nao nao"]
+    inverse_root: Float[Array, "nao nao"]
+    shells: Float[Array, "nao nshell"]
+    gamma: Float[Array, "nshell nshell"]
+
+    def populations(self, projector: Float[Array, "nspin nao nao"]) -> Float[Array, " nshell"]:
+        """Return the number of electrons in each shell.
+
+        Args:
+          projector: projectors on the filled orbitals in Löwdin's basis; one for a closed shell, two for an open one.
+        """
+        electrons = 2.0 / len(projector)
+        return electrons * jnp.sum(jnp.diagonal(projector, axis1=1, axis2=2), axis=0) @ self.shells
+
+
+class Screened(NamedTuple):
+    """Self-consistent solution of the charge model.
+
+    Attributes:
+      fock: Fock matrix with the potential of the moved charges, hartree.
+      dm: density matrix of its lowest orbitals, electrons per AO pair.
+      populations: electrons in each shell.
+      shift: potential of the moved charges at each shell, hartree.
+    """
+
+    fock: Float[Array, "*spin nao nao"]
+    dm: Float[Array, "*spin nao nao"]
+    populations: Float[Array, " nshell"]
+    shift: Float[Array, " nshell"]
+
+
+def screening(ints: Integrals) -> Screening:
+    """Return the charge model of a geometry; differentiable.
+
+    Args:
+      ints: integrals of the geometry.
+    """
+    inverse = inverse_root(ints.overlap)
+    shells = shell_matrix(ints)
+    mean = shells / jnp.sum(shells, axis=0)
+    gamma = SCALE * mean.T @ ints.repulsion.diagonal(ints.nao) @ mean
+    return Screening(ints.overlap @ inverse, inverse, shells, gamma)
+
+
+def shell_index(ints: Integrals) -> Int[Array, " nao"]:
+    """Return the index of each atomic orbital's shell."""
+    index, first = jnp.zeros(ints.nao, int), 0
+    for group in ints.basis.groups:
+        count = len(group.ao)
+        index = index.at[group.ao].set((first + jnp.arange(count))[:, None])
+        first += count
+    return index
+
+
+def shell_matrix(ints: Integrals) -> Float[Array, "nao nshell"]:
+    """Return the one-hot matrix that assigns each atomic orbital to its shell."""
+    nshell = sum(len(group.ao) for group in ints.basis.groups)
+    return jax.nn.one_hot(shell_index(ints), nshell, dtype=ints.overlap.dtype)
+
+
+def screened(
+    fock: Float[Array, "*spin nao nao"], dm: Float[Array, "*spin nao nao"], ints: Integrals, model: Screening
+) -> Screened:
+    """Solve the charge model for a Fock matrix; differentiable in all arguments.
+
+    The derivative is that of the solution, by one linear system of the size of the shells. It is not the derivative
+    of the steps that led there.
+
+    Args:
+      fock: symmetric Fock matrix of `dm`, hartree; for an open shell, one for each spin.
+      dm: density matrix from which charges are counted, electrons per AO pair; it need not be idempotent.
+      ints: integrals of the geometry; the numbers of filled orbitals are read.
+      model: charge model of the geometry.
+    """
+    x, root = model.inverse_root, model.root
+    spins, dms = (matrix.reshape(-1, *matrix.shape[-2:]) for matrix in (fock, dm))
+    electrons = 2.0 / len(dms)
+    charges = model.populations(root @ dms @ root / electrons)
+    nocc = jnp.atleast_1d(ints.nocc)
+    solution: Any = _solution(max(ints.layout.nocc), x @ spins @ x, charges, model.gamma, model.shells, nocc)
+    populations = model.populations(solution)
+    shift = model.gamma @ (populations - charges)
+    potential = root @ (root * (model.shells @ shift)[:, None])
+    return Screened(
+        fock + potential, (electrons * x @ solution @ x).reshape(dm.shape), populations, shift
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _solution(
+    columns: int,
+    focks: Float[Array, "nspin nao nao"],
+    charges: Float[Array, " nshell"],
+    gamma: Float[Array, "nshell nshell"],
+    shells: Float[Array, "nao nshell"],
+    nocc: Int[Array, " nspin"],
+) -> Float[Array, "nspin nao nao"]:
+    """Return the projectors on the filled orbitals at the solution, in Löwdin's basis."""
+    return _solution_forward(columns, focks, charges, gamma, shells, nocc)[0]
+
+
+class _Orbitals(NamedTuple):
+    """Orbitals of a Fock matrix in Löwdin's basis, and the susceptibility of the shells' populations.
+
+    Attributes:
+      filled: filled orbitals; columns of orbitals that are not filled are zero.
+      vectors: all orbitals.
+      inverse_gap: 1/(ε_i − ε_a) for filled i and empty a, else zero.
+      response: derivative of the shells' populations with respect to potentials at the shells.
+    """
+
+    filled: Float[Array, "nspin nao nocc"]
+    vectors: Float[Array, "nspin nao nao"]
+    inverse_gap: Float[Array, "nspin nocc nao"]
+    is_closed: Bool[Array, ""]
+    response: Float[Array, "nshell nshell"]
+
+    @property
+    def projector(self) -> Float[Array, "nspin nao nao"]:
+        return self.filled @ jnp.swapaxes(self.filled, -1, -2)
+
+
+def _orbitals(
+    columns: int, focks: Float[Array, "nspin nao nao"], shells: Float[Array, "nao nshell"], nocc: Int[Array, " nspin"]
+) -> _Orbitals:
+    energies, vectors = jnp.linalg.eigh(focks)
+    levels = jnp.arange(focks.shape[-1])
+    is_filled, is_empty = levels[:columns] < nocc[:, None], levels >= nocc[:, None]
+    gap = energies[:, :columns, None] - energies[:, None, :]
+    is_pair = is_filled[:, :, None] & is_empty[:, None, :]
+    is_closed = jnp.any(is_pair & (gap > -MIN_GAP_HARTREE))
+    inverse_gap = jnp.where(is_pair, 1 / jnp.where(is_pair, jnp.minimum(gap, -MIN_GAP_HARTREE), 1.0), 0.0)
+    filled = vectors[:, :, :columns] * is_filled[:, None, :]
+    transition = jnp.einsum("smi,sma,mA->siaA", filled, vectors, shells)  # [nspin, nocc, nao, nshell]
+    electrons = 2.0 / len(focks)
+    response = 2 * electrons * jnp.einsum("siaA,sia,siaB->AB", transition, inverse_gap, transition)
+    return _Orbitals(filled, vectors, inverse_gap, is_closed, response)
+
+
+def _solution_forward(columns, focks, charges, gamma, shells, nocc):
+    electrons = 2.0 / len(focks)
+
+    def orbitals(shift):
+        return _orbitals(columns, focks + jnp.diag(shells @ shift), shells, nocc)
+
+    def error(state, shift):
+        populations = electrons * jnp.sum(state.filled**2, axis=(0, 2)) @ shells
+        return gamma @ (populations - charges) - shift
+
+    def step(carry):
+        count, shift, state, miss = carry
+        # Newton: the populations' own response, screened by their repulsion.
+        shift = shift + jnp.linalg.solve(jnp.eye(len(gamma)) - gamma @ state.response, miss)
+        state = orbitals(shift)
+        return count + 1, shift, state, error(state, shift)
+
+    def is_open(carry):
+        count, _, _, miss = carry
+        return (count < MAX_STEPS) & (jnp.max(jnp.abs(miss)) > TOLERANCE)
+
+    shift = jnp.zeros_like(charges)
+    state = orbitals(shift)
+    _, _, state, _ = jax.lax.while_loop(is_open, step, (jnp.asarray(1), shift, state, error(state, shift)))
+    populations = electrons * jnp.sum(state.filled**2, axis=(0, 2)) @ shells
+    return state.projector, (state, populations - charges, gamma, shells)
+
+
+def _solution_backward(columns, residuals, bar):
+    state, moved, gamma, shells = residuals
+    electrons = 2.0 / len(bar)
+    inverse_gap = jnp.where(state.is_closed, jnp.nan, state.inverse_gap)
+
+    def respond(bar):
+        """Return the cotangent of the Fock matrices for a cotangent of the projectors."""
+        crossing = jnp.einsum("smi,smn,sna->sia", state.filled, bar + jnp.swapaxes(bar, -1, -2), state.vectors)
+        half = jnp.einsum("smi,sia,sna->smn", state.filled, 0.5 * crossing * inverse_gap, state.vectors)
+        return half + jnp.swapaxes(half, -1, -2)
+
+    def at_shells(matrices):
+        return jnp.sum(jnp.diagonal(matrices, axis1=1, axis2=2), axis=0) @ shells
+
+    fock_bar = respond(bar)
+    potential_bar = jnp.linalg.solve(
+        jnp.eye(len(gamma)) - state.response @ gamma, at_shells(fock_bar)
+    )
+    fock_bar = fock_bar + respond(jnp.broadcast_to(
+        electrons * jnp.diag(shells @ (gamma @ potential_bar)), bar.shape
+    ))
+    return fock_bar, -gamma @ potential_bar, jnp.outer(potential_bar, moved), None, None
+
+
+_solution.defvjp(_solution_forward, _solution_backward)
+
+
+def combination(errors: Float[Array, "n *spin nao nao"]) -> Float[Array, " n"]:
+    """Return the weights, with sum one, of the combination of Fock matrices whose commutators cancel best.
+
+    Unlike a least-squares solution of Pulay's equations (1982, doi:10.1002/jcc.540030413), the weights are
+    differentiable also close to convergence, where the commutators are nearly parallel.
+
+    Args:
+      errors: commutators of the Fock matrices.
+    """
+    flat = errors.reshape(len(errors), -1)
+    lengths = jnp.sqrt(jnp.sum(flat**2, axis=1) + 1e-24)
+    unit = flat / lengths[:, None]
+    cosines = unit @ unit.T + 1e-10 * jnp.eye(len(flat))
+    # The longest of the errors sets the scale, so that nothing overflows.
+    shares = jnp.linalg.solve(cosines, jnp.min(lengths) / lengths)
+    weights = shares * jnp.min(lengths) / lengths
+    return weights / jnp.sum(weights)

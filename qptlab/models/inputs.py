@@ -1,0 +1,67 @@
+"""What a network needs of a geometry: the matrices of the guess, and features that are computed from them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+
+from qptlab.dft.energy import KohnSham
+from qptlab.dft.grid import Numbers
+from qptlab.dft.integrals import Integrals, Template
+from qptlab.dft.screening import Screened, Screening
+
+
+class Guess(NamedTuple):
+    """Guess density of a geometry with its matrices, from which a network's features are computed.
+
+    Attributes:
+      state: Kohn–Sham matrices of the guess density.
+      fock: Fock matrix that the network corrects, hartree: of the guess density or, in the screened scheme, with the
+        potential of the charges that move in the first diagonalisation.
+      screening: charge model of the geometry.
+      screened: solution of the charge model for the guess density.
+    """
+
+    state: KohnSham
+    fock: Float[Array, "nao nao"]
+    screening: Screening
+    screened: Screened
+
+
+class Orbitals(NamedTuple):
+    """What the arrays of a molecule stand for.
+
+    Attributes:
+      kinds: index of the kind of each token of the network (atomic orbital or shell) in the model's vocabulary.
+      ao_atom: index of each AO's atom.
+      ao_mask: true for the molecule's AOs, false for AOs that only pad the arrays.
+    """
+
+    kinds: Int[Array, " ntoken"]
+    ao_atom: Int[Array, " nao"]
+    ao_mask: Bool[Array, " nao"]
+
+
+class Inputs(NamedTuple):
+    """How a network sees a geometry.
+
+    Attributes:
+      features: function `features(ints, guess, orbitals)` that returns a pytree of arrays with at least the fields
+        `fock_guess`, the Fock matrix that is corrected, and `mask`, which is true for the molecule's AOs.
+      kinds: function that returns the kind of each token of a template without padding, such as "O 2p".
+      indices: function `indices(template, vocabulary)` that returns the index of each token's kind, padding included.
+      labels: function that returns name and atom of each token of a template without padding.
+      blank: features of the smallest geometry, from whose shapes parameters are made.
+      framed: true if positions have to be in the molecule's frame, because the network is not equivariant.
+    """
+
+    features: Callable[[Integrals, Guess, Orbitals], Any]
+    kinds: Callable[[Template], list[str]]
+    indices: Callable[[Template, tuple[str, ...]], Int[Numbers, " ntoken"]]
+    labels: Callable[[Template], list[tuple[str, int]]]
+    blank: Callable[[], Any]
+    framed: bool
+
+    def vocabulary(self, templates: Sequence[Template]) -> tuple[str, ...]:
+        """Return the sorted kinds of the tokens of molecules."""
+        return tuple(sorted({kind for template in templates for kind in self.kinds(template)}))
