@@ -37,14 +37,17 @@ _CHANGED = {name: value for name, value in vars(_SUPERVISED).items() if value !=
 TRAINING = Options(
     ql.TrainConfig,
     panel="Training",
-    renamed={"iterations": "train_iterations"},
-    help={"iterations": "DFT iterations after the network during training; -1 for as many as in prediction."},
+    renamed={"iterations": "train_iterations", "grid_level": "train_grid_level"},
+    help={
+        "iterations": "DFT iterations after the network during training; -1 for as many as in prediction.",
+        "grid_level": "Level of the integration grid during training; -1 for the method's.",
+    },
     remarks={name: f"With --labels: {'none' if value is None else value}." for name, value in _CHANGED.items()},
 )
 """Options of the training."""
 
 WITHOUT_LABELS = (
-    *METHOD.fields, "sampler", "temperature", "sigma", "frames", "sampler_option", "loss", "train_iterations", "reuse"
+    *METHOD.fields, "sampler", "temperature", "sigma", "frames", "sampler_option", "loss", "train_iterations", "train_grid_level", "reuse"
 )
 """Options of a training without labels."""
 
@@ -137,8 +140,9 @@ def _training(settings: dict[str, Any]) -> dict[str, Any]:
     values = TRAINING.values(settings)
     if ("minutes" in values) != ("steps" in values):
         values = {"minutes": None, "steps": None} | values
-    if values.get("iterations") == -1:
-        values["iterations"] = None
+    for name in ("iterations", "grid_level"):
+        if values.get(name) == -1:
+            values[name] = None
     return values
 
 

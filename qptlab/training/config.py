@@ -6,6 +6,7 @@ import math
 from qptlab.errors import InputError, shown
 from qptlab.models.networks import check_iterations
 from qptlab.sampling import Sampler, Sampling, sampling_from_json
+from qptlab.system.method import GRID_LEVELS
 
 LOSSES = ("energy", "self-consistency", "labels")
 """Losses of networks that correct a Fock matrix."""
@@ -75,6 +76,8 @@ class TrainConfig:
       iterations: number of DFT iterations after the network during training; None for as many as in prediction (the
         paper's choice). Without iterations a step costs least, and the network has to find the solution by itself;
         the iterations of a prediction then improve on it.
+      grid_level: level of the integration grid during training, as in `Method`; None for the method's. The energy of
+        a coarse grid teaches a network nearly the same, and costs a fraction; predictions use the method's grid.
       batch: geometries per update. On a CPU, small batches learn most in a given time; accelerators need larger ones.
       microbatch: number of geometries whose gradient is computed at a time, to save memory; None for the whole batch.
       reuse: number of times that a geometry is used, on average (16 in the paper).
@@ -94,6 +97,7 @@ class TrainConfig:
     seed: int = 0
     loss: str = "energy"
     iterations: int | None = 0
+    grid_level: int | None = 0
     batch: int = 4
     microbatch: int | None = None
     reuse: int = 16
@@ -112,6 +116,11 @@ class TrainConfig:
             raise InputError(f"Expected one of {', '.join(LOSSES)} as loss, got {shown(self.loss)}.")
         if self.iterations is not None:
             check_iterations(self.iterations)
+        if self.grid_level is not None and self.grid_level not in GRID_LEVELS:
+            raise InputError(
+                f"Expected one of {', '.join(map(str, GRID_LEVELS))} as grid level of the training, or None for the "
+                f"method's, got {shown(self.grid_level)}."
+            )
         self._check_validation()
         for name in ("steps", "batch", "microbatch", "reuse"):
             value = getattr(self, name)
@@ -170,6 +179,8 @@ class TrainConfig:
           TypeError: if there are unknown fields.
         """
         nested: dict = {"sampling": sampling_from_json(record["sampling"])}
+        if "grid_level" not in record:  # folders of version 0.1.0 were trained on the method's grid
+            nested["grid_level"] = None
         if "tasks" in record:  # folders of version 0.1.0 have none
             nested["tasks"] = TaskWeights(**record["tasks"])
         return cls(**{**record, **nested})

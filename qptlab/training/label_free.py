@@ -116,6 +116,15 @@ class LabelFree(Objective):
         """Return initial parameters."""
         return self.model.init(jax.random.key(seed))
 
+    def training_systems(self, config: TrainConfig) -> list[System]:
+        """Return the molecules with the integration grid of a training."""
+        level = config.grid_level
+        # Fock matrices that are labels belong to the method's grid.
+        if level is None or level == self.method.grid_level or config.loss == "labels":
+            return self.systems
+        method = dataclasses.replace(self.method, grid_level=level, eri=self.systems[0].template.eri)
+        return make_systems(self.molecules, method, self.model_config)[0]
+
     def fit(self, params: Params, config: TrainConfig) -> Params:
         """Return initial parameters with statistics of displaced geometries of the molecules."""
         if self.model.network.fit is None:
@@ -123,7 +132,7 @@ class LabelFree(Objective):
         count = max(1, min(FIT_PER_MOLECULE, FIT_GEOMETRIES // len(self.systems)))
         rng = generator(Purpose.STATISTICS, config.seed)
         feats = []
-        for system in self.systems[:: max(1, len(self.systems) // FIT_GEOMETRIES)]:
+        for system in self.training_systems(config)[:: max(1, len(self.systems) // FIT_GEOMETRIES)]:
             for _ in range(count):
                 home = system.frame.reference_positions
                 positions = home + FIT_DISPLACEMENT_BOHR * rng.normal(size=home.shape)
@@ -244,8 +253,9 @@ class StreamFeed(Feed):
         self._model = objective.model
         if config.iterations is not None:
             self._model = self._model.with_iterations(config.iterations)
+        systems = objective.training_systems(config)
         self._stream = Stream(
-            reference.with_labels(objective.systems) if config.loss == "labels" else objective.systems,
+            reference.with_labels(systems) if config.loss == "labels" else systems,
             config.sampling, self._model, batch=config.batch, reuse=config.reuse, seed=config.seed, step=step,
             share=self._devices.share,
         )
