@@ -47,7 +47,8 @@ TRAINING = Options(
 """Options of the training."""
 
 WITHOUT_LABELS = (
-    *METHOD.fields, "sampler", "temperature", "sigma", "frames", "sampler_option", "loss", "train_iterations", "train_grid_level", "reuse"
+    *METHOD.fields, "sampler", "temperature", "sigma", "frames", "sampler_option", "loss", "train_iterations",
+    "train_grid_level", "reuse",
 )
 """Options of a training without labels."""
 
