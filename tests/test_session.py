@@ -223,7 +223,7 @@ def test_parts_that_need_a_density_say_what_an_orbital_gnn_does_not_predict(gnn)
     session.training.show(gnn)
     with pytest.raises(ql.InputError, match=r"predicts dm, .* got one of kind 'orbital-gnn'"):
         session.orbitals.subject()
-    with pytest.raises(ql.InputError, match="attention between atomic orbitals, got OrbitalGNN"):
+    with pytest.raises(ql.InputError, match="attention, got OrbitalGNN; use an Equivariant Transformer or a QPT"):
         session.attention.heads()
 
 
@@ -249,7 +249,7 @@ def test_a_users_own_network_is_chosen_trained_and_watched(tmp_path):
     session = Session(
         "water", xc="lda", grid_level=0, iterations=0, sampler="perturb", minutes=0.05, out=str(tmp_path / "own"),
     )
-    assert session.network_title == "QPT, micro"
+    assert session.network_title == "Equivariant Transformer, base"
     session.network = contract.choices()["pair-mlp"]
     assert session.network_title == "pair-mlp"
     session.network = own_network.PairConfig(width=8)
@@ -261,7 +261,7 @@ def test_a_users_own_network_is_chosen_trained_and_watched(tmp_path):
     session.comparison.run()
     assert session.comparison.evaluation.kind == "pair-mlp"
     assert session.orbitals.scene(points=8).captions[0].startswith("pair-mlp, step")
-    with pytest.raises(ql.InputError, match="attention between atomic orbitals, got pair-mlp"):
+    with pytest.raises(ql.InputError, match="attention, got pair-mlp; use an Equivariant Transformer or a QPT"):
         session.attention.heads()
 
 

@@ -347,20 +347,26 @@ def times_figure(evaluation: Evaluation) -> go.Figure:
 
 
 def attention_figure(
-    weights: Float[np.ndarray, "nao nao"], bias: Float[np.ndarray, "nao nao"], name: str, labels: Sequence[str], *,
-    labelled: bool = True,
+    weights: Float[np.ndarray, "ntoken ntoken"], matrix: Float[np.ndarray, "ntoken ntoken"] | None, name: str,
+    labels: Sequence[str], *, is_signed: bool = True, labelled: bool = True,
 ) -> go.Figure:
-    """Return a head's attention between atomic orbitals, and a matrix that biases it.
+    """Return a head's attention between atomic orbitals or shells, and a matrix to compare with.
 
     Args:
-      weights: attention of the row's orbital to the column's orbital.
-      bias: the matrix.
-      name: name of the matrix.
-      labels: names of the atomic orbitals.
+      weights: attention of the row's token to the column's token.
+      matrix: the matrix; None if there is none.
+      name: title of the matrix.
+      labels: names of the tokens.
+      is_signed: if true, the colours of the matrix are white at zero; if false, they span its values.
       labelled: if true, write the names along the axes.
     """
-    figure = heatmaps({"attention": weights, name: bias}, labels, columns=2, labelled=labelled)
+    matrices = {"attention": weights} | ({} if matrix is None else {name: matrix})
+    figure = heatmaps(matrices, labels, columns=2, labelled=labelled)
     figure.data[0].update(colorscale="Cividis", zmid=None, zmin=0.0, zmax=float(np.max(weights)) or 1.0)
+    if matrix is not None and not is_signed:
+        figure.data[1].update(
+            colorscale="Cividis", zmid=None, zmin=float(np.min(matrix)), zmax=float(np.max(matrix))
+        )
     return figure
 
 
@@ -371,6 +377,16 @@ def mixing_figure(mixing: Shaped[np.ndarray, " nbias"], names: Sequence[str]) ->
     figure.update_xaxes(title="matrix of the guess", tickangle=-40)
     figure.update_yaxes(title="weight in the logits, scale 1")
     figure.update_layout(title="Biases of this head", height=300)
+    return _dress(figure).update_layout(margin={"b": 110})
+
+
+def correlation_figure(correlations: Shaped[np.ndarray, " nmatrix"], names: Sequence[str]) -> go.Figure:
+    """Return the correlations of a head's attention with matrices of the guess."""
+    figure = go.Figure()
+    figure.add_bar(x=list(names), y=np.asarray(correlations).tolist(), marker={"color": BLUE}, name="correlation")
+    figure.update_xaxes(title="matrix of the guess", tickangle=-40)
+    figure.update_yaxes(title="correlation, scale 1", range=[-1, 1])
+    figure.update_layout(title="Correlation with the attention of this head", height=300)
     return _dress(figure).update_layout(margin={"b": 110})
 
 

@@ -16,8 +16,8 @@ from qptlab.errors import InputError, shown
 from qptlab.gui.parts import AttentionPart, ComparisonPart, KernelsPart, OrbitalsPart, Part, SCFPart, TrainingPart
 from qptlab.gui.tabs import find_tab
 from qptlab.models import contract
+from qptlab.models.equivariant import EquivariantConfig
 from qptlab.models.networks import MAX_ITERATIONS, CorrectionConfig
-from qptlab.models.qpt import QPTConfig
 from qptlab.sampling import MolecularDynamics, Sampler, Sampling, parameters, samplers_without_required
 from qptlab.system import coordinates
 from qptlab.system.coordinates import Coordinate
@@ -46,6 +46,18 @@ class Message(NamedTuple):
     text: str
     topic: str
     is_error: bool
+
+
+def network_choices() -> dict[str, Any]:
+    """Return the settings of networks that a user can choose, by title: the default network's first.
+
+    Networks that learn from labels are last.
+    """
+
+    def rank(config: Any) -> int:
+        return 0 if isinstance(config, EquivariantConfig) else 1 if isinstance(config, CorrectionConfig) else 2
+
+    return dict(sorted(contract.choices().items(), key=lambda choice: rank(choice[1])))
 
 
 class Session(traitlets.HasTraits):
@@ -83,7 +95,7 @@ class Session(traitlets.HasTraits):
     xc: traitlets.Enum[str] = traitlets.Enum(FUNCTIONALS, Method.xc)  # pyright: ignore
     basis = traitlets.Unicode(QUICK_BASIS)
     grid_level = traitlets.Enum(GRID_LEVELS, Method.grid_level)
-    network = traitlets.Any(QPTConfig())
+    network = traitlets.Any(EquivariantConfig())
     iterations = traitlets.Int(QUICK_ITERATIONS, min=0, max=MAX_ITERATIONS)
     labels = traitlets.Unicode("")
     minutes = traitlets.Float(QUICK_MINUTES)

@@ -164,6 +164,17 @@ def features(ints: Integrals, guess: Guess, orbitals: Orbitals) -> ShellFeatures
     )
 
 
+def block_norms(feats: ShellFeatures) -> Float[Array, "nmat nshell nshell"]:
+    """Return the Frobenius norm of each matrix's block of two shells, in the order of `MATRICES`; hartree or electrons.
+
+    Norms have a floor of `SMOOTHING`^½. They do not change when the molecule is rotated or reflected.
+
+    Args:
+      feats: features of a geometry.
+    """
+    return jnp.moveaxis(jnp.exp(3 * feats.pairs[..., :NMAT]) / 100, -1, 0)
+
+
 def _matrices(ints: Integrals, guess: Guess) -> Float[Array, "nmat nao nao"]:
     x, root = guess.screening.inverse_root, guess.screening.root
     coul, vxc, fock = (x @ matrix @ x for matrix in (ints.hcore + guess.state.coul, guess.state.vxc, guess.fock))

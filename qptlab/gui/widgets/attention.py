@@ -1,20 +1,20 @@
-"""Attention of the network's heads, shown together with the matrix that biases it."""
+"""Attention of the network's heads, shown together with a matrix of the guess."""
 
 import ipywidgets as ipw
 import numpy as np
 
 from qptlab.errors import InputError
 from qptlab.gui import pictures, plots
+from qptlab.gui.attention import AttentionHeads
 from qptlab.gui.session import Session
 from qptlab.gui.widgets.chart import Chart
 from qptlab.gui.widgets.live import keep_fresh
 from qptlab.gui.widgets.message import MessageLine
 from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
-from qptlab.models.features import BIASES
 
-MAIN_BIAS = "strongest bias"
-"""Choice of the matrix that biases the head most."""
+MAIN = {True: "strongest bias", False: "highest correlation"}
+"""Choice of the matrix that belongs to the head most: for a network that biases heads with matrices, and for others."""
 
 LEAST_LINK = 0.03
 """Smallest attention between two atoms for which a line is drawn, as a share of the largest."""
@@ -35,16 +35,16 @@ class AttentionView(View):
                                             tooltip="Number of the validation geometry", layout={"width": "140px"})
         self._layer = ipw.IntSlider(min=0, max=1, description="Layer", style=narrow, layout={"width": "240px"})
         self._head = ipw.IntSlider(min=0, max=1, description="Head", style=narrow, layout={"width": "240px"})
-        self._bias = ipw.Dropdown(options=[MAIN_BIAS, *BIASES], description="Compare with", style=narrow,
-                                  layout={"width": "260px"})
-        self.matrices = Chart(plots.heatmaps({}, []), "attention and bias")
-        self.mixing = Chart(plots.mixing_figure(np.zeros(len(BIASES)), BIASES), "weights of the biases")
+        self._matrix = ipw.Dropdown(options=[MAIN[False]], description="Compare with", style=narrow,
+                                    layout={"width": "280px"})
+        self.matrices = Chart(plots.heatmaps({}, []), "attention and matrix")
+        self.influence = Chart(plots.correlation_figure(np.zeros(0), []), "attention and matrices of the guess")
         self.viewer = OrbitalViewer(height=300, labels=True)
         self._results = ipw.VBox([
-            ipw.HBox([self._layer, self._head, self._bias]),
+            ipw.HBox([self._layer, self._head, self._matrix]),
             self.matrices,
             ipw.HBox([
-                ipw.VBox([self.mixing], layout={"width": "55%"}), ipw.VBox([self.viewer], layout={"width": "45%"}),
+                ipw.VBox([self.influence], layout={"width": "55%"}), ipw.VBox([self.viewer], layout={"width": "45%"}),
             ]),
         ], layout={"display": "none"})
         super().__init__([
@@ -52,7 +52,7 @@ class AttentionView(View):
         ])
         self._show.on_click(lambda _: self.update(renew=True))
         self._geometry.observe(lambda _: self.update(), "value")
-        for control in (self._layer, self._head, self._bias):
+        for control in (self._layer, self._head, self._matrix):
             control.observe(lambda _: self.update(), "value")
         self.refresh()
         keep_fresh(self)
@@ -77,18 +77,43 @@ class AttentionView(View):
         except InputError as error:
             self.session.attention.refuse(str(error))
             return
+        self._list_matrices(heads)
         self._layer.max, self._head.max = heads.weights.shape[0] - 1, heads.weights.shape[1] - 1
         layer, head = self._layer.value, self._head.value
         self._results.layout.display = "flex"
-        name = heads.main_bias(layer, head) if self._bias.value == MAIN_BIAS else self._bias.value
+        self._show_matrices(heads, layer, head)
+        self._show_links(heads, layer, head)
+
+    def _list_matrices(self, heads: AttentionHeads) -> None:
+        """List the matrices of the network; keep the choice if the network has the matrix."""
+        options = (MAIN[heads.mixing is not None], *heads.names)
+        if self._matrix.options == options:
+            return
+        chosen = self._matrix.value
+        with self._matrix.hold_trait_notifications():
+            self._matrix.options = options
+            self._matrix.value = chosen if chosen in options else options[0]
+
+    def _show_matrices(self, heads: AttentionHeads, layer: int, head: int) -> None:
+        is_biased = heads.mixing is not None
+        name = heads.main_matrix(layer, head) if self._matrix.value in MAIN.values() else self._matrix.value
+        matrix = heads.matrices[heads.names.index(name)] if name else None
+        title = name.replace("_", " ") if heads.is_signed else f"{name.replace('_', ' ')}, log₁₀ of norms"
         self.matrices.show(heads.summary(layer, head), plots.attention_figure(
-            heads.weights[layer, head], heads.biases[BIASES.index(name)], name.replace("_", " "), heads.ao_labels,
-            labelled=len(heads.ao_labels) <= pictures.LABELLED,
+            heads.weights[layer, head], matrix, title, heads.labels, is_signed=heads.is_signed,
+            labelled=len(heads.labels) <= pictures.LABELLED,
         ))
-        self.mixing.show(
-            f"Layer {layer}, head {head}: a positive weight increases the attention of pairs with large entries.",
-            plots.mixing_figure(heads.mixing[layer, :, head], BIASES),
-        )
+        if is_biased:
+            words = "a positive weight increases the attention of pairs with large entries."
+            figure = plots.mixing_figure(heads.mixing[layer, :, head], heads.names)
+        else:
+            entries = "entries" if heads.is_signed else "norms"
+            words = f"with a positive correlation, pairs with large {entries} get more attention."
+            figure = plots.correlation_figure(heads.influence(layer, head), heads.names)
+        self.influence.show(f"Layer {layer}, head {head}: {words}", figure)
+
+    def _show_links(self, heads: AttentionHeads, layer: int, head: int) -> None:
+        """Draw a line between each two atoms, as wide as the attention between them."""
         between = heads.between_atoms(layer, head)
         pairs = between + between.T - 2 * np.diag(np.diag(between))
         largest = float(pairs.max()) or 1.0

@@ -6,12 +6,11 @@ from typing import Any
 import ipywidgets as ipw
 
 from qptlab.errors import InputError
-from qptlab.gui.session import Session
+from qptlab.gui.session import Session, network_choices
 from qptlab.gui.widgets.live import keep_fresh
 from qptlab.gui.widgets.message import MessageLine
 from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
-from qptlab.models import contract
 from qptlab.models.networks import MAX_ITERATIONS
 from qptlab.sampling import samplers_without_required
 from qptlab.system import coordinates
@@ -143,14 +142,14 @@ class MoleculePicker(View):
     # Network ---------------------------------------------------------------------------------
 
     def _choose_network(self, change: Any) -> None:
-        config = contract.choices().get(change["new"])
+        config = network_choices().get(change["new"])
         if config is not None:
             self.session.set("network", config)
 
     def _show_network(self) -> None:
         """List the registered networks, and select the session's; one with settings of a user's own is added."""
         title = self.session.network_title
-        titles = list(dict.fromkeys([*contract.choices(), title]))
+        titles = list(dict.fromkeys([*network_choices(), title]))
         self._network.unobserve(self._choose_network, "value")
         if list(self._network.options) != titles:
             self._network.options = titles
@@ -206,7 +205,7 @@ class MoleculePicker(View):
     def refresh(self) -> None:
         """Deliver results of work in the background, and list networks that were registered meanwhile."""
         self.session.deliver()
-        if not set(contract.choices()) <= set(self._network.options):
+        if not set(network_choices()) <= set(self._network.options):
             self._show_network()
 
     def update(self) -> None:
