@@ -6,6 +6,7 @@ import shutil
 
 import cases
 import ipywidgets
+import jax
 import numpy as np
 import pytest
 import traitlets
@@ -14,6 +15,7 @@ from scipy.spatial.distance import pdist
 import qptlab as ql
 from qptlab.evaluation import labels
 from qptlab.gui import plots
+from qptlab.gui.attention import attention_heads
 from qptlab.gui.parts import Part
 from qptlab.gui.scenes import KINDS
 from qptlab.gui.session import Session
@@ -33,6 +35,8 @@ from qptlab.gui.widgets import (
 )
 from qptlab.gui.widgets.message import MessageLine
 from qptlab.gui.widgets.view import View
+from qptlab.models.equivariant import MATRICES
+from qptlab.models.features import BIASES
 from qptlab.training.run import Run
 
 BOX = (np.zeros(3), np.ones(3))
@@ -199,6 +203,8 @@ def test_every_kind_of_scene_is_drawn_and_orbitals_are_chosen_from_the_levels(tr
 def test_a_network_is_chosen_in_the_picker_and_a_newly_registered_one_appears():
     picker = MoleculePicker()
     names = picker._network.options
+    assert names[:3] == tuple(f"Equivariant Transformer, {preset}" for preset in ("small", "base", "large"))
+    assert picker._network.value == "Equivariant Transformer, base"
     assert {"QPT, micro", "OrbitalGNN"} <= set(names)
     picker._network.value = "QPT, tiny"
     assert picker.session.network == ql.QPTConfig("tiny")
@@ -260,6 +266,32 @@ def test_attention_is_shown_together_with_the_matrix_that_biases_it(trained):
     assert "head 3" in view.viewer.captions[0]
     assert view.viewer.links
     assert max(width for _, _, width in view.viewer.links) == 1.0
+
+
+def test_attention_of_both_kinds_of_networks_is_compared_with_their_own_matrices(monkeypatch):
+    session = Session("water")
+    view, heads = AttentionView(session), {}
+    for config in (ql.EquivariantConfig("small", iterations=0), ql.QPTConfig("micro", iterations=0)):
+        (system,), kinds = ql.make_systems([session.molecule], cases.QUICK_METHOD, config)
+        model = ql.CorrectionModel(config, kinds)
+        predictor = ql.CorrectionPredictor(model, model.init(jax.random.key(0)), [system])
+        heads[config] = attention_heads(predictor, system, system.frame.reference_positions)
+    shells, orbitals = heads.values()
+    monkeypatch.setattr(session.attention, "heads", lambda geometry, renew: shells)
+    view.update()
+    assert view._matrix.options == ("highest correlation", *MATRICES)
+    assert list(view.matrices.figure.data[0].x) == ["0 O 1s", "0 O 2s", "0 O 2p", "1 H 1s", "2 H 1s"]
+    assert view.matrices.figure.data[1].name.endswith(", log₁₀ of norms")
+    assert "correlate most with the logarithms of the norms" in view.matrices.words
+    assert list(view.influence.figure.data[0].x) == list(MATRICES)
+    view._matrix.value = "fock_dm"
+    assert view.matrices.figure.data[1].name == "fock dm, log₁₀ of norms"
+    monkeypatch.setattr(session.attention, "heads", lambda geometry, renew: orbitals)
+    view.update()
+    assert view._matrix.options == ("strongest bias", *BIASES)
+    assert view._matrix.value == "strongest bias"
+    assert list(view.influence.figure.data[0].x) == list(BIASES)
+    assert "a positive weight" in view.influence.words
 
 
 def test_a_second_run_is_drawn_together_with_the_first_and_notes_are_kept(trained, tmp_path, monkeypatch):

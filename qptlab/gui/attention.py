@@ -19,8 +19,8 @@ from qptlab.system.molecule import Molecule
 class AttentionHeads(NamedTuple):
     """Attention of all heads of a network at one geometry.
 
-    Rows and columns are the network's tokens, sorted by atoms: shells for the equivariant Transformer, atomic orbitals
-    for QPT.
+    Rows and columns are the network's tokens, sorted by atoms: shells for the equivariant Transformer, atomic
+    orbitals for QPT.
 
     Attributes:
       molecule: the geometry; in the molecule's frame if the network needs one.
@@ -31,8 +31,8 @@ class AttentionHeads(NamedTuple):
       mixing: coefficient with which each of the matrices biases a head; None for a network without such coefficients.
       names: names of the matrices.
       matrices: the matrices to compare with. QPT: those of `features.BIASES`, each divided by its largest entry.
-        Equivariant Transformer: decimal logarithms of the norms of the blocks of `equivariant.MATRICES`, in hartree or
-        electrons.
+        Equivariant Transformer: decimal logarithms of the norms of the blocks of `equivariant.MATRICES`, in hartree
+        or electrons.
     """
 
     molecule: Molecule

@@ -165,9 +165,9 @@ def features(ints: Integrals, guess: Guess, orbitals: Orbitals) -> ShellFeatures
 
 
 def block_norms(feats: ShellFeatures) -> Float[Array, "nmat nshell nshell"]:
-    """Return the Frobenius norm of each matrix's block of two shells, in the order of `MATRICES`; hartree or electrons.
+    """Return the Frobenius norm of each matrix's block of two shells, in the order of `MATRICES`.
 
-    Norms have a floor of `SMOOTHING`^½. They do not change when the molecule is rotated or reflected.
+    They do not change when the molecule is rotated or reflected. No norm is smaller than the root of `SMOOTHING`.
 
     Args:
       feats: features of a geometry.

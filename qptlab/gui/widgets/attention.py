@@ -1,5 +1,7 @@
 """Attention of the network's heads, shown together with a matrix of the guess."""
 
+from typing import Any
+
 import ipywidgets as ipw
 import numpy as np
 
@@ -14,7 +16,7 @@ from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
 
 MAIN = {True: "strongest bias", False: "highest correlation"}
-"""Choice of the matrix that belongs to the head most: for a network that biases heads with matrices, and for others."""
+"""Choice of the matrix that belongs to a head most: for a network whose matrices bias heads, and for others."""
 
 LEAST_LINK = 0.03
 """Smallest attention between two atoms for which a line is drawn, as a share of the largest."""
@@ -53,7 +55,7 @@ class AttentionView(View):
         self._show.on_click(lambda _: self.update(renew=True))
         self._geometry.observe(lambda _: self.update(), "value")
         for control in (self._layer, self._head, self._matrix):
-            control.observe(lambda _: self.update(), "value")
+            control.observe(self._redraw, "value")
         self.refresh()
         keep_fresh(self)
 
@@ -84,15 +86,19 @@ class AttentionView(View):
         self._show_matrices(heads, layer, head)
         self._show_links(heads, layer, head)
 
+    def _redraw(self, _: Any) -> None:
+        self.update()
+
     def _list_matrices(self, heads: AttentionHeads) -> None:
         """List the matrices of the network; keep the choice if the network has the matrix."""
         options = (MAIN[heads.mixing is not None], *heads.names)
         if self._matrix.options == options:
             return
         chosen = self._matrix.value
-        with self._matrix.hold_trait_notifications():
-            self._matrix.options = options
-            self._matrix.value = chosen if chosen in options else options[0]
+        self._matrix.unobserve(self._redraw, "value")
+        self._matrix.options = options
+        self._matrix.value = chosen if chosen in options else options[0]
+        self._matrix.observe(self._redraw, "value")
 
     def _show_matrices(self, heads: AttentionHeads, layer: int, head: int) -> None:
         is_biased = heads.mixing is not None
