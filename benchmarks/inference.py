@@ -56,8 +56,9 @@ def measure(predictor: ql.CorrectionPredictor, mol: ql.Molecule) -> dict:
 
 def fresh(molecule: str, xc: str, iterations: int, eri: str) -> ql.CorrectionPredictor:
     """Return a model with random parameters."""
-    systems, kinds = ql.make_systems([ql.Molecule.parse(molecule)], ql.Method(xc, "def2-svp", eri=eri))
-    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=iterations), kinds)
+    config = ql.EquivariantConfig(iterations=iterations)
+    systems, kinds = ql.make_systems([ql.Molecule.parse(molecule)], ql.Method(xc, "def2-svp", eri=eri), config)
+    model = ql.CorrectionModel(config, kinds)
     return ql.CorrectionPredictor(model, model.init(jax.random.key(0)), systems)
 
 

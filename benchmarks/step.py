@@ -48,12 +48,13 @@ def ours(molecule: str, eri: str) -> dict:
     from qptlab.training.label_free import loss
 
     method = ql.Method("b3lyp", "def2-svp", eri=eri)
-    (system,), kinds = ql.make_systems([ql.Molecule.from_name(molecule)], method)
+    config = ql.QPTConfig("micro", iterations=0)
+    (system,), kinds = ql.make_systems([ql.Molecule.from_name(molecule)], method, config)
     template = system.template
     sample = system.sample(system.host_integrals(system.frame.reference_positions))
     filled = filled_orbitals(sample.features.fock_guess, sample.ints)
     build = jax.jit(lambda filled, ints: kohn_sham(filled @ filled.T, ints, filled=filled))
-    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), kinds)
+    model = ql.CorrectionModel(config, kinds)
     params = model.init(jax.random.key(0))
     record = {
         "form": eri, "nao": template.nao, "naux": template.naux, "ngrids": template.ngrids,

@@ -19,6 +19,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 QUICK_METHOD = ql.Method("lda", "sto-3g", grid_level=0)
 QUICK_MODEL = ql.QPTConfig("micro", iterations=0)
+SMALL = ql.EquivariantConfig("small", iterations=0)
 
 
 OTHERS = {
@@ -101,11 +102,16 @@ def relabelled(template: Template, order: list[int]) -> np.ndarray:
     return np.concatenate([np.flatnonzero(template.ao_atom == atom) for atom in order])
 
 
+HEADS = ("head_scale", "head_out", "head_diagonal")
+"""Parameters and modules that are zero before training."""
+
+
 @functools.cache
 def model(name: str, method: ql.Method, iterations: int) -> tuple[ql.CorrectionModel, System]:
     """Return a model and its molecule; they are cached, so that their functions are compiled once."""
-    (system,), kinds = ql.make_systems([ql.Molecule.from_name(name)], method)
-    return ql.CorrectionModel(ql.QPTConfig("micro", iterations=iterations), kinds), system
+    config = ql.QPTConfig("micro", iterations=iterations)
+    (system,), kinds = ql.make_systems([ql.Molecule.from_name(name)], method, config)
+    return ql.CorrectionModel(config, kinds), system
 
 
 @functools.cache
@@ -115,11 +121,12 @@ def parameters(name: str, method: ql.Method, iterations: int, scale: float = 0.0
 
 
 def awake(params, scale: float = 0.02):
-    """Return the parameters with random entries in the heads, which start at zero."""
+    """Return the parameters with random entries in the heads, which start at zero; of any network of the package."""
     keys = iter(jax.random.split(jax.random.key(1), 100))
 
     def wake(path, leaf):
-        if not any("head_scale" in str(part) for part in path):
+        is_head = any(str(part.key).endswith(HEADS) for part in path)
+        if not is_head or np.any(leaf):
             return leaf
         return scale * jax.random.normal(next(keys), leaf.shape, leaf.dtype)
 

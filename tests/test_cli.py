@@ -143,6 +143,27 @@ def test_sampled_frames_are_readable_and_repeat_for_a_seed(call, tmp_path):
     assert call("sample", "water", "--out", one)[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("options", "kind", "scheme"),
+    [
+        (["--preset", "small"], "equivariant", "screened"), (["--model", "qpt"], "qpt", "mixing"),
+        cases.slow(["--preset", "small", "--scheme", "mixing"], "equivariant", "mixing"),
+        cases.slow(["--model", "qpt", "--scheme", "screened"], "qpt", "screened"),
+    ],
+)
+def test_a_model_of_either_kind_is_trained_from_the_shell(call, tmp_path, options, kind, scheme):
+    status, printed, err = call(
+        "train", "water", *QUICK, *options, "--sampler", "perturb", "--batch", "2", "--validation", "1",
+        "--steps", "2", "--out", tmp_path / "w", "--json",
+    )
+    assert status == 0, err
+    record = json.loads(printed)
+    assert (record["kind"], record["steps"]) == (kind, 2)
+    model = ql.load(tmp_path / "w")
+    assert (model.kind, model.config.scheme) == (kind, scheme)
+    assert np.isfinite(float(model(ql.Molecule.from_name("water")).energy))
+
+
 @pytest.mark.slow
 def test_training_from_the_shell_writes_a_run_and_one_json_object(call, tmp_path):
     out = tmp_path / "w"
@@ -230,6 +251,11 @@ BAD = [
     (["train", "water", "--sampler", "torsions", "--out", "{tmp}/w"], "a rotatable bond"),
     (["train", "water", "--loss", "love", "--out", "{tmp}/w"], "got 'love'"),
     (["train", "water", "--guess", "huckel", "--out", "{tmp}/w"], "as guess, got 'huckel'"),
+    (["train", "water", "--scheme", "newton", "--out", "{tmp}/w"], "screened, mixing as scheme, got 'newton'"),
+    (["train", "water", "--preset", "micro", "--out", "{tmp}/w"], "'micro', which is a preset of kind qpt"),
+    (["train", "water", "--preset", "huge", "--out", "{tmp}/w"], "one of small, base, large as preset, got 'huge'"),
+    (["train", "water", "--model", "qpt", "--preset", "huge", "--out", "{tmp}/w"], "one of micro, tiny, small"),
+    (["train", "water", "--precision", "float64", "--out", "{tmp}/w"], "no --precision for a model of kind eq"),
     (["train", "{tmp}/none.smi", "--out", "{tmp}/w"], "none.smi, which cannot be read"),
     (["train", "water", "--sampler", "model", "--guess", "atomic-density", "--out", "{tmp}/w"], "with a derivative"),
     (["bench", "labels", "--seeds", "0"], "0 seeds"),
@@ -431,7 +457,7 @@ def test_a_molecule_is_relaxed_from_a_shell(call, orbital_gnn, tmp_path):
         (["--labels", "labels.xyz", "--preset", "tiny"], "Expected no --preset for a model of kind orbital-gnn"),
         (["water", "--labels", "labels.xyz"], "got both"),
         ([], "got neither"),
-        (["water", "--model", "orbital-gnn"], "use ql.QPTConfig()"),
+        (["water", "--model", "orbital-gnn"], "use ql.EquivariantConfig()"),
         (["water", "--model", "mine"], "'mine'"),
         (["water", "--tasks", "energy"], "Expected no --tasks for a training without --labels"),
         (["water", "--validation", "0.5"], "0.5"),
@@ -454,13 +480,22 @@ def test_a_file_that_is_no_model_is_refused(call, labelled):
 @pytest.mark.parametrize(
     ("arguments", "settings"),
     [
-        (["water"], (ql.Method(), ql.QPTConfig(), ql.TrainConfig())),
+        (["water"], (ql.Method(), ql.EquivariantConfig(), ql.TrainConfig())),
+        (["water", "--model", "qpt"], (ql.Method(), ql.QPTConfig(), ql.TrainConfig())),
+        (
+            ["water", "--preset", "small", "--scheme", "mixing"],
+            (ql.Method(), ql.EquivariantConfig("small", scheme="mixing"), ql.TrainConfig()),
+        ),
+        (
+            ["water", "--model", "qpt", "--preset", "tiny", "--scheme", "screened", "--train-grid-level", "-1"],
+            (ql.Method(), ql.QPTConfig("tiny", scheme="screened"), ql.TrainConfig(grid_level=None)),
+        ),
         (["--labels", "labels.xyz"], (None, ql.GNNConfig(), ql.TrainConfig.supervised())),
         (
             ["water", "--xc", "pbe0", "-n", "1", "--steps", "7", "--train-iterations", "-1", "--sampler",
              "perturb", "--sigma", "0.1", "--weight-decay", "0.5"],
             (
-                ql.Method("pbe0"), ql.QPTConfig(iterations=1),
+                ql.Method("pbe0"), ql.EquivariantConfig(iterations=1),
                 ql.TrainConfig(
                     minutes=None, steps=7, iterations=None, weight_decay=0.5,
                     sampling=ql.Sampling("perturb", sigma_bohr=0.1),
@@ -491,10 +526,17 @@ def test_an_option_that_is_not_used_has_pythons_default(call, labelled, tmp_path
 
 def test_every_setting_of_a_training_is_an_option_with_a_description():
     options = {option.name: option.help or "" for option in typer.main.get_command(app).commands["train"].params}
-    settings = {"xc", "basis", "grid_level", "eri", "auxbasis", "tasks", "sampler", "train_iterations"}
-    for config in (ql.QPTConfig, ql.GNNConfig, ql.TrainConfig):
+    settings = {
+        "xc", "basis", "grid_level", "eri", "auxbasis", "tasks", "sampler", "train_iterations", "train_grid_level",
+    }
+    for config in (ql.EquivariantConfig, ql.QPTConfig, ql.GNNConfig, ql.TrainConfig):
         settings |= {field.name for field in dataclasses.fields(config)} - {"sampling"}
     assert settings <= set(options)
     assert not [name for name in settings if not options[name].endswith(".")]
     assert "one of minao, " in options["guess"]
     assert options["batch"].endswith("Default: 4. With --labels: 8.")
+    assert options["scheme"].endswith("one of screened, mixing. Default: screened. With --model qpt: mixing.")
+    preset = "Network shape, one of small, base, large. Default: base. With --model qpt: network shape, one of "
+    assert options["preset"].startswith(preset)
+    assert options["preset"].endswith("Default: micro.")
+    assert options["iterations"].endswith("Default: 2.")

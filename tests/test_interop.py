@@ -172,8 +172,9 @@ def test_a_periodic_system_and_another_molecule_are_refused(model, atoms):
 
 def test_a_charged_model_needs_no_word_on_the_charge():
     hydroxide = ql.Molecule(("O", "H"), np.array([[0, 0, 0], [0, 0, 1.83]]), -1)
-    systems, kinds = ql.make_systems([hydroxide], cases.QUICK_METHOD)
-    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=2), kinds)
+    config = ql.EquivariantConfig("small", iterations=2)
+    systems, kinds = ql.make_systems([hydroxide], cases.QUICK_METHOD, config)
+    model = ql.CorrectionModel(config, kinds)
     plain = ql.CorrectionPredictor(model, None, systems)
     atoms = ase.Atoms("OH", hydroxide.positions_angstrom, calculator=ql.ModelCalculator(plain))
     assert atoms.get_potential_energy() == pytest.approx(float(plain(hydroxide).energy) * ase.units.Ha, rel=1e-9)

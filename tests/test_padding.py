@@ -12,7 +12,7 @@ from hypothesis import strategies
 import qptlab as ql
 from qptlab.dft import padding
 from qptlab.dft.integrals import template
-from qptlab.models.systems import System, kind_indices
+from qptlab.models.systems import System
 from qptlab.training.label_free import loss
 
 METHODS = [
@@ -24,13 +24,14 @@ METHODS = [
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: f"{method.xc}-{method.basis}-{method.eri}")
 def test_padding_changes_neither_prediction_nor_gradient(method):
     """Water in arrays that ethanol fits, and methane, too: larger in every respect than its own."""
-    (plain,), kinds = ql.make_systems([ql.Molecule.from_name("water")], method)
+    config = ql.QPTConfig("micro", "float64", iterations=1)
+    (plain,), kinds = ql.make_systems([ql.Molecule.from_name("water")], method, config)
     shapes = [template(ql.Molecule.from_name(name), method).shape for name in ("water", "ethanol", "ammonia")]
     shape = padding.union(shapes)._replace(natm=11)
     padded = plain.template.padded(shape, nocc=16)
-    large = System(plain.frame, padded, kind_indices(padded, kinds))
+    large = System(plain.frame, padded, kinds, config)
     assert padded.shape.nao > plain.template.nao
-    qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=1), kinds)
+    qpt = ql.CorrectionModel(config, kinds)
     params = cases.awake(qpt.init(jax.random.key(0)))
     reference_positions = plain.frame.reference_positions
     place = reference_positions + 0.05 * np.random.default_rng(1).normal(size=reference_positions.shape)
@@ -60,7 +61,7 @@ def test_every_molecule_is_in_one_bucket_and_grows_little(numbers):
 
 def test_molecules_of_one_model_share_shapes():
     mols = ql.read_molecules(["water", "ammonia", "ethanol", "COC"])
-    systems, kinds = ql.make_systems(mols, ql.Method("lda", "sto-3g", grid_level=0))
+    systems, kinds = ql.make_systems(mols, ql.Method("lda", "sto-3g", grid_level=0), cases.QUICK_MODEL)
     shapes = [system.template.shape for system in systems]
     assert shapes[0] == shapes[1] != shapes[2] == shapes[3]
     assert systems[0].template.layout == systems[1].template.layout

@@ -93,7 +93,7 @@ def test_parity_plot_shows_every_geometry_and_orbital(trained):
 
 def test_a_parity_plot_of_several_molecules_has_orbitals_and_zero_of_each():
     mols = [ql.Molecule.from_name(name) for name in ("ethanol", "water")]
-    systems, kinds = ql.make_systems(mols, cases.QUICK_METHOD)
+    systems, kinds = ql.make_systems(mols, cases.QUICK_METHOD, cases.QUICK_MODEL)
     model = ql.CorrectionModel(cases.QUICK_MODEL, kinds)
     evaluation = ql.evaluate(ql.CorrectionPredictor(model, None, systems), mols)
     zeros = plots.lowest_energies(evaluation)

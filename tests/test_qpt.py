@@ -96,12 +96,13 @@ def test_forces_are_derivatives_of_the_predicted_energy_and_rotate_with_the_mole
 @pytest.mark.parametrize("guess", ["core", "random", "atomic-density", cases.slow("atomic-potential")])
 def test_iterations_start_from_every_guess_with_and_without_padding(guess):
     mols = [ql.Molecule.from_name("water"), ql.Molecule.from_name("ammonia")]
-    (_, padded), kinds = ql.make_systems(mols[::-1], METHOD, guess)
-    (alone,), _ = ql.make_systems(mols[:1], METHOD, guess)
+    config = ql.QPTConfig("micro", iterations=0, guess=guess)
+    (_, padded), kinds = ql.make_systems(mols[::-1], METHOD, config)
+    (alone,), _ = ql.make_systems(mols[:1], METHOD, config)
     ints = alone.template.build(alone.frame.reference_positions)
     dm = guess_density(guess, alone.template, ints)
     expected = energy(ql.density_from_fock(ql.fock(dm, ints), ints), ints)
-    qpt = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0, guess=guess), kinds)
+    qpt = ql.CorrectionModel(config, kinds)
     for system in (alone, padded):
         found = ql.CorrectionPredictor(qpt, None, [system]).in_frame(system, alone.frame.reference_positions)
         assert float(found.energy) == pytest.approx(float(expected), abs=1e-9)
@@ -112,8 +113,9 @@ def test_forces_of_a_prediction_are_finite_where_levels_of_the_overlap_are_degen
     """An exactly linear molecule has pairs of equal π levels; eigenvectors have no derivative there."""
     method = ql.Method("lda", "6-31g*", grid_level=0)
     mol = ql.Molecule(("H", "F"), np.array([[0, 0, 0], [0, 0, 1.8]]))
-    systems, kinds = ql.make_systems([mol], method, guess)
-    qpt = ql.CorrectionModel(ql.QPTConfig("micro", "float64", iterations=0, guess=guess), kinds)
+    config = ql.QPTConfig("micro", "float64", iterations=0, guess=guess)
+    systems, kinds = ql.make_systems([mol], method, config)
+    qpt = ql.CorrectionModel(config, kinds)
     predict = ql.CorrectionPredictor(qpt, cases.awake(qpt.init(jax.random.key(0))), systems)
     direction = np.array([[0, 0, -0.5], [0, 0, 0.5]])
 
@@ -127,8 +129,8 @@ def test_forces_of_a_prediction_are_finite_where_levels_of_the_overlap_are_degen
 def test_isomers_are_distinguished_and_new_molecules_give_a_warning():
     """Isomers may have the same order of elements. A stretched bond does not make a different molecule."""
     mols = [ql.Molecule.from_smiles(smiles) for smiles in ("CCCO", "CC(C)O", "O")]
-    systems, kinds = ql.make_systems(mols, ql.Method("lda", "sto-3g", grid_level=0))
-    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), kinds)
+    systems, kinds = ql.make_systems(mols, ql.Method("lda", "sto-3g", grid_level=0), cases.QUICK_MODEL)
+    model = ql.CorrectionModel(cases.QUICK_MODEL, kinds)
     predict = ql.CorrectionPredictor(model, None, systems)
     for mol, system in zip(mols, systems, strict=True):
         assert predict.locate(mol)[0] is system
@@ -144,8 +146,8 @@ def test_isomers_are_distinguished_and_new_molecules_give_a_warning():
 def test_a_new_molecule_has_the_form_of_integrals_of_the_training_set():
     """`auto` chooses fitted integrals for benzene, but a model of exact integrals uses exact ones."""
     mols = [ql.Molecule.from_name(name) for name in ("water", "methane")]
-    systems, kinds = ql.make_systems(mols, ql.Method("pbe", "def2-svp"))
-    model = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), kinds)
+    systems, kinds = ql.make_systems(mols, ql.Method("pbe", "def2-svp"), cases.QUICK_MODEL)
+    model = ql.CorrectionModel(cases.QUICK_MODEL, kinds)
     predict = ql.CorrectionPredictor(model, None, systems)
     with pytest.warns(UserWarning, match="C6H6 is not among"):
         system = predict.locate(ql.Molecule.from_name("benzene"))[0]
@@ -161,7 +163,7 @@ def test_map_gives_the_same_predictions_as_single_calls():
 
 def test_open_shells_are_refused():
     with pytest.raises(ql.InputError, match="Expected a closed-shell molecule, got CH3 with 1 unpaired electrons"):
-        ql.make_systems([cases.molecule("CH3")], METHOD)
+        ql.make_systems([cases.molecule("CH3")], METHOD, cases.QUICK_MODEL)
 
 
 def test_the_energy_of_a_prediction_is_never_below_the_solution():

@@ -26,7 +26,7 @@ QUICK = TrainConfig(
 
 
 def stream(names=("water",), *, seed=0, batch=4, reuse=2, step=0, sampler="perturb", share=(0, 1)):
-    systems, _ = ql.make_systems([ql.Molecule.from_name(name) for name in names], METHOD)
+    systems, _ = ql.make_systems([ql.Molecule.from_name(name) for name in names], METHOD, cases.QUICK_MODEL)
     return Stream(systems, ql.Sampling(sampler), batch=batch, reuse=reuse, seed=seed, step=step, share=share)
 
 
@@ -163,14 +163,21 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole():
         assert one.grad_norm == pytest.approx(two.grad_norm, rel=1e-3)
 
 
-@pytest.mark.parametrize("names", [("water",), cases.slow(("water", "methane", "ethanol"))])
-def test_a_training_that_goes_on_does_what_it_would_have_done(names):
+@pytest.mark.parametrize(
+    ("names", "network"),
+    [
+        (("water",), cases.QUICK_MODEL), (("water",), cases.SMALL),
+        cases.slow(("water", "methane", "ethanol"), cases.QUICK_MODEL),
+        cases.slow(("water", "methane", "ethanol"), cases.SMALL),
+    ],
+)
+def test_a_training_that_goes_on_does_what_it_would_have_done(names, network):
     """Every step gives the same digits as without the interruption. So does a second training with the same seed."""
-    systems, kinds = ql.make_systems([ql.Molecule.from_name(name) for name in names], METHOD)
-    qpt = ql.CorrectionModel(ql.QPTConfig("micro", iterations=0), kinds)
-    whole = list(train(LabelFree(qpt, systems), QUICK))
-    late = list(train(LabelFree(qpt, systems), QUICK, whole[2][0]))
-    again = list(train(LabelFree(qpt, systems), QUICK))
+    systems, kinds = ql.make_systems([ql.Molecule.from_name(name) for name in names], METHOD, network)
+    model = ql.CorrectionModel(network, kinds)
+    whole = list(train(LabelFree(model, systems), QUICK))
+    late = list(train(LabelFree(model, systems), QUICK, whole[2][0]))
+    again = list(train(LabelFree(model, systems), QUICK))
     for (_, one), (_, two) in [*zip(whole[3:], late, strict=True), *zip(whole, again, strict=True)]:
         assert one[2:7] == two[2:7]
         assert (one.step, one.geometries) == (two.step, two.geometries)
@@ -179,6 +186,34 @@ def test_a_training_that_goes_on_does_what_it_would_have_done(names):
     assert [metrics.step for _, metrics in whole] == [1, 2, 3, 4, 5, 6]
     assert whole[0][1].compile_s > 0
     assert not any(metrics.skipped for _, metrics in whole)
+
+
+def test_statistics_of_features_are_fitted_before_training_and_do_not_change_in_it():
+    """Neither gradients nor weight decay change them; a resumed training would fit the same ones again."""
+    systems, kinds = ql.make_systems([ql.Molecule.from_name("water")], METHOD, cases.SMALL)
+    objective = LabelFree(ql.CorrectionModel(cases.SMALL, kinds), systems)
+    start = initial_state(objective, QUICK)
+    other = initial_state(objective, dataclasses.replace(QUICK, seed=1))
+    assert not np.array_equal(other.params["statistics"]["pair_mean"], start.params["statistics"]["pair_mean"])
+    *_, (end, _) = train(objective, dataclasses.replace(QUICK, weight_decay=0.1, learning_rate=1e-2))
+    for name, fitted in start.params["statistics"].items():
+        assert np.ptp(fitted) > 0
+        for params in (end.params, end.average):
+            np.testing.assert_array_equal(params["statistics"][name], fitted)
+    moved = [
+        module for module in end.params if module != "statistics" and not all(
+            np.array_equal(*pair) for pair in zip(
+                end.params[module].values(), start.params[module].values(), strict=True
+            )
+        )
+    ]
+    assert len(moved) > 5
+
+
+def test_the_default_network_of_molecules_is_equivariant():
+    objective = ql.make_objective(ql.Molecule.from_name("water"), METHOD)
+    assert (objective.kind, objective.model_config) == ("equivariant", ql.EquivariantConfig())
+    assert objective.model_config.scheme == "screened"
 
 
 def test_no_label_reaches_the_training_loop(monkeypatch):

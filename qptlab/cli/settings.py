@@ -59,14 +59,13 @@ class Options:
 
     def parameters(self) -> Iterable[inspect.Parameter]:
         """Return the parameters that typer makes options of."""
-        descriptions = _descriptions(self.source) | dict(self.help)
         for option, field in self.fields.items():
             kind: Any = _simple_type(field.annotation)
-            default = self.defaults.get(field.name, field.default)
+            description, default = self.description(option)
             flags = [f"--{option.replace('_', '-')}", *filter(None, [self.flags.get(field.name)])]
             number = kind is float and int in typing.get_args(field.annotation)
             sentences = [
-                descriptions.get(field.name), None if default is None else f"Default: {default}.",
+                description, None if default is None else f"Default: {default}.",
                 self.remarks.get(field.name),
             ]
             info = typer.Option(
@@ -80,6 +79,12 @@ class Options:
                 option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, info]
             )
 
+    def description(self, option: str) -> tuple[str | None, Any]:
+        """Return what an option is, as a sentence, and its default."""
+        field = self.fields[option]
+        descriptions = _descriptions(self.source) | dict(self.help)
+        return descriptions.get(field.name), self.defaults.get(field.name, field.default)
+
     def values(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of the source for the options that were used."""
         used = {field.name: settings.get(option) for option, field in self.fields.items()}
@@ -89,13 +94,16 @@ class Options:
 def takes(*groups: Options) -> Callable[[Callable], Callable]:
     """Return a decorator that adds options to a command with an argument ``**settings``.
 
-    Options of the same name, such as one that several kinds of models have, are added once.
+    Of options of the same name, such as one that several kinds of models have, the first is added.
     """
 
     def decorate(command: Callable) -> Callable:
         explicit = inspect.signature(command).parameters.values()
         named = [parameter for parameter in explicit if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-        added = {parameter.name: parameter for group in groups for parameter in group.parameters()}
+        added: dict[str, inspect.Parameter] = {}
+        for group in groups:
+            for parameter in group.parameters():
+                added.setdefault(parameter.name, parameter)
         keyword = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in named]
         command.__signature__ = inspect.Signature([*keyword, *added.values()])  # pyright: ignore
         command.__annotations__ |= {name: parameter.annotation for name, parameter in added.items()}

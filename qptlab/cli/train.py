@@ -1,5 +1,6 @@
 """The command that trains a model of any kind."""
 
+import dataclasses
 import pathlib
 import time
 from typing import Annotated, Any
@@ -26,9 +27,38 @@ from qptlab.evaluation.errors import error_table
 from qptlab.models.contract import config_class, kinds
 from qptlab.training.config import TASKS
 
-NETWORKS = {
-    kind: Options(config_class(kind), panel=f"Network {kind}", flags={"iterations": "-n"}) for kind in kinds()
-}
+DEFAULT_KIND, DEFAULT_LABELLED_KIND = "equivariant", "orbital-gnn"
+"""Kinds of models that are trained on molecules and on labels, unless a different one is chosen."""
+
+
+def _networks() -> dict[str, Options]:
+    """Return the options of the network of each registered kind; a shared option states what differs."""
+    base = Options(ql.CorrectionConfig)
+    shared = {name: text for name in base.fields if (text := base.description(name)[0])}
+    options: dict[str, Options] = {}
+    for kind in sorted(kinds(), key=lambda kind: kind != DEFAULT_KIND):
+        cls = config_class(kind)
+        texts = shared if issubclass(cls, ql.CorrectionConfig) else {}
+        added = Options(cls, panel=f"Network {kind}", flags={"iterations": "-n"}, help=texts)
+        for name in added.fields:
+            first = next((other for other, group in options.items() if name in group.fields), None)
+            if first is not None and (remark := _difference(kind, name, options[first], added)):
+                remarks = options[first].remarks
+                together = " ".join(filter(None, [remarks.get(name), remark]))
+                options[first] = dataclasses.replace(options[first], remarks={**remarks, name: together})
+        options[kind] = added
+    return options
+
+
+def _difference(kind: str, option: str, first: Options, other: Options) -> str | None:
+    """Return a sentence on what differs for an option of a second kind of model; None if nothing does."""
+    (text, default), (other_text, other_default) = first.description(option), other.description(option)
+    if text != other_text and other_text:
+        return f"With --model {kind}: {other_text[0].lower()}{other_text[1:]} Default: {other_default}."
+    return None if default == other_default else f"With --model {kind}: {other_default}."
+
+
+NETWORKS = _networks()
 """Options of the network of each registered kind."""
 
 _DEFAULT, _SUPERVISED = ql.TrainConfig(), ql.TrainConfig.supervised()
@@ -68,7 +98,8 @@ def train(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", help=f"Kind of model, one of {', '.join(kinds())}. By default the data decide."),
+        typer.Option("--model", help=f"Kind of model, one of {', '.join(kinds())}. Default: "
+                     f"{DEFAULT_KIND}. With --labels: {DEFAULT_LABELLED_KIND}."),
     ] = None,
     tasks: Annotated[
         str | None,
@@ -86,7 +117,10 @@ def train(
     as_json: Json = False,
     **settings: Any,
 ) -> None:
-    """Train a model: a QPT on molecules, without labels, or an OrbitalGNN on labels."""
+    """Train a model: on molecules, without labels, or an OrbitalGNN on labels.
+
+    On molecules, an equivariant Transformer over shells is trained; with --model qpt, the QPT of arXiv:2402.04030.
+    """
     if (not molecules) == (labels is None):
         raise InputError(
             "Expected molecules or --labels FILE, got "
@@ -94,7 +128,7 @@ def train(
         )
     settings |= {"sampler": sampler, "temperature": temperature, "sigma": sigma, "frames": frames}
     settings |= {"sampler_option": sampler_option}
-    kind = model or ("qpt" if molecules else "orbital-gnn")
+    kind = model or (DEFAULT_KIND if molecules else DEFAULT_LABELLED_KIND)
     config = _network(kind, settings)
     if labels is None:
         refuse({"tasks": tasks, "theory": theory}, ("tasks", "theory"), "for a training without --labels")
@@ -133,7 +167,28 @@ def _network(kind: str, settings: dict[str, Any]) -> Any:
     options = NETWORKS[kind]
     foreign = {name for group in NETWORKS.values() for name in group.fields} - set(options.fields)
     refuse(settings, sorted(foreign), f"for a model of kind {kind}, which has {', '.join(options.fields)}")
+    _check_preset(kind, settings.get("preset"))
     return cls(**options.values(settings))
+
+
+def _check_preset(kind: str, preset: str | None) -> None:
+    """Raise an `InputError` for a preset of a different kind of model, which the message names."""
+    if preset is None or _has_preset(kind, preset):
+        return
+    others = [other for other, group in NETWORKS.items() if "preset" in group.fields and _has_preset(other, preset)]
+    if others:
+        raise InputError(
+            f"Expected a preset of a model of kind {kind}, got {shown(preset)}, which is a preset of kind "
+            f"{others[0]}; use --model {others[0]} with it, or a different --preset."
+        )
+
+
+def _has_preset(kind: str, preset: str) -> bool:
+    try:
+        config_class(kind)(preset=preset)
+    except InputError:
+        return False
+    return True
 
 
 def _training(settings: dict[str, Any]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class LabelFree(Objective):
         return StreamFeed(self, setting, params, step)
 
     def predictor(self, params: Params | None) -> CorrectionPredictor:
-        """Return the trained model; with None, plain DFT iteration."""
+        """Return the trained model; with None, DFT iteration from the guess."""
         return CorrectionPredictor(self.model, params, self.systems)
 
     def make_validation(
@@ -183,7 +183,7 @@ class LabelFree(Objective):
         """Return what `config.json` of a run folder holds: kind, molecules, method and network."""
         return {
             "kind": self.kind,
-            # In standard orientation, so that nothing depends on the rounding of the next machine.
+            # With a frame, in standard orientation: nothing depends on the rounding of the next machine.
             "molecules": [files.molecule_record(mol) for mol in self.molecules],
             "method": self.method.to_dict(),
             "model": dataclasses.asdict(self.model_config),
@@ -226,9 +226,9 @@ class LabelFree(Objective):
             f"- Network: {title_of(self.kind)}: {network}.",
             f"- Geometries: {config.sampling.summary()}.",
         ]
-        scope = (
+        is_of_one = len(self.molecules) == 1 and self.model.network.inputs.framed
+        scope = "no other molecule" if is_of_one else (
             f"molecules of {', '.join(elements)} similar to those trained on; a warning is given for other molecules"
-            if len(self.molecules) > 1 else "no other molecule"
         )
         limits = (
             f"Limits: closed shells; geometries similar to those trained on; {scope}. Check the residual of a "

@@ -268,7 +268,7 @@ def check_memory(objective: Objective) -> None:
         raise InputError(
             f"Expected a network that can be trained in {limit / 2**30:.1f} GiB on "
             f"{jax.local_devices()[0].device_kind}, got {objective.model_config}, which takes "
-            f"{5 * size / 2**30:.1f} GiB; use a smaller network, such as QPTConfig('micro')."
+            f"{5 * size / 2**30:.1f} GiB; use a smaller network, such as EquivariantConfig('small')."
         )
 
 

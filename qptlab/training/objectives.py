@@ -6,9 +6,9 @@ from typing import Any
 from qptlab.errors import InputError
 from qptlab.evaluation.labels import LabelledSet
 from qptlab.models.contract import config_class
+from qptlab.models.equivariant import EquivariantConfig
 from qptlab.models.networks import CorrectionConfig
 from qptlab.models.orbital_gnn import GNNConfig
-from qptlab.models.qpt import QPTConfig
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.training.config import TrainConfig
@@ -26,7 +26,8 @@ def make_objective(data: Data, method: Method | None = None, model: Any = None) 
     Args:
       data: a molecule or several, for a network that corrects a Fock matrix; a `LabelledSet` for an OrbitalGNN.
       method: level of theory, for molecules; by default `Method()`. Labels state their own.
-      model: settings of the network; by default `QPTConfig()` for molecules and `GNNConfig()` for a labelled set.
+      model: settings of the network; by default `EquivariantConfig()` for molecules and `GNNConfig()` for a
+        labelled set.
 
     Raises:
       InputError: if data, method and network do not fit, or the method cannot treat a molecule.
@@ -43,11 +44,11 @@ def make_objective(data: Data, method: Method | None = None, model: Any = None) 
                 f"Expected no method for a labelled set, got {method.label}; its labels state their level of theory."
             )
         return Supervised(data, config)
-    config = QPTConfig() if model is None else model
+    config = EquivariantConfig() if model is None else model
     if not isinstance(config, CorrectionConfig):
         raise InputError(
             f"Expected settings of a network that learns without labels, got {type(config).__name__}; use "
-            "ql.QPTConfig(), or train on a labelled set from ql.read_labels(path)."
+            "ql.EquivariantConfig(), or train on a labelled set from ql.read_labels(path)."
         )
     return LabelFree.of([data] if isinstance(data, Molecule) else list(data), method or Method(), config)
 
@@ -81,4 +82,7 @@ def model_config(record: dict) -> Any:
       InputError: if the kind is not registered, or a setting cannot be used.
       KeyError, TypeError: if something is missing or unknown.
     """
-    return config_class(record.get("kind", "qpt"))(**record["model"])
+    config, settings = config_class(record.get("kind", "qpt")), record["model"]
+    # Folders of version 0.1.0 state no scheme: theirs is the paper's.
+    earlier = {"scheme": "mixing"} if issubclass(config, CorrectionConfig) else {}
+    return config(**{**earlier, **settings})

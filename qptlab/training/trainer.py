@@ -83,7 +83,8 @@ class Trainer:
       data: a molecule or several, for a network that learns without labels; the geometry of each is the reference of
         its frame. Or a labelled set from `ql.read_labels`, for an OrbitalGNN.
       method: level of theory, for molecules; labels state their own.
-      model: settings of the network: `QPTConfig`, those of a registered network, or `GNNConfig`.
+      model: settings of the network: `EquivariantConfig`, `QPTConfig`, those of a registered network, or
+        `GNNConfig`.
       train: settings of the training.
       out: the run's folder, new or empty; by default a new one in `runs/`.
       resume: if true, continue the run that `out` holds. Data, method, model and training must be the same; the
