@@ -20,7 +20,7 @@ test:  ## create the environment, install everything that the tests need, run th
 	@tools/chromium.sh
 	@$(MAKE) --no-print-directory lint
 	@echo "Running the tests."
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile || { echo "qptlab: tests failed; the summary is above." >&2; exit 1; }
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder || { echo "qptlab: tests failed; the summary is above." >&2; exit 1; }
 
 lint:  ## check style, types, the order of imports, and that notebooks hold no outputs
 	@tools/setup.sh test
