@@ -68,7 +68,8 @@ def kohn_sham(
     Args:
       dm: symmetric density matrix, electrons per AO pair; for an open shell, one for each spin.
       ints: integrals of the geometry; they hold the functional.
-      filled: orbitals C with dm = C·Cᵀ, if they are known. They make density-fitted exchange cheaper.
+      filled: orbitals C with dm = C·Cᵀ, if they are known. They make density-fitted exchange cheaper; derivatives
+        are those with respect to `dm`.
 
     Raises:
       ValueError: if the density matrix does not have the shape that the integrals need.
@@ -96,7 +97,9 @@ def kohn_sham(
     return KohnSham(terms, coul, vxc, ints.hcore + coul + vxc)
 
 
-def energy(dm: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, ""]:
+def energy(
+    dm: Float[Array, "*spin nao nao"], ints: Integrals, *, filled: Float[Array, "*spin nao nocc"] | None = None
+) -> Float[Array, ""]:
     """Return the total Kohn–Sham energy of a density matrix, hartree.
 
     The derivative with respect to the density matrix is the Fock matrix. The forward pass has computed it already,
@@ -105,6 +108,7 @@ def energy(dm: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, "
     Args:
       dm: symmetric density matrix, electrons per AO pair; for an open shell, one for each spin.
       ints: integrals of the geometry; they hold the functional.
+      filled: orbitals C with dm = C·Cᵀ, if they are known; as for `kohn_sham`.
 
     Raises:
       ValueError: if the density matrix does not have the shape that the integrals need.
@@ -114,42 +118,49 @@ def energy(dm: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, "
     >>> round(float(energy(ints.dm_guess, ints)), 3)
     -75.297
     """
-    return _energy(dm, ints)
+    return _energy(dm, ints, filled)
 
 
 @jax.custom_vjp
-def _energy(dm: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, ""]:
-    return kohn_sham(dm, ints).terms.e_tot
+def _energy(
+    dm: Float[Array, "*spin nao nao"], ints: Integrals, filled: Float[Array, "*spin nao nocc"] | None
+) -> Float[Array, ""]:
+    return kohn_sham(dm, ints, filled=filled).terms.e_tot
 
 
-def _energy_forward(dm: Float[Array, "*spin nao nao"], ints: Integrals) -> tuple[Float[Array, ""], tuple]:
-    state = kohn_sham(dm, ints)
+def _energy_forward(
+    dm: Float[Array, "*spin nao nao"], ints: Integrals, filled: Float[Array, "*spin nao nocc"] | None
+) -> tuple[Float[Array, ""], tuple]:
+    state = kohn_sham(dm, ints, filled=filled)
     return state.terms.e_tot, (dm, ints, state.fock)
 
 
 def _energy_backward(
     residuals: tuple[Float[Array, "*spin nao nao"], Integrals, Float[Array, "*spin nao nao"]], bar: Float[Array, ""]
-) -> tuple[Float[Array, "*spin nao nao"], Integrals]:
+) -> tuple[Float[Array, "*spin nao nao"], Integrals, None]:
     dm, ints, fock = residuals
     # XLA removes this where no derivative with respect to the geometry is needed.
     _, pull_back = jax.vjp(lambda ints: kohn_sham(dm, ints).terms.e_tot, ints)
-    return bar * fock, pull_back(bar)[0]
+    return bar * fock, pull_back(bar)[0], None
 
 
 _energy.defvjp(_energy_forward, _energy_backward)
 
 
-def fock(dm: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, "*spin nao nao"]:
+def fock(
+    dm: Float[Array, "*spin nao nao"], ints: Integrals, *, filled: Float[Array, "*spin nao nocc"] | None = None
+) -> Float[Array, "*spin nao nao"]:
     """Return the Kohn–Sham (Fock) matrix of a density matrix, hartree.
 
     Args:
       dm: symmetric density matrix, electrons per AO pair; for an open shell, one for each spin.
       ints: integrals of the geometry; they hold the functional.
+      filled: orbitals C with dm = C·Cᵀ, if they are known; as for `kohn_sham`.
 
     Raises:
       ValueError: if the density matrix does not have the shape that the integrals need.
     """
-    return kohn_sham(dm, ints).fock
+    return kohn_sham(dm, ints, filled=filled).fock
 
 
 def orbitals(

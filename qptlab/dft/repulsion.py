@@ -90,21 +90,12 @@ class FittedRepulsion(NamedTuple):
         """Return the exchange matrix K_ij = Σ_kl (ik|jl)·D_kl, hartree.
 
         Args:
-          dm: symmetric density matrix, electrons per AO pair.
+          dm: symmetric density matrix, electrons per AO pair; the derivative is taken with respect to it.
           orbitals: orbitals C with dm = C·Cᵀ, if they are known. They are fewer than the AOs, and make this cheaper.
         """
-        naux, nao = self.cderi.shape[0], len(dm)
-        size = min(naux, max(1, BLOCK_ELEMENTS // nao**2))
-
-        def add(total, start):
-            first = jnp.minimum(start, naux - size)  # the last block overlaps the block before it
-            rows = jax.lax.dynamic_slice_in_dim(self.cderi, first, size)
-            is_new = (first + jnp.arange(size) >= start)[:, None, None]
-            factors = jnp.where(is_new, unpack(rows), 0.0)
-            half = jnp.einsum("pij,jk->pik", factors, dm if orbitals is None else orbitals)
-            return total + jnp.einsum("pik,pjk->ij", half, factors if orbitals is None else half), None
-
-        return jax.lax.scan(add, jnp.zeros_like(dm), jnp.arange(0, naux, size))[0]
+        if orbitals is None:
+            return _fitted_exchange(self.cderi, dm, None)
+        return _exchange_of_orbitals(self.cderi, dm, orbitals)
 
     def diagonal(self, nao: int) -> Float[Array, "nao nao"]:
         """Return the repulsion (ii|jj) of the densities of two atomic orbitals, hartree.
@@ -114,6 +105,43 @@ class FittedRepulsion(NamedTuple):
         """
         factors = self.cderi[:, np.arange(nao) * (np.arange(nao) + 3) // 2]
         return factors.T @ factors
+
+
+def _fitted_exchange(
+    cderi: Float[Array, "naux npair"], dm: Float[Array, "nao nao"], orbitals: Float[Array, "nao nmo"] | None
+) -> Float[Array, "nao nao"]:
+    naux, nao = cderi.shape[0], len(dm)
+    size = min(naux, max(1, BLOCK_ELEMENTS // nao**2))
+
+    def add(total, start):
+        first = jnp.minimum(start, naux - size)  # the last block overlaps the block before it
+        rows = jax.lax.dynamic_slice_in_dim(cderi, first, size)
+        is_new = (first + jnp.arange(size) >= start)[:, None, None]
+        factors = jnp.where(is_new, unpack(rows), 0.0)
+        half = jnp.einsum("pij,jk->pik", factors, dm if orbitals is None else orbitals)
+        return total + jnp.einsum("pik,pjk->ij", half, factors if orbitals is None else half), None
+
+    return jax.lax.scan(add, jnp.zeros_like(dm), jnp.arange(0, naux, size))[0]
+
+
+@jax.custom_vjp
+def _exchange_of_orbitals(
+    cderi: Float[Array, "naux npair"], dm: Float[Array, "nao nao"], orbitals: Float[Array, "nao nmo"]
+) -> Float[Array, "nao nao"]:
+    """Return the exchange matrix from orbitals. It is linear in the density matrix, which carries the derivative."""
+    return _fitted_exchange(cderi, dm, orbitals)
+
+
+def _exchange_forward(cderi, dm, orbitals):
+    return _fitted_exchange(cderi, dm, orbitals), (cderi, dm)
+
+
+def _exchange_backward(residuals, bar):
+    _, pull_back = jax.vjp(lambda cderi, dm: _fitted_exchange(cderi, dm, None), *residuals)
+    return *pull_back(bar), None
+
+
+_exchange_of_orbitals.defvjp(_exchange_forward, _exchange_backward)
 
 
 Repulsion = ExactRepulsion | FittedRepulsion

@@ -6,21 +6,40 @@ The DFT iterations, the loss and the training are the same for all networks that
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from qptlab.dft.energy import commutator, density_from_fock, kohn_sham, orbitals
+from qptlab.dft.energy import commutator, density_from_fock, filled_orbitals, kohn_sham, orbitals
 from qptlab.dft.energy import energy as total_energy
 from qptlab.dft.energy import fock as fock_matrix
+from qptlab.dft.integrals import Integrals
 from qptlab.dft.screening import combination, screened
 from qptlab.errors import InputError
 from qptlab.models.contract import Params, Prediction, kind_of
 from qptlab.models.networks import Attention, CorrectionConfig, network_of
 from qptlab.models.systems import Sample
+
+
+class Refined(NamedTuple):
+    """State after the DFT iterations.
+
+    Attributes:
+      fock: last Fock matrix that was diagonalised, hartree.
+      dm: its density matrix, electrons per pair of atomic orbitals.
+      filled: its filled orbitals C with dm = C·Cᵀ, without a derivative; None for a mixed density.
+    """
+
+    fock: Float[Array, "nao nao"]
+    dm: Float[Array, "nao nao"]
+    filled: Float[Array, "nao nocc"] | None
+
+
+def _diagonalised(fock: Float[Array, "nao nao"], ints: Integrals) -> Refined:
+    return Refined(fock, density_from_fock(fock, ints), jax.lax.stop_gradient(filled_orbitals(fock, ints)))
 
 
 class CorrectionModel:
@@ -78,51 +97,41 @@ class CorrectionModel:
             raise InputError(f"Expected a network with attention, got {self.kind!r}, which has none; use 'qpt'.")
         return self._attention.apply(params, feats)
 
-    def refine(
-        self, delta: Float[Array, "nao nao"], sample: Sample
-    ) -> tuple[Float[Array, "nao nao"], Float[Array, "nao nao"]]:
+    def refine(self, delta: Float[Array, "nao nao"], sample: Sample) -> Refined:
         """Run the DFT iterations from a correction of the guess's Fock matrix; differentiable in the correction.
 
         Args:
           delta: correction, hartree.
           sample: geometry.
-
-        Returns:
-          The last Fock matrix that was diagonalised, hartree, and its density matrix, electrons per pair of atomic
-          orbitals.
         """
         ints, guess = sample.ints, sample.guess
-        fock = sample.features.fock_guess + delta
-        dm = density_from_fock(fock, ints)
-        if guess is None:
-            for remaining in reversed(range(self.config.iterations)):
-                fock = fock_matrix(dm, ints)
-                update = density_from_fock(fock, ints)
+        state = _diagonalised(sample.features.fock_guess + delta, ints)
+        dms, focks = [ints.dm_guess], [] if guess is None else [guess.fock]
+        for remaining in reversed(range(self.config.iterations)):
+            fock = fock_matrix(state.dm, ints, filled=state.filled)
+            if guess is None:
+                update = _diagonalised(fock, ints)
                 # The paper mixes densities by one half, except in the last iteration.
-                dm = update if remaining == 0 else 0.5 * (dm + update)
-            return fock, dm
-        dms, focks, errors = [ints.dm_guess], [guess.fock], []
-        for _ in range(self.config.iterations):
-            dms.append(dm)
-            focks.append(fock_matrix(dm, ints))
-            errors = [commutator(f, d, ints) for f, d in zip(focks, dms, strict=True)]
+                mixed = Refined(fock, 0.5 * (state.dm + update.dm), None)
+                state = update if remaining == 0 else mixed
+                continue
+            dms.append(state.dm)
+            focks.append(fock)
+            errors = [commutator(fock, dm, ints) for fock, dm in zip(focks, dms, strict=True)]
             weights = combination(jnp.stack(errors))
             fock, dm = (jnp.tensordot(weights, jnp.stack(matrices), axes=1) for matrices in (focks, dms))
-            fock, dm = screened(fock, dm, ints, guess.screening)[:2]
-        return fock, dm
-
-    def density(self, params: Params | None, sample: Sample) -> Float[Array, "nao nao"]:
-        """Return the predicted density matrix; differentiable in the parameters."""
-        return self.refine(self.correction(params, sample.features), sample)[1]
+            state = _diagonalised(screened(fock, dm, ints, guess.screening).fock, ints)
+        return state
 
     def energy(self, params: Params | None, sample: Sample) -> Float[Array, ""]:
-        """Return the energy of the predicted density, hartree."""
-        return total_energy(self.density(params, sample), sample.ints)
+        """Return the energy of the predicted density, hartree; differentiable in parameters and sample."""
+        state = self.refine(self.correction(params, sample.features), sample)
+        return total_energy(state.dm, sample.ints, filled=state.filled)
 
     def predict(self, params: Params | None, sample: Sample) -> Prediction:
         """Return the predicted density with its energy, Fock matrix and orbitals; it cannot be differentiated."""
-        dm = self.density(params, sample)
-        state = kohn_sham(dm, sample.ints)
+        _, dm, filled = self.refine(self.correction(params, sample.features), sample)
+        state = kohn_sham(dm, sample.ints, filled=filled)
         mo_energy, mo_coeff = orbitals(state.fock, sample.ints)
         residual = jnp.max(jnp.abs(commutator(state.fock, dm, sample.ints)))
         return Prediction(

@@ -61,11 +61,11 @@ def loss(
         mask = sample.features.mask[:, None] & sample.features.mask
         difference = jnp.where(mask, sample.features.fock_guess + delta - sample.label, 0.0)
         return jnp.sum(jnp.abs(difference) + difference**2) / jnp.sum(mask), jnp.array(jnp.nan)
-    fock, dm = model.refine(delta, sample)
+    fock, dm, filled = model.refine(delta, sample)
     if kind == "energy":
-        energy = total_energy(dm, sample.ints)
+        energy = total_energy(dm, sample.ints, filled=filled)
         return energy, energy
-    state, x = kohn_sham(dm, sample.ints), sample.ints.orthogonaliser
+    state, x = kohn_sham(dm, sample.ints, filled=filled), sample.ints.orthogonaliser
     return jnp.sum((x.T @ (state.fock - fock) @ x) ** 2) / jnp.sum(sample.features.mask), state.terms.e_tot
 
 
