@@ -108,7 +108,7 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     levels = opened.plots("orbital energy, eV").first.locator(".scatterlayer .trace")
     level = levels.nth(1).locator("path.point").first
     level.click(force=True)
-    shown = page.locator("figcaption", has_text="QPT").first
+    shown = page.locator("figcaption", has_text="Equivariant Transformer").first
     expect(shown).to_contain_text(re.compile("orbital [67],"), timeout=15_000)
     page.get_by_label("Show", exact=True).select_option("density difference")
     expect(page.locator("figcaption", has_text="electrons misplaced").first).to_be_visible(timeout=15_000)
@@ -129,9 +129,11 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     table = page.locator(".qptlab-table:visible").first
     table.wait_for(timeout=60_000)
     rows = [line.split("\t") for line in table.inner_text().splitlines()[1:]]
-    assert [row[0] for row in rows[1:]] == ["QPT", "no network, same iterations", "PySCF, same Fock builds"]
-    qpt, plain, stopped = (float(row[1]) for row in rows[1:])
-    assert 0 < qpt < min(plain, stopped)
+    assert [row[0] for row in rows[1:]] == [
+        "Equivariant Transformer", "no network, same iterations", "PySCF, same Fock builds",
+    ]
+    model, plain, stopped = (float(row[1]) for row in rows[1:])
+    assert 0 < model < min(plain, stopped)
     time.sleep(1)
     opened.screenshot("comparison")
     opened.press("Save CSV and LaTeX")
@@ -139,7 +141,7 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     expect(saved).to_be_visible()
     path = pathlib.Path(saved.inner_text().split()[1])
     rows = list(csv.DictReader((opened.folder / path).read_text().splitlines()))
-    assert np.mean([abs(float(row["energy_error_mev"])) for row in rows]) == pytest.approx(qpt, rel=1e-3)
+    assert np.mean([abs(float(row["energy_error_mev"])) for row in rows]) == pytest.approx(model, rel=1e-3)
 
     opened.show("attention")
     opened.press("Show")

@@ -28,9 +28,9 @@ from qptlab.training.config import TrainConfig
 from qptlab.training.trainer import Trainer
 from qptlab.units import significant
 
-QUICK_BASIS, QUICK_ITERATIONS, QUICK_MINUTES = "sto-3g", 1, 1.0
+QUICK_BASIS, QUICK_ITERATIONS, QUICK_MINUTES = "sto-3g", 0, 1.0
 """Defaults of a session that differ from those of `Method`, `CorrectionConfig` and `TrainConfig`. With them a first
-training of water shows its results within a minute on two cores. After one DFT iteration the energy is still far from
+training of water shows its results within a minute on two cores. Without DFT iterations the energy is still far from
 convergence, so that the effect of the network can be seen."""
 
 
