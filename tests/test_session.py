@@ -274,7 +274,7 @@ def test_settings_of_no_network_are_refused():
 
 
 def test_defaults_of_a_session_are_those_of_the_package_except_for_quick_ones():
-    session, method, train, model = Session(), ql.Method(), ql.TrainConfig(), ql.QPTConfig()
+    session, method, train, model = Session(), ql.Method(), ql.TrainConfig(), ql.EquivariantConfig()
     assert session.method == dataclasses.replace(method, basis=QUICK_BASIS)
     assert session.model_config == dataclasses.replace(model, iterations=QUICK_ITERATIONS)
     assert (session.sampler, session.temperature) == (train.sampling.sampler, train.sampling.temperature)

@@ -128,6 +128,8 @@ class AttentionView(View):
             for i, j in zip(*np.triu_indices(len(pairs), 1), strict=True)
             if pairs[i, j] > LEAST_LINK * largest
         ]
+        if heads.mixing is None:  # a sum of attention reaches nearly all atoms: keep the strongest, as many as atoms
+            links = sorted(links, key=lambda link: -link[2])[: len(pairs)]
         mol = heads.molecule
         self.viewer.show(
             mol.symbols, mol.positions_angstrom, links=links,

@@ -107,6 +107,7 @@ class MoleculePicker(View):
         for widget in columns:
             widget.style = _FIELD
             widget.layout = {"width": "260px"}
+        self._network.layout = {"width": "530px", "grid_column": "span 2"}  # its names are long
         grid = ipw.GridBox(columns, layout={"grid_template_columns": "repeat(3, 270px)"})
         return ipw.VBox([ipw.HTML("<b>Method, network and training</b>"), grid])
 
