@@ -119,11 +119,11 @@ class CorrectionPredictor:
         """Predict a geometry. Matrices are over the atomic orbitals of `mol`, in PySCF's order.
 
         Warns:
-          UserWarning: if the model was trained on several molecules, and not on this one.
+          UserWarning: if the model was not trained on this molecule.
 
         Raises:
-          InputError: if the model was trained on one molecule and this is a different one, or if the molecule has
-            atomic orbitals that no molecule of the training set has.
+          InputError: if the molecule has atomic orbitals that no molecule of the training set has; or if this is a
+            different molecule and the network, which needs a frame, was trained on one molecule only.
         """
         return self._predict(mol, *self.locate(mol))
 
@@ -164,11 +164,11 @@ class CorrectionPredictor:
         """Return the system of a molecule and the pose of its geometry in the frame.
 
         Warns:
-          UserWarning: if the model was trained on several molecules, and not on this one.
+          UserWarning: if the model was not trained on this molecule.
 
         Raises:
-          InputError: if the model was trained on one molecule and this is a different one, or if the molecule has
-            atomic orbitals that no molecule of the training set has.
+          InputError: if the molecule has atomic orbitals that no molecule of the training set has; or if this is a
+            different molecule and the network, which needs a frame, was trained on one molecule only.
         """
         if isinstance(self.systems[0].frame, LaboratoryFrame):
             system = self._as_given(mol)
@@ -178,10 +178,7 @@ class CorrectionPredictor:
         system = self._trained_system(mol)
         if system is None:
             system = self._untrained_system(mol)
-            warnings.warn(
-                f"{mol.formula} is not among the {len(self.systems)} molecules that the model was trained on: check "
-                "the prediction's residual before you use it.", stacklevel=3,
-            )
+            self._warn_of(mol, stacklevel=4)
         return system, system.frame.pose_molecule(mol)
 
     def _as_given(self, mol: Molecule) -> System:
@@ -192,12 +189,18 @@ class CorrectionPredictor:
         ]
         trained = [system for system in same if system in self.systems]
         is_trained = trained or any(len(system.molecule.orders(mol)) for system in self.systems)
+        system = same[0] if same else self._prepared(mol)  # refuses unknown elements before there is a warning
         if not is_trained:
-            warnings.warn(
-                f"{mol.formula} is not among the {len(self.systems)} molecules that the model was trained on: check "
-                "the prediction's residual before you use it.", stacklevel=4,
-            )
-        return same[0] if same else self._prepared(mol)
+            self._warn_of(mol, stacklevel=5)
+        return system
+
+    def _warn_of(self, mol: Molecule, stacklevel: int) -> None:
+        count = len(self.systems)
+        others = f"among the {count} molecules" if count > 1 else "the molecule"
+        warnings.warn(
+            f"{mol.formula} is not {others} that the model was trained on: check the prediction's residual before "
+            "you use it.", stacklevel=stacklevel,
+        )
 
     def _predict(self, mol: Molecule, system: System, pose: Pose) -> Prediction:
         prediction = to_input_frame(self.in_frame(system, pose.positions), system, pose)

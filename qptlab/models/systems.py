@@ -90,7 +90,8 @@ class System:
             )
         constants = self.template.constants
         kinds = inputs.indices(self.template, self.vocabulary)
-        return Orbitals(jnp.asarray(kinds), jnp.asarray(constants.ao_atom), jnp.asarray(constants.ao_mask))
+        with jax.ensure_compile_time_eval():  # the arrays are cached: none may belong to a function being traced
+            return Orbitals(jnp.asarray(kinds), jnp.asarray(constants.ao_atom), jnp.asarray(constants.ao_mask))
 
     @property
     def molecule(self) -> Molecule:
