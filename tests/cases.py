@@ -125,8 +125,7 @@ def awake(params, scale: float = 0.02):
     keys = iter(jax.random.split(jax.random.key(1), 100))
 
     def wake(path, leaf):
-        is_head = any(str(part.key).endswith(HEADS) for part in path)
-        if not is_head or np.any(leaf):
+        if not any(str(part.key).endswith(HEADS) for part in path):
             return leaf
         return scale * jax.random.normal(next(keys), leaf.shape, leaf.dtype)
 

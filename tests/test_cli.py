@@ -153,7 +153,7 @@ def test_sampled_frames_are_readable_and_repeat_for_a_seed(call, tmp_path):
 )
 def test_a_model_of_either_kind_is_trained_from_the_shell(call, tmp_path, options, kind, scheme):
     status, printed, err = call(
-        "train", "water", *QUICK, *options, "--sampler", "perturb", "--batch", "2", "--validation", "1",
+        "train", "water", *QUICK, *options, "-n", "0", "--sampler", "perturb", "--batch", "2", "--validation", "1",
         "--steps", "2", "--out", tmp_path / "w", "--json",
     )
     assert status == 0, err

@@ -11,6 +11,7 @@ import time
 
 import cases
 import h5py
+import jax
 import numpy as np
 import own_network
 import pytest
@@ -104,14 +105,17 @@ def test_a_users_own_network_has_forces(own):
     assert slope == pytest.approx((forward - backward) / (2 * step), abs=2e-5)
 
 
-def test_a_training_of_a_users_own_network_continues(tmp_path):
-    whole = ql.Trainer(WATER, cases.QUICK_METHOD, OWN, cases.quick(6), out=tmp_path / "whole").run()
-    half = ql.Trainer(WATER, cases.QUICK_METHOD, OWN, cases.quick(6), out=tmp_path / "half").start()
+@pytest.mark.parametrize("network", [OWN, cases.SMALL], ids=["own", "equivariant"])
+def test_a_training_of_a_users_own_or_an_equivariant_network_continues_bit_for_bit(tmp_path, network):
+    whole = ql.Trainer(WATER, cases.QUICK_METHOD, network, cases.quick(6), out=tmp_path / "whole").run()
+    half = ql.Trainer(WATER, cases.QUICK_METHOD, network, cases.quick(6), out=tmp_path / "half").start()
     while half.step < 2 and half.is_alive:
         time.sleep(0.01)
     half.stop()
     rest = ql.Trainer.open(tmp_path / "half").run()
     assert [row["loss"] for row in rest.rows] == [row["loss"] for row in whole.rows]
+    for one, two in zip(*(jax.tree.leaves(trainer.predictor.params) for trainer in (whole, rest)), strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 def test_an_unregistered_network_is_refused_and_nothing_is_imported(own, tmp_path, monkeypatch):
@@ -155,7 +159,7 @@ def test_a_run_folder_of_version_010_loads_predicts_and_continues(tmp_path):
     shutil.copytree(DATA / "run-0.1.0", tmp_path / "run")
     model = ql.load(tmp_path / "run")
     prediction = model(WATER)
-    assert model.kind == "qpt"
+    assert (model.kind, model.config.scheme) == ("qpt", "mixing")
     assert float(prediction.energy) == pytest.approx(expected["energy"], abs=1e-9)
     assert float(prediction.residual) == pytest.approx(expected["residual"], abs=1e-7)
     np.testing.assert_allclose(prediction.mo_energy, expected["mo_energy"], atol=1e-7)
@@ -236,7 +240,7 @@ def test_a_property_that_a_model_does_not_predict_is_refused_in_a_sentence(gnn):
 
 
 def test_kinds_are_listed():
-    assert {"qpt", "orbital-gnn", "pair-mlp"} <= set(contract.kinds())
+    assert {"equivariant", "qpt", "orbital-gnn", "pair-mlp"} <= set(contract.kinds())
     assert contract.title_of("qpt") == "QPT"
     assert contract.kind_of(OWN) == "pair-mlp"
 
