@@ -100,16 +100,16 @@ class MoleculePicker(View):
             widget.value = getattr(session, name)
             _link(session, name, widget)
         self._fields = dict(fields)
-        columns = [
-            *(self._fields[name] for name in ("xc", "basis", "grid_level")), self._network,
-            *(self._fields[name] for name in ("iterations", "sampler", "temperature", "minutes", "seed", "labels")),
-        ]
-        for widget in columns:
+        for widget in (*self._fields.values(), self._network):
             widget.style = _FIELD
             widget.layout = {"width": "260px"}
-        self._network.layout = {"width": "530px", "grid_column": "span 2"}  # its names are long
-        grid = ipw.GridBox(columns, layout={"grid_template_columns": "repeat(3, 270px)"})
-        return ipw.VBox([ipw.HTML("<b>Method, network and training</b>"), grid])
+        self._network.layout.width = "530px"  # its names are long
+        upper, lower = (
+            ipw.GridBox([self._fields[name] for name in names], layout={"grid_template_columns": "repeat(3, 270px)"})
+            for names in (("xc", "basis", "grid_level"), ("sampler", "temperature", "minutes", "seed", "labels"))
+        )
+        middle = ipw.HBox([ipw.Box([self._network], layout={"width": "540px"}), self._fields["iterations"]])
+        return ipw.VBox([ipw.HTML("<b>Method, network and training</b>"), upper, middle, lower])
 
     def _bind(self) -> None:
         self._names.observe(self._pick_name, "value")
