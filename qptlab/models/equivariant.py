@@ -10,6 +10,7 @@ other, each is corrected as if it were alone.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -94,7 +95,7 @@ class ShellFeatures(NamedTuple):
       root: square root of the overlap matrix.
       matrices: matrices in Löwdin's basis, in the order of `MATRICES`.
       shells: index of each AO's shell.
-      tokens: invariants of each shell, float32.
+      tokens: invariants of each shell, float64: those of a kind hardly vary, compared with their size.
       pairs: invariants of each pair of shells, float32.
       reach: factor of attention between two shells, which decays with their distance; zero for padding.
       kinds: index of each shell's kind in the vocabulary.
@@ -158,7 +159,7 @@ def features(ints: Integrals, guess: Guess, orbitals: Orbitals) -> ShellFeatures
     pairs = jnp.concatenate([jnp.moveaxis(invariants, 0, -1), gaussians, flags], axis=-1)
     both = is_shell[:, None] & is_shell
     return ShellFeatures(
-        guess.fock, charges.root, matrices, shell_index(ints), (tokens * is_shell[:, None]).astype(jnp.float32),
+        guess.fock, charges.root, matrices, shell_index(ints), tokens * is_shell[:, None],
         (pairs * both[..., None]).astype(jnp.float32),
         (both * jnp.exp(-squared / RANGE_BOHR**2)).astype(jnp.float32), orbitals.kinds, jnp.asarray(mask),
     )
@@ -280,7 +281,7 @@ def _standardised(
             )
         ]
     token_mean, token_spread, pair_mean, pair_spread = statistics
-    tokens = (feats.tokens - token_mean[feats.kinds]) / token_spread[feats.kinds]
+    tokens = ((feats.tokens - token_mean[feats.kinds]) / token_spread[feats.kinds]).astype(jnp.float32)
     pairs = (feats.pairs - pair_mean) / pair_spread
     return CLIP * jnp.tanh(tokens / CLIP), CLIP * jnp.tanh(pairs / CLIP)
 
@@ -310,9 +311,11 @@ def _attention(
     logits = jnp.einsum("ihd,jhd->hij", query, key) / math.sqrt(width // heads)
     bias = jnp.moveaxis(hk.Linear(heads, name="bias")(z), -1, 0)
     weights = 0.5 * jax.nn.sigmoid(logits + bias - 1.0) * reach
-    values = jnp.einsum("hij,jhd->ihd", weights, value).reshape(len(x), -1)
-    pairs = jnp.einsum("hij,ijd->ihd", weights, z).reshape(len(x), -1)
-    return hk.Linear(width, name="out")(jnp.concatenate([values, pairs], axis=-1)), weights
+    # Sums over shells are in float64: a different order of the atoms gives the same float32 numbers.
+    total = functools.partial(jnp.einsum, preferred_element_type=jnp.float64)
+    sums = [total("hij,jhd->ihd", weights, value), total("hij,ijd->ihd", weights, z)]
+    combined = jnp.concatenate([part.reshape(len(x), -1) for part in sums], axis=-1).astype(x.dtype)
+    return hk.Linear(width, name="out")(combined), weights
 
 
 def _head(
@@ -389,7 +392,7 @@ def _shell_name(label: str) -> str:
 def _blank() -> ShellFeatures:
     one = jnp.zeros((1, 1))
     return ShellFeatures(
-        one, one, jnp.zeros((NMAT, 1, 1)), jnp.zeros(1, int), jnp.zeros((1, NTOKEN), jnp.float32),
+        one, one, jnp.zeros((NMAT, 1, 1)), jnp.zeros(1, int), jnp.zeros((1, NTOKEN)),
         jnp.zeros((1, 1, NPAIR), jnp.float32), jnp.ones((1, 1), jnp.float32), jnp.zeros(1, int), jnp.ones(1, bool),
     )
 
