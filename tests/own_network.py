@@ -11,7 +11,7 @@ import qptlab as ql
 
 @dataclasses.dataclass(frozen=True)
 class PairConfig(ql.CorrectionConfig):
-    """Settings of the network; `iterations` and `guess` are inherited."""
+    """Settings of the network; `iterations`, `guess` and `scheme` are inherited."""
 
     width: int = 16
 

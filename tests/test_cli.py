@@ -167,7 +167,7 @@ def test_a_model_of_either_kind_is_trained_from_the_shell(call, tmp_path, option
 @pytest.mark.slow
 def test_training_from_the_shell_writes_a_run_and_one_json_object(call, tmp_path):
     out = tmp_path / "w"
-    arguments = ["train", "water", *QUICK, "--sampler", "perturb", "--batch", "4", "-n", "0", "--out", out, "--json"]
+    arguments = ["train", "water", *QUICK, "--preset", "small", "--sampler", "perturb", "--batch", "4", "-n", "0", "--out", out, "--json"]
     status, printed, err = call(*arguments, "--steps", "4")
     record = json.loads(printed)
     assert status == 0
@@ -188,8 +188,8 @@ def test_one_model_of_several_molecules_from_files_predicts_each_and_warns_of_ot
     (tmp_path / "three.xyz").write_text("".join(mol.to_xyz() for mol in mols))
     out = tmp_path / "many"
     status, printed, err = call(
-        "train", tmp_path / "list.smi", "water", *QUICK, "--sampler", "perturb", "--batch", "4", "-n", "0",
-        "--steps", "4", "--out", out, "--json",
+        "train", tmp_path / "list.smi", "water", *QUICK, "--preset", "small", "--sampler", "perturb", "--batch", "4",
+        "-n", "0", "--steps", "4", "--out", out, "--json",
     )
     assert status == 0, err
     assert json.loads(printed)["molecules"] == ["H3N", "CH4O", "H2O"]

@@ -194,7 +194,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
     out = tmp_path / "w"
     command = [
         sys.executable, "-m", "qptlab", "train", "water", "--xc", "lda", "--basis", "sto-3g", "--grid-level", "0",
-        "--sampler", "perturb", "--batch", "4", "-n", "0", "--out", str(out),
+        "--preset", "small", "--sampler", "perturb", "--batch", "4", "-n", "0", "--out", str(out),
     ]
     process = subprocess.Popen([*command, "--steps", "1000000"], stderr=subprocess.DEVNULL)
     try:
