@@ -13,7 +13,9 @@ import itertools
 import pathlib
 import statistics
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +28,8 @@ from qptlab.evaluation import reference
 from qptlab.evaluation.comparison import Evaluation, evaluate
 from qptlab.evaluation.reference import TestSet
 from qptlab.models.correction import CorrectionModel
+from qptlab.models.equivariant import EquivariantConfig
+from qptlab.models.networks import SCHEMES, CorrectionConfig
 from qptlab.models.predictor import CorrectionPredictor
 from qptlab.models.qpt import QPTConfig
 from qptlab.models.systems import System, make_systems
@@ -35,7 +39,7 @@ from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule, read_molecules
 from qptlab.training.config import TrainConfig
 from qptlab.training.label_free import LabelFree
-from qptlab.training.loop import train
+from qptlab.training.loop import initial_state, train
 from qptlab.units import significant
 
 Row = dict[str, Any]
@@ -62,7 +66,7 @@ class Setting(NamedTuple):
     """
 
     label: str
-    model: QPTConfig = QPTConfig("micro", iterations=1)
+    model: CorrectionConfig = EquivariantConfig()
     train: TrainConfig = TrainConfig()
     count: int | None = None
 
@@ -74,16 +78,18 @@ class Study(NamedTuple):
       title: title of table and plot.
       settings: settings to compare.
       molecules: molecules to train and test on: built-in names or SMILES.
-      unseen: molecules that all settings are tested on, but none is trained on.
+      unseen: groups of molecules that all settings are tested on, but none is trained on, by their title.
+      geometries: number of test geometries of the molecules that are trained on.
     """
 
     title: str
     settings: list[Setting]
     molecules: tuple[str, ...] = ("water",)
-    unseen: tuple[str, ...] = ()
+    unseen: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    geometries: int = TEST_GEOMETRIES
 
 
-def _small_molecules() -> tuple[str, ...]:
+def small_molecules() -> tuple[str, ...]:
     """Return a hundred SMILES for training on many molecules; the last four are for testing."""
     lines = importlib.resources.files("qptlab.benchmarking").joinpath("small-molecules.smi").read_text().splitlines()
     return tuple(line for line in lines if not line.startswith("#"))
@@ -93,7 +99,9 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "iterations": lambda: Study(
         "DFT iterations after the network",
         [
-            Setting(f"n = {n}, {how}", QPTConfig("micro", iterations=n), TrainConfig(iterations=trained))
+            Setting(f"n = {n}, {scheme}, {how}", EquivariantConfig(iterations=n, scheme=scheme),
+                    TrainConfig(iterations=trained))
+            for scheme in SCHEMES
             for n in (0, 1, 2, 3, 4, 8, 16)
             for how, trained in (("trained through them", None), ("trained without", 0))
             if n or trained is None
@@ -102,17 +110,25 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "guess": lambda: Study(
         "Density of the first Fock matrix",
         [
-            Setting(guess, QPTConfig("micro", iterations=1, guess=guess))
+            Setting(guess, EquivariantConfig(iterations=1, guess=guess))
             for guess in ("minao", "atomic-density", "atomic-potential", "core", "random")
         ],
     ),
     "size": lambda: Study(
         "Size of the network",
-        [Setting(preset, QPTConfig(preset, iterations=1)) for preset in ("micro", "tiny", "small")],
+        [
+            *(Setting(f"equivariant, {preset}", EquivariantConfig(preset)) for preset in ("small", "base", "large")),
+            *(Setting(f"QPT in its frame, {preset}", QPTConfig(preset)) for preset in ("micro", "tiny", "small")),
+        ],
     ),
     "molecules": lambda: Study(
-        "Molecules trained on", [Setting(f"{count} molecules", count=count) for count in (1, 10, 96)],
-        _small_molecules()[:-4], _small_molecules()[-4:],
+        "Molecules trained on",
+        [
+            Setting(f"{title}, {count} molecules", config, count=count)
+            for count in (1, 10, 96)
+            for title, config in (("equivariant", EquivariantConfig()), ("QPT in its frame", QPTConfig("micro")))
+        ],
+        small_molecules()[:-4], {"Unseen molecules": small_molecules()[-4:]},
     ),
     "losses": lambda: Study(
         "Loss and source of the geometries",
@@ -127,7 +143,7 @@ STUDIES: dict[str, Callable[[], Study]] = {
     "labels": lambda: Study(
         "Labels or loss",
         [
-            Setting("QPT: no labels"),
+            Setting("no labels"),
             Setting("labels, each used 16 times", train=TrainConfig(loss="labels")),
             Setting("labels, each used 128 times", train=TrainConfig(loss="labels", reuse=128)),
         ],
@@ -158,7 +174,7 @@ def study(name: str, molecules: Sequence[str] = ()) -> Study:
             f"trainings on {', '.join(str(setting.count) for setting in selected.settings)}, got {len(molecules)}; "
             "use more."
         )
-    return selected._replace(molecules=tuple(molecules), unseen=(), settings=settings)
+    return selected._replace(molecules=tuple(molecules), unseen={}, settings=settings)
 
 
 def measure(
@@ -199,37 +215,45 @@ def _rows(
     progress: Callable[[str], None],
 ) -> Iterator[Row]:
     """Train a setting with each seed, and yield the rows."""
-    mols, unseen = read_molecules(selected.molecules), read_molecules(selected.unseen)
-    everything, kinds = make_systems([*mols, *unseen], method, setting.model)
+    mols = read_molecules(selected.molecules)
+    unseen = {title: read_molecules(names) for title, names in selected.unseen.items()}
+    everything, kinds = make_systems([*mols, *itertools.chain(*unseen.values())], method, setting.model)
     systems, _ = make_systems(mols[: setting.count], method, setting.model)
     systems = [system.with_vocabulary(kinds) for system in systems]
     plain = CorrectionPredictor(CorrectionModel(setting.model, kinds), None, systems)
-    test = _test_set(plain, systems[:TEST_MOLECULES])
-    unseen_test = _test_set(plain, everything[len(mols) :]) if unseen else None
+    test = _test_set(plain, systems[:TEST_MOLECULES], selected.geometries)
+    others = iter(everything[len(mols) :])
+    groups = {
+        title: _test_set(plain, list(itertools.islice(others, len(group))), 2 * len(group))
+        for title, group in unseen.items()
+    }
     for seed in seeds:
         progress(f"{setting.label}, seed {seed}")
         config = dataclasses.replace(setting.train, minutes=minutes, steps=None, seed=seed)
         row, trained = _train(plain, config, test)
-        if unseen_test is not None:
-            row["unseen_molecules"] = _errors(evaluate(trained, unseen_test))
+        row["unseen"] = {title: _errors(evaluate(trained, group)) for title, group in groups.items()}
         yield {"setting": setting.label, "seed": seed, **row}
 
 
 def _train(plain: CorrectionPredictor, config: TrainConfig, test: TestSet) -> tuple[Row, CorrectionPredictor]:
     """Return the row of one training, with the error against time, and the trained model."""
     model, systems = plain.model, plain.systems
-    times = iter(60 * (config.minutes or 0.0) * np.geomspace(1 / 2 ** (POINTS - 1), 1, POINTS)[:-1])
-    due, curve, waiting, compiling = next(times), [], [], []
-    state, metrics, skipped = None, None, 0
-    for state, metrics in train(LabelFree(model, systems), config):
+    moments = iter(60 * (config.minutes or 0.0) * np.geomspace(1 / 2 ** (POINTS - 1), 1, POINTS)[:-1])
+    due, curve, waiting, compiling = next(moments), [], [], []
+    metrics, skipped = None, 0
+    began = time.perf_counter()
+    objective = LabelFree(model, systems)
+    state = start = initial_state(objective, config)
+    start = start._replace(seconds=time.perf_counter() - began)  # statistics of features count as training time
+    for state, metrics in train(objective, config, start):
         waiting.append(metrics.data_wait_s)
         compiling.append(metrics.compile_s)
         skipped += metrics.skipped
         if metrics.seconds >= due:
-            due = next((time for time in times if time > metrics.seconds), np.inf)
+            due = next((seconds for seconds in moments if seconds > metrics.seconds), np.inf)
             evaluation = evaluate(CorrectionPredictor(model, state.average, systems), test)
             curve.append([metrics.seconds, evaluation.errors.energy_mae_mev])
-    if state is None or metrics is None:
+    if metrics is None:
         raise InputError(f"Expected enough minutes for a training step, got {config.minutes}; use more.")
     trained = CorrectionPredictor(model, state.average, systems)
     final = evaluate(trained, test)
@@ -250,9 +274,9 @@ def _errors(evaluation: Evaluation) -> Row:
     return evaluation.errors.to_dict() | {name: record[name] for name in ("residual_correlation", "baselines")}
 
 
-def _test_set(plain: CorrectionPredictor, systems: Sequence[System]) -> TestSet:
+def _test_set(plain: CorrectionPredictor, systems: Sequence[System], count: int) -> TestSet:
     """Return geometries of an independent trajectory of each molecule, with PySCF's references."""
-    share = max(1, TEST_GEOMETRIES // len(systems))
+    share = max(1, count // len(systems))
     poses = []
     for index, system in enumerate(systems):
         mol = system.molecule
@@ -274,9 +298,9 @@ def _test_frames(
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table: medians over the seeds, and the range of the energy error."""
     titles = ["setting", "seeds", "energy MAE, meV", "least to largest", "no network", "PySCF, same Fock builds",
-              "Fock MAE, µHa", "steps", "new geometries", "waiting, %", "prediction, s"]
-    if any("unseen_molecules" in row for row in rows):
-        titles += ["unseen molecules: energy MAE, meV", "no network"]
+              "Fock MAE, µHa", "occupied levels MAE, µHa", "steps", "new geometries", "waiting, %", "prediction, s"]
+    for title in rows[0]["unseen"]:
+        titles += [f"{title}: energy MAE, meV", "no network", "PySCF, same Fock builds"]
     lines = [_cells(label, members) for label, members in _by_setting(rows).items()]
     return tables.table(titles, lines)
 
@@ -292,13 +316,16 @@ def _cells(label: str, rows: Sequence[Row]) -> list[str]:
         f"{significant(min(errors), 3)} to {significant(max(errors), 3)}",
         *(significant(rows[0]["baselines"][key]["energy_mae_mev"], 3)
           for key in ("no_network", "pyscf_same_fock_builds")),
-        significant(median("fock_mae_uha"), 3), f"{median('steps'):.0f}", f"{median('geometries'):.0f}",
+        significant(median("fock_mae_uha"), 3), significant(median("mo_energy_mae_uha"), 3), f"{median('steps'):.0f}", f"{median('geometries'):.0f}",
         f"{100 * median('data_wait_s') / median('seconds'):.0f}", significant(median("seconds_per_geometry"), 2),
     ]
-    if "unseen_molecules" in rows[0]:
-        unseen = [row["unseen_molecules"] for row in rows]
+    for title in rows[0]["unseen"]:
+        unseen = [row["unseen"][title] for row in rows]
         cells.append(significant(statistics.median(row["energy_mae_mev"] for row in unseen), 3))
-        cells.append(significant(unseen[0]["baselines"]["no_network"]["energy_mae_mev"], 3))
+        cells += [
+            significant(unseen[0]["baselines"][key]["energy_mae_mev"], 3)
+            for key in ("no_network", "pyscf_same_fock_builds")
+        ]
     return cells
 
 
@@ -329,11 +356,11 @@ def write(
         "study": name, "title": selected.title, "command": command, "machine": machine,
         "method": method.to_dict(), "molecules": list(selected.molecules), "rows": list(rows),
     }
-    unseen = f"Unseen molecules: {', '.join(selected.unseen)}. " if selected.unseen else ""
+    unseen = "".join(f"{title}: {', '.join(names)}. " for title, names in selected.unseen.items())
     text = [
         f"# {selected.title}", "", f"    {command}", "",
         f"{names}; {method.label}, grid level {method.grid_level}. {unseen}Errors against converged PySCF "
-        f"on {TEST_GEOMETRIES} geometries of an independent trajectory at 500 K, at the end of the training.", "",
+        f"on {selected.geometries} geometries of an independent trajectory at 500 K, at the end of the training.", "",
         bench.describe(machine), "", table(rows), "", f"![{selected.title}]({name}.png)", "",
     ]
     bench.keep(folder, name, record, "\n".join(text))

@@ -123,7 +123,8 @@ class LabelFree(Objective):
         if level is None or level == self.method.grid_level or config.loss == "labels":
             return self.systems
         method = dataclasses.replace(self.method, grid_level=level, eri=self.systems[0].template.eri)
-        return make_systems(self.molecules, method, self.model_config)[0]
+        systems, _ = make_systems(self.molecules, method, self.model_config)
+        return [system.with_vocabulary(self.model.kinds) for system in systems]
 
     def fit(self, params: Params, config: TrainConfig) -> Params:
         """Return initial parameters with statistics of displaced geometries of the molecules."""
