@@ -120,7 +120,7 @@ def test_every_view_works_alone(view):
 
 def test_picker_and_session_show_each_others_choices():
     picker = MoleculePicker()
-    fields = {child.description: child for child in picker.children[-1].children[-1].children}
+    fields = {field.description: field for field in picker._fields.values()}
     fields["Functional"].value = "lda"
     fields["Basis"].value = "def2-svp"
     assert picker.session.method.label == "LDA/def2-svp"
