@@ -104,7 +104,7 @@ class Evaluation:
         if self.test_set is None:
             raise InputError(
                 f"Expected a model that predicts densities, got one of kind {self.kind!r}, which is compared with "
-                "labels; use a model of kind 'qpt'."
+                "labels; use one of kind 'equivariant'."
             )
         return self.test_set
 

@@ -132,7 +132,7 @@ def require(model: object, *properties: str) -> Any:
     if missing:
         raise InputError(
             f"Expected a model that predicts {', '.join(missing)}, got one of kind {model.kind!r}, which predicts "
-            f"{', '.join(sorted(model.provides))}; use a model of kind 'qpt', for example."
+            f"{', '.join(sorted(model.provides))}; use one of kind 'equivariant', for example."
         )
     return model
 

@@ -94,7 +94,9 @@ class CorrectionModel:
           InputError: if the network has none.
         """
         if not self.has_attention:
-            raise InputError(f"Expected a network with attention, got {self.kind!r}, which has none; use 'qpt'.")
+            raise InputError(
+                f"Expected a network with attention, got {self.kind!r}, which has none; use 'equivariant' or 'qpt'."
+            )
         return self._attention.apply(params, feats)
 
     def refine(self, delta: Float[Array, "nao nao"], sample: Sample) -> Refined:

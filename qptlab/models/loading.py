@@ -23,7 +23,7 @@ def load_file(path: str | pathlib.Path) -> Model:
     predictor = next((predictor for base, predictor in _PREDICTORS.items() if issubclass(config, base)), None)
     if predictor is None:
         kind = description["kind"]
-        raise InputError(f"Expected a kind of model that can be loaded from a file, got {kind!r}; use 'qpt'.")
+        raise InputError(f"Expected a kind of model that can be loaded from a file, got {kind!r}; use 'equivariant'.")
     try:
         return predictor.rebuild(description, arrays)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
