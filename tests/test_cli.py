@@ -167,7 +167,8 @@ def test_a_model_of_either_kind_is_trained_from_the_shell(call, tmp_path, option
 @pytest.mark.slow
 def test_training_from_the_shell_writes_a_run_and_one_json_object(call, tmp_path):
     out = tmp_path / "w"
-    arguments = ["train", "water", *QUICK, "--preset", "small", "--sampler", "perturb", "--batch", "4", "-n", "0", "--out", out, "--json"]
+    arguments = ["train", "water", *QUICK, "--preset", "small", "--sampler", "perturb", "--batch", "4", "-n", "0"]
+    arguments += ["--out", out, "--json"]
     status, printed, err = call(*arguments, "--steps", "4")
     record = json.loads(printed)
     assert status == 0
