@@ -182,7 +182,7 @@ def planted(trained, place: str, value) -> pathlib.Path:
 @pytest.mark.parametrize("value", [NWCHEM, "trap.nw", EXPRESSION, [NWCHEM], "x" * 10**6])
 @pytest.mark.parametrize("place", [
     "method.basis", "method.auxbasis", "method.xc", "method.eri", "method.grid_level", "model.guess", "model.preset",
-    "model.precision", "model.iterations", "train.loss", "train.minutes", "train.seed", "train.sampling.sampler",
+    "model.scheme", "model.precision", "model.iterations", "train.loss", "train.minutes", "train.seed", "train.sampling.sampler",
     "train.sampling.temperature", "train.sampling.path", "molecules.0.symbols.0", "molecules.0.positions_bohr",
     "molecules.0.charge", "method", "model", "train", "molecules", "kind",
 ])
@@ -294,8 +294,8 @@ def test_a_file_of_an_orbital_gnn_with_a_trap_is_refused_in_a_sentence(label_mod
 
 @pytest.mark.parametrize("value", [NWCHEM, "trap.nw", [NWCHEM], "x" * 50000])
 @pytest.mark.parametrize("place", [
-    "kind", "method", "method.basis", "method.auxbasis", "method.xc", "model.guess", "model.preset", "molecules",
-    "molecules.0.symbols.0",
+    "kind", "method", "method.basis", "method.auxbasis", "method.xc", "model.guess", "model.preset", "model.scheme",
+    "molecules", "molecules.0.symbols.0",
 ])
 def test_a_file_of_a_qpt_with_a_trap_is_refused_in_a_sentence(trained, place, value):
     with pytest.raises(ql.InputError) as error:

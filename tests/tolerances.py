@@ -16,5 +16,4 @@ LIBXC = 1e-10  # relative
 GRID = 1e-10  # bohr, and cubic bohr
 AO_VALUES = 1e-11  # bohr^(-5/2)
 LOSS_FINITE_DIFFERENCE = 1e-5  # relative; third derivatives of the loss are large
-FLOAT32_NETWORK = 2e-7  # hartree and electrons; 1.3e-8: a sum over atoms in a different order rounds differently
 EQUIVARIANCE = 1e-8  # hartree and electrons: documented for users

@@ -316,7 +316,8 @@ def _cells(label: str, rows: Sequence[Row]) -> list[str]:
         f"{significant(min(errors), 3)} to {significant(max(errors), 3)}",
         *(significant(rows[0]["baselines"][key]["energy_mae_mev"], 3)
           for key in ("no_network", "pyscf_same_fock_builds")),
-        significant(median("fock_mae_uha"), 3), significant(median("mo_energy_mae_uha"), 3), f"{median('steps'):.0f}", f"{median('geometries'):.0f}",
+        significant(median("fock_mae_uha"), 3), significant(median("mo_energy_mae_uha"), 3),
+        f"{median('steps'):.0f}", f"{median('geometries'):.0f}",
         f"{100 * median('data_wait_s') / median('seconds'):.0f}", significant(median("seconds_per_geometry"), 2),
     ]
     for title in rows[0]["unseen"]:
