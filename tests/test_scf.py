@@ -157,6 +157,28 @@ def test_other_ways_of_searching_find_the_same_minimum(name, options):
     assert float(found.energy) == pytest.approx(cases.converged(name, method).e_tot, abs=tol.SCF_ENERGY)
 
 
+@pytest.mark.parametrize(
+    ("name", "method", "options"),
+    [
+        ("water", ql.Method("pbe", "def2-svp", grid_level=0), {}),
+        ("CH3", ql.Method("lda", "sto-3g", grid_level=0), {}),
+        cases.slow("OH", ql.Method("hf", "cc-pvdz", eri="exact"), {}),
+        cases.slow("ethanol", ql.Method("b3lyp", "sto-3g", eri="fitted"), {}),
+        ("water", ql.Method("lda", "sto-3g"), {"level_shift": 0.3, "damping": 0.3}),
+    ],
+)
+def test_screening_leads_to_the_same_energy_with_fewer_fock_matrices(name, method, options):
+    mol = cases.molecule(name)
+    screened, usual = (ql.scf(mol, method, solver=solver, **options) for solver in ("screened", "diis"))
+    assert screened.converged
+    assert float(screened.energy) == pytest.approx(float(usual.energy), abs=tol.SCF_ENERGY)
+    assert float(screened.energy) == pytest.approx(cases.converged(name, method).e_tot, abs=tol.SCF_ENERGY)
+    assert screened.diagonalisations > screened.cycles
+    assert usual.diagonalisations == usual.cycles
+    if not options:
+        assert screened.cycles < usual.cycles
+
+
 def test_gradient_descent_falls_at_every_step_and_its_history_is_kept():
     ints = cases.ints("hydrogen", ql.Method("lda", "sto-3g", grid_level=0))
     start = ql.density_from_fock(jnp.asarray([[0.0, 0.5], [0.5, 0.3]]), ints)

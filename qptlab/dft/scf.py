@@ -1,8 +1,9 @@
 """Self-consistent field in JAX, with DIIS or by direct minimisation of the energy.
 
 DIIS is Pulay's (1982, doi:10.1002/jcc.540030413). Its loop is a `lax.while_loop`: an SCF is one compiled program, and
-under `jax.vmap` each geometry stops when it has converged. `minimise` treats the energy as a loss, and descends along
-its gradient with orbitals that a QR decomposition keeps orthonormal.
+under `jax.vmap` each geometry stops when it has converged. Charge screening (`dft.screening`) makes DIIS faster: the
+next density includes the response of the electrons to their own Coulomb potential. `minimise` treats the energy as a
+loss, and descends along its gradient with orbitals that a QR decomposition keeps orthonormal.
 """
 
 import concurrent.futures
@@ -20,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from qptlab.dft import integrals, padding
 from qptlab.dft.energy import commutator, density_from_fock, energy, filled_orbitals, kohn_sham, orbitals
 from qptlab.dft.integrals import Integrals, Template
+from qptlab.dft.screening import screened_orbitals, screening
 from qptlab.errors import InputError
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
@@ -40,8 +42,9 @@ GUESSES = ("minao", "core", "random", "atomic-density", "atomic-potential")
 """Initial guesses: PySCF's `minao`; the core Hamiltonian; random orbitals; superpositions of the densities, or of the
 screened potentials, of free atoms."""
 
-SOLVERS = ("diis", "plain", "minimise")
-"""Solvers: DIIS; fixed-point iteration without extrapolation; gradient descent on the energy."""
+SOLVERS = ("diis", "screened", "plain", "minimise")
+"""Solvers: DIIS; DIIS with charge screening; fixed-point iteration without extrapolation; gradient descent on the
+energy."""
 
 
 class History(NamedTuple):
@@ -71,10 +74,12 @@ class SCFResult(NamedTuple):
       mo_coeff: orbital coefficients of `fock`, in columns.
       converged: true if energy and commutator are within their tolerances and the lowest orbitals of `fock` are the
         filled ones. Check it before you use the result.
-      cycles: number of diagonalisations, or of steps of the minimiser.
+      cycles: number of Fock matrices after that of the guess, or of steps of the minimiser.
       residual: largest element of the commutator FDS − SDF in an orthonormal basis, hartree.
       nocc: number of filled orbitals; for an open shell, one number for each spin.
       history: energy and residual of every cycle.
+      diagonalisations: number of diagonalisations during the search. `cycles` is the same number, except if charges
+        are screened.
     """
 
     energy: Float[Array, ""]
@@ -87,6 +92,7 @@ class SCFResult(NamedTuple):
     residual: Float[Array, ""]
     nocc: Int[Array, "*spin"]
     history: History
+    diagonalisations: Int[Array, ""]
 
     @property
     def gap(self) -> float:
@@ -119,8 +125,9 @@ def scf(
       mol: molecule.
       method: level of theory; the default is `Method()`.
       guess: initial guess, one of `GUESSES`.
-      solver: "diis"; "plain" for iteration without extrapolation, with or without damping; or "minimise" for gradient
-        descent on the energy.
+      solver: "diis"; "screened" for DIIS with charge screening, which needs fewer Fock matrices and more
+        diagonalisations; "plain" for iteration without extrapolation, with or without damping; or "minimise" for
+        gradient descent on the energy.
       level_shift: shift of the virtual levels during the SCF, hartree. It helps if the gap is small.
       damping: share of the previous Fock matrix in the next one, 0 to below 1. It helps against oscillation.
       max_cycles: number of cycles after which the SCF ends without convergence.
@@ -144,9 +151,10 @@ def scf(
     dm = guess_density(guess, template, ints, seed)
     if solver == "minimise":
         return minimise(ints, dm, tolerance=tolerance, max_cycles=max_cycles, trace=trace)
-    space = DIIS_SPACE if solver == "diis" else 1
+    space = 1 if solver == "plain" else DIIS_SPACE
     return solve(
-        ints, dm, level_shift, damping, tolerance, max_cycles=max_cycles, space=space, trace=trace
+        ints, dm, level_shift, damping, tolerance, max_cycles=max_cycles, space=space, trace=trace,
+        is_screened=solver == "screened",
     )
 
 
@@ -251,7 +259,9 @@ class _Search(NamedTuple):
       residual: largest element of the commutator, hartree.
       focks: Fock matrices that DIIS combines.
       errors: commutators of these Fock matrices.
+      dms: density matrices of these Fock matrices; an empty array without screening.
       cycles: number of cycles done.
+      diagonalisations: number of diagonalisations done.
       history: energies and residuals so far.
     """
 
@@ -262,11 +272,13 @@ class _Search(NamedTuple):
     residual: Float[Array, ""]
     focks: Float[Array, "space *spin nao nao"]
     errors: Float[Array, "space *spin nao nao"]
+    dms: Float[Array, "..."]
     cycles: Int[Array, ""]
+    diagonalisations: Int[Array, ""]
     history: History
 
 
-@functools.partial(jax.jit, static_argnames=("max_cycles", "space", "trace"))
+@functools.partial(jax.jit, static_argnames=("max_cycles", "space", "trace", "is_screened"))
 def solve(
     ints: Integrals,
     dm: Float[Array, "*spin nao nao"] | None = None,
@@ -277,6 +289,7 @@ def solve(
     max_cycles: int = MAX_CYCLES,
     space: int = DIIS_SPACE,
     trace: bool = False,
+    is_screened: bool = False,
 ) -> SCFResult:
     """Converge by DIIS, with the functional of the integrals.
 
@@ -289,27 +302,35 @@ def solve(
       max_cycles: number of cycles after which the SCF ends without convergence.
       space: number of Fock matrices that are combined; 1 for plain iteration.
       trace: if true, keep the density matrix of every cycle in the history.
+      is_screened: if true, the next density is that of `screening.screened`. Density matrices are combined with the
+        same weights as Fock matrices.
     """
     dm = start_density(ints.dm_guess, ints) if dm is None else dm
+    model = screening(ints) if is_screened else None
 
     def evaluate(dm, filled):
         state = kohn_sham(dm, ints, filled=filled)
         return state.fock, state.terms.e_tot, commutator(state.fock, dm, ints)
 
     def cycle(search):
-        fock = _extrapolate(search) + level_shift * _virtual_projector(search.dm, ints)
-        filled = filled_orbitals(fock, ints)
+        weights = _weights(search)
+        fock = jnp.tensordot(weights, search.focks, axes=1) + level_shift * _virtual_projector(search.dm, ints)
+        if model is None:
+            filled, count = filled_orbitals(fock, ints), 1
+        else:
+            filled, count = screened_orbitals(fock, jnp.tensordot(weights, search.dms, axes=1), ints, model)
         dm = filled @ jnp.swapaxes(filled, -1, -2)
         fock, e_tot, error = evaluate(dm, filled)
-        return _remember(search, dm, fock, e_tot, error, damping)
+        following = _remember(search, dm, fock, e_tot, error, damping)
+        return following._replace(diagonalisations=search.diagonalisations + count)
 
     fock, e_tot, error = evaluate(dm, None)
     empty = jnp.zeros((space, *dm.shape))
     residual = jnp.max(jnp.abs(error))
     start = _Search(
         dm, fock, e_tot, jnp.asarray(jnp.inf), residual,
-        empty.at[0].set(fock), empty.at[0].set(error), jnp.asarray(0),
-        _history(max_cycles, e_tot, residual, dm if trace else None),
+        empty.at[0].set(fock), empty.at[0].set(error), empty.at[0].set(dm) if is_screened else jnp.zeros(0),
+        jnp.asarray(0), jnp.asarray(0), _history(max_cycles, e_tot, residual, dm if trace else None),
     )
     end = jax.lax.while_loop(lambda s: ~_is_converged(s, tolerance) & (s.cycles < max_cycles), cycle, start)
     return _result(end, ints, tolerance)
@@ -327,6 +348,7 @@ def _result(end: _Search, ints: Integrals, tolerance: float | Array) -> SCFResul
     return SCFResult(
         end.energy, end.dm, end.fock, mo_energy, mo_coeff,
         _is_converged(end, tolerance) & is_aufbau, end.cycles, end.residual, ints.nocc, end.history,
+        end.diagonalisations,
     )
 
 
@@ -351,13 +373,16 @@ def _remember(
     """Return the state after a cycle; the oldest Fock matrix makes room for the new one."""
     cycle, space = search.cycles + 1, len(search.focks)
     slot = cycle % space
-    previous = search.focks[search.cycles % space]
     residual = jnp.max(jnp.abs(error))
     history = _extended(search.history, cycle, e_tot, residual, dm)
+
+    def damped(stored, new):
+        return stored.at[slot].set((1 - damping) * new + damping * stored[search.cycles % space])
+
     return _Search(
-        dm, fock, e_tot, jnp.abs(e_tot - search.energy), residual,
-        search.focks.at[slot].set((1 - damping) * fock + damping * previous),
-        search.errors.at[slot].set(error), cycle, history,
+        dm, fock, e_tot, jnp.abs(e_tot - search.energy), residual, damped(search.focks, fock),
+        search.errors.at[slot].set(error), damped(search.dms, dm) if search.dms.size else search.dms, cycle,
+        search.diagonalisations, history,
     )
 
 
@@ -381,8 +406,8 @@ def _extended(
     return History(history.energy.at[cycle].set(e_tot), history.residual.at[cycle].set(residual), dms)
 
 
-def _extrapolate(search: _Search) -> Float[Array, "*spin nao nao"]:
-    """Return the combination of the stored Fock matrices whose errors cancel best."""
+def _weights(search: _Search) -> Float[Array, " space"]:
+    """Return the weights of the combination of the stored Fock matrices whose errors cancel best."""
     space = len(search.focks)
     is_used = jnp.arange(space) <= search.cycles
     flat = search.errors.reshape(space, -1)
@@ -396,8 +421,7 @@ def _extrapolate(search: _Search) -> Float[Array, "*spin nao nao"]:
     ])
     target = jnp.zeros(space + 1).at[-1].set(1.0)
     # Nearly parallel errors make the matrix singular close to convergence: least squares, not solve.
-    weights = jnp.linalg.lstsq(matrix, target, rcond=1e-14)[0][:-1]
-    return jnp.tensordot(weights, search.focks, axes=1)
+    return jnp.linalg.lstsq(matrix, target, rcond=1e-14)[0][:-1]
 
 
 @functools.partial(jax.jit, static_argnames=("optimiser", "max_cycles", "trace"))
@@ -464,7 +488,7 @@ def minimise(
     dm, fock, e_tot, residual = evaluate(free)
     unused = jnp.zeros(0)
     start = _Search(
-        dm, fock, e_tot, jnp.asarray(jnp.inf), residual, unused, unused, jnp.asarray(0),
+        dm, fock, e_tot, jnp.asarray(jnp.inf), residual, unused, unused, unused, jnp.asarray(0), jnp.asarray(1),
         _history(max_cycles, e_tot, residual, dm if trace else None),
     )
     carry = (free, optimiser.init(free), start)

@@ -8,8 +8,17 @@ build F[D], the Löwdin populations q of the shells are those that solve
 
 γ is the average repulsion (aa|bb) of the orbitals of two shells, from the integrals at hand; so it is invariant and
 needs no table. The semilocal response weakens the repulsion; `SCALE` stands for it. The equations have one unknown
-per shell, are solved by Newton's method, and cost diagonalisations only. The idea is that of self-consistent-charge
-tight binding (Elstner et al. 1998, doi:10.1103/PhysRevB.58.7260).
+per shell, and cost diagonalisations only. The idea is that of self-consistent-charge tight binding (Elstner et al.
+1998, doi:10.1103/PhysRevB.58.7260).
+
+The moved charges m = q − q[D] are the maximum of
+
+    Φ(m) = band energy of F[D] + S^½·diag(γ·m)·S^½  −  q[D]·γ·m  −  ½·m·γ·m.
+
+The band energy, the sum of the energies of the filled orbitals, is concave in the potential, and γ is a positive
+matrix. So Φ is concave, the solution is unique, and Newton's method with a line search finds it, unless the gap
+closes on the way: where a filled and an empty level cross, Φ has an edge, and no integer occupation may solve the
+equations.
 """
 
 import functools
@@ -25,11 +34,14 @@ from qptlab.dft.integrals import Integrals
 SCALE = 0.9
 """Factor of the average repulsion of shells: exchange and correlation weaken the response."""
 
-MAX_STEPS = 6
-"""Largest number of diagonalisations for the populations of one Fock matrix."""
+MAX_STEPS = 12
+"""Largest number of diagonalisations for the populations of one Fock matrix; three to five are usual."""
 
 TOLERANCE = 1e-7
 """Largest error of the shells' potentials at which the populations are accepted, hartree."""
+
+NOISE = 1e-9
+"""Decrease of the functional that Newton's method takes for rounding, hartree."""
 
 
 class Screening(NamedTuple):
@@ -65,12 +77,14 @@ class Screened(NamedTuple):
       dm: density matrix of its lowest orbitals, electrons per AO pair.
       populations: electrons in each shell.
       shift: potential of the moved charges at each shell, hartree.
+      error: largest error of `shift`, hartree; above `TOLERANCE` if the equations are not solved.
     """
 
     fock: Float[Array, "*spin nao nao"]
     dm: Float[Array, "*spin nao nao"]
     populations: Float[Array, " nshell"]
     shift: Float[Array, " nshell"]
+    error: Float[Array, ""]
 
 
 def screening(ints: Integrals) -> Screening:
@@ -108,7 +122,11 @@ def screened(
     """Solve the charge model for a Fock matrix; differentiable in all arguments.
 
     The derivative is that of the solution, by one linear system of the size of the shells. It is not the derivative
-    of the steps that led there.
+    of the steps that led there. It is NaN if the gap of the solution is below `MIN_GAP_HARTREE`.
+
+    In any case, the density is that of the lowest orbitals of the returned Fock matrix. If no solution is found
+    within `MAX_STEPS` diagonalisations, the potential is the best one so far; `error` tells it, and the derivative
+    holds the remaining error of the populations constant.
 
     Args:
       fock: symmetric Fock matrix of `dm`, hartree; for an open shell, one for each spin.
@@ -117,17 +135,46 @@ def screened(
       model: charge model of the geometry.
     """
     x, root = model.inverse_root, model.root
-    spins, dms = (matrix.reshape(-1, *matrix.shape[-2:]) for matrix in (fock, dm))
-    electrons = 2.0 / len(dms)
-    charges = model.populations(root @ dms @ root / electrons)
-    nocc = jnp.atleast_1d(ints.nocc)
-    solution: Any = _solution(max(ints.layout.nocc), x @ spins @ x, charges, model.gamma, model.shells, nocc)
-    populations = model.populations(solution)
-    shift = model.gamma @ (populations - charges)
+    focks, charges, nocc, electrons = _in_lowdins_basis(fock, dm, ints, model)
+    solution: Any = _solution(max(ints.layout.nocc), focks, charges, model.gamma, model.shells, nocc)
+    projector, remainder = solution[0], jax.lax.stop_gradient(solution[1])
+    populations = model.populations(projector)
+    shift = model.gamma @ (populations - charges - remainder)
     potential = root @ (root * (model.shells @ shift)[:, None])
     return Screened(
-        fock + potential, (electrons * x @ solution @ x).reshape(dm.shape), populations, shift
+        fock + potential, ((electrons * x) @ projector @ x).reshape(dm.shape), populations, shift,
+        jnp.max(jnp.abs(model.gamma @ remainder)),
     )
+
+
+def screened_orbitals(
+    fock: Float[Array, "*spin nao nao"], dm: Float[Array, "*spin nao nao"], ints: Integrals, model: Screening
+) -> tuple[Float[Array, "*spin nao nocc"], Int[Array, ""]]:
+    """Return the filled orbitals at the solution of the charge model, and the number of diagonalisations.
+
+    The orbitals are those of `energy.filled_orbitals` for the Fock matrix of `screened`. They have no derivative.
+
+    Args:
+      fock: symmetric Fock matrix of `dm`, hartree; for an open shell, one for each spin.
+      dm: density matrix from which charges are counted, electrons per AO pair; it need not be idempotent.
+      ints: integrals of the geometry; the numbers of filled orbitals are read.
+      model: charge model of the geometry.
+    """
+    focks, charges, nocc, electrons = _in_lowdins_basis(fock, dm, ints, model)
+    point, count = _newton(max(ints.layout.nocc), focks, charges, model.gamma, model.shells, nocc)
+    filled = jnp.sqrt(electrons) * model.inverse_root @ point.orbitals.filled
+    return filled.reshape(*dm.shape[:-1], -1), count
+
+
+def _in_lowdins_basis(
+    fock: Float[Array, "*spin nao nao"], dm: Float[Array, "*spin nao nao"], ints: Integrals, model: Screening
+) -> tuple[Float[Array, "nspin nao nao"], Float[Array, " nshell"], Int[Array, " nspin"], float]:
+    """Return Fock matrices, populations of the density, numbers of filled orbitals, and electrons per orbital."""
+    x, root = model.inverse_root, model.root
+    focks, dms = (matrix.reshape(-1, *matrix.shape[-2:]) for matrix in (fock, dm))
+    electrons = 2.0 / len(dms)
+    charges = model.populations(root @ dms @ root / electrons)
+    return x @ focks @ x, charges, jnp.atleast_1d(ints.nocc), electrons
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -138,8 +185,11 @@ def _solution(
     gamma: Float[Array, "nshell nshell"],
     shells: Float[Array, "nao nshell"],
     nocc: Int[Array, " nspin"],
-) -> Float[Array, "nspin nao nao"]:
-    """Return the projectors on the filled orbitals at the solution, in Löwdin's basis."""
+) -> tuple[Float[Array, "nspin nao nao"], Float[Array, " nshell"]]:
+    """Return the projectors on the filled orbitals at the solution, in Löwdin's basis, and the error of populations.
+
+    The error is a constant of the derivative; its cotangent is ignored.
+    """
     return _solution_forward(columns, focks, charges, gamma, shells, nocc)[0]
 
 
@@ -150,18 +200,17 @@ class _Orbitals(NamedTuple):
       filled: filled orbitals; columns of orbitals that are not filled are zero.
       vectors: all orbitals.
       inverse_gap: 1/(ε_i − ε_a) for filled i and empty a, else zero.
+      has_gap: false if a gap between filled and empty orbitals is below `MIN_GAP_HARTREE`.
       response: derivative of the shells' populations with respect to potentials at the shells.
+      band_energy: sum of the energies of the electrons, hartree.
     """
 
     filled: Float[Array, "nspin nao nocc"]
     vectors: Float[Array, "nspin nao nao"]
     inverse_gap: Float[Array, "nspin nocc nao"]
-    is_closed: Bool[Array, ""]
+    has_gap: Bool[Array, ""]
     response: Float[Array, "nshell nshell"]
-
-    @property
-    def projector(self) -> Float[Array, "nspin nao nao"]:
-        return self.filled @ jnp.swapaxes(self.filled, -1, -2)
+    band_energy: Float[Array, ""]
 
 
 def _orbitals(
@@ -172,47 +221,84 @@ def _orbitals(
     is_filled, is_empty = levels[:columns] < nocc[:, None], levels >= nocc[:, None]
     gap = energies[:, :columns, None] - energies[:, None, :]
     is_pair = is_filled[:, :, None] & is_empty[:, None, :]
-    is_closed = jnp.any(is_pair & (gap > -MIN_GAP_HARTREE))
+    has_gap = ~jnp.any(is_pair & (gap > -MIN_GAP_HARTREE))
     inverse_gap = jnp.where(is_pair, 1 / jnp.where(is_pair, jnp.minimum(gap, -MIN_GAP_HARTREE), 1.0), 0.0)
     filled = vectors[:, :, :columns] * is_filled[:, None, :]
     transition = jnp.einsum("smi,sma,mA->siaA", filled, vectors, shells)  # [nspin, nocc, nao, nshell]
     electrons = 2.0 / len(focks)
     response = 2 * electrons * jnp.einsum("siaA,sia,siaB->AB", transition, inverse_gap, transition)
-    return _Orbitals(filled, vectors, inverse_gap, is_closed, response)
+    band_energy = electrons * jnp.sum(energies[:, :columns] * is_filled)
+    return _Orbitals(filled, vectors, inverse_gap, has_gap, response, band_energy)
+
+
+class _Point(NamedTuple):
+    """Point of Newton's method.
+
+    Attributes:
+      moved: charge that has moved to each shell, electrons; the unknowns.
+      orbitals: orbitals in the potential of these charges.
+      remainder: error of the equations: populations minus initial populations minus `moved`.
+      value: value of the concave functional Φ, hartree.
+    """
+
+    moved: Float[Array, " nshell"]
+    orbitals: _Orbitals
+    remainder: Float[Array, " nshell"]
+    value: Float[Array, ""]
+
+
+def _newton(
+    columns: int,
+    focks: Float[Array, "nspin nao nao"],
+    charges: Float[Array, " nshell"],
+    gamma: Float[Array, "nshell nshell"],
+    shells: Float[Array, "nao nshell"],
+    nocc: Int[Array, " nspin"],
+) -> tuple[_Point, Int[Array, ""]]:
+    """Return the solution, or the best point that was found, and the number of diagonalisations."""
+    electrons = 2.0 / len(focks)
+
+    def at(moved):
+        shift = gamma @ moved
+        state = _orbitals(columns, focks + jnp.diag(shells @ shift), shells, nocc)
+        populations = electrons * jnp.sum(state.filled**2, axis=(0, 2)) @ shells
+        value = state.band_energy - jnp.dot(charges + 0.5 * moved, shift)
+        return _Point(moved, state, populations - charges - moved, value)
+
+    def direction(point):
+        return jnp.linalg.solve(jnp.eye(len(gamma)) - point.orbitals.response @ gamma, point.remainder)
+
+    def step(carry):
+        count, point, length = carry
+        towards = direction(point)
+        trial = at(point.moved + length * towards)
+        is_better = trial.value > point.value - NOISE
+        # Where the slope of Φ along the line would vanish, if it changed linearly.
+        slope, next_slope = (towards @ gamma @ p.remainder for p in (point, trial))
+        shorter = length * jnp.clip(slope / jnp.maximum(slope - next_slope, 1e-300), 0.1, 0.5)
+        point = jax.tree.map(lambda new, old: jnp.where(is_better, new, old), trial, point)
+        return count + 1, point, jnp.where(is_better, 1.0, shorter)
+
+    def is_open(carry):
+        count, point, _ = carry
+        return (count < MAX_STEPS) & (jnp.max(jnp.abs(gamma @ point.remainder)) > TOLERANCE)
+
+    start = (jnp.asarray(1), at(jnp.zeros_like(charges)), jnp.ones_like(charges[0]))
+    count, point, _ = jax.lax.while_loop(is_open, step, start)
+    return point, count
 
 
 def _solution_forward(columns, focks, charges, gamma, shells, nocc):
-    electrons = 2.0 / len(focks)
-
-    def orbitals(shift):
-        return _orbitals(columns, focks + jnp.diag(shells @ shift), shells, nocc)
-
-    def error(state, shift):
-        populations = electrons * jnp.sum(state.filled**2, axis=(0, 2)) @ shells
-        return gamma @ (populations - charges) - shift
-
-    def step(carry):
-        count, shift, state, miss = carry
-        # Newton: the populations' own response, screened by their repulsion.
-        shift = shift + jnp.linalg.solve(jnp.eye(len(gamma)) - gamma @ state.response, miss)
-        state = orbitals(shift)
-        return count + 1, shift, state, error(state, shift)
-
-    def is_open(carry):
-        count, _, _, miss = carry
-        return (count < MAX_STEPS) & (jnp.max(jnp.abs(miss)) > TOLERANCE)
-
-    shift = jnp.zeros_like(charges)
-    state = orbitals(shift)
-    _, _, state, _ = jax.lax.while_loop(is_open, step, (jnp.asarray(1), shift, state, error(state, shift)))
-    populations = electrons * jnp.sum(state.filled**2, axis=(0, 2)) @ shells
-    return state.projector, (state, populations - charges, gamma, shells)
+    point, _ = _newton(columns, focks, charges, gamma, shells, nocc)
+    filled = point.orbitals.filled
+    return (filled @ jnp.swapaxes(filled, -1, -2), point.remainder), (point.orbitals, point.moved, gamma, shells)
 
 
-def _solution_backward(columns, residuals, bar):
+def _solution_backward(columns, residuals, bars):
     state, moved, gamma, shells = residuals
+    bar, _ = bars
     electrons = 2.0 / len(bar)
-    inverse_gap = jnp.where(state.is_closed, jnp.nan, state.inverse_gap)
+    inverse_gap = jnp.where(state.has_gap, state.inverse_gap, jnp.nan)
 
     def respond(bar):
         """Return the cotangent of the Fock matrices for a cotangent of the projectors."""
@@ -220,17 +306,12 @@ def _solution_backward(columns, residuals, bar):
         half = jnp.einsum("smi,sia,sna->smn", state.filled, 0.5 * crossing * inverse_gap, state.vectors)
         return half + jnp.swapaxes(half, -1, -2)
 
-    def at_shells(matrices):
-        return jnp.sum(jnp.diagonal(matrices, axis1=1, axis2=2), axis=0) @ shells
-
     fock_bar = respond(bar)
-    potential_bar = jnp.linalg.solve(
-        jnp.eye(len(gamma)) - state.response @ gamma, at_shells(fock_bar)
-    )
-    fock_bar = fock_bar + respond(jnp.broadcast_to(
-        electrons * jnp.diag(shells @ (gamma @ potential_bar)), bar.shape
-    ))
-    return fock_bar, -gamma @ potential_bar, jnp.outer(potential_bar, moved), None, None
+    at_shells = jnp.sum(jnp.diagonal(fock_bar, axis1=1, axis2=2), axis=0) @ shells
+    shift_bar = jnp.linalg.solve(jnp.eye(len(gamma)) - state.response @ gamma, at_shells)
+    charge_bar = gamma @ shift_bar
+    fock_bar = fock_bar + respond(jnp.broadcast_to(electrons * jnp.diag(shells @ charge_bar), bar.shape))
+    return fock_bar, -charge_bar, jnp.outer(shift_bar, moved), None, None
 
 
 _solution.defvjp(_solution_forward, _solution_backward)
