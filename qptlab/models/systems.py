@@ -163,20 +163,42 @@ class System:
         if guess != "minao":
             ints = ints._replace(dm_guess=guess_density(guess, self.template, ints))
         network = network_of(self.config)
-        return _build_sample(ints, self.orbitals, network.inputs.features, self.config.scheme == "screened")
+        rank = len(self.template.constants.minao_occupation) if guess == "minao" else self.template.shape.nao
+        return _build_sample(ints, self.orbitals, network.inputs.features, self.config.scheme == "screened", rank)
 
 
-@functools.partial(jax.jit, static_argnames=("features", "is_screened"))
+@functools.partial(jax.jit, static_argnames=("features", "is_screened", "rank"))
 def _build_sample(
-    ints: Integrals, orbitals: Orbitals, features: Callable[[Integrals, Guess, Orbitals], Any], is_screened: bool
+    ints: Integrals, orbitals: Orbitals, features: Callable[[Integrals, Guess, Orbitals], Any], is_screened: bool,
+    rank: int,
 ) -> Sample:
+    """Return the sample of a geometry.
+
+    Args:
+      ints: integrals of the geometry, with the guess density.
+      orbitals: kinds, atoms and mask.
+      features: function that computes the network's input.
+      is_screened: true for the screened scheme.
+      rank: largest possible rank of the guess density. Exchange is built from as many orbitals.
+    """
     if ints.aos is not None and ints.aos.size * 8 > STORED_AO_BYTES:
         ints = ints._replace(aos=None)  # computed again when needed: a replay buffer holds many geometries
-    state, charges = kohn_sham(ints.dm_guess, ints), screening(ints)
+    charges = screening(ints)
+    filled = _factor(ints.dm_guess, charges, rank) if rank < ints.nao else None
+    state = kohn_sham(ints.dm_guess, ints, filled=filled)
     solution = screened(state.fock, ints.dm_guess, ints, charges)
     guess = Guess(state, solution.fock if is_screened else state.fock, charges, solution)
     feats = features(ints, guess, orbitals)
     return Sample(ints, feats, ScreenedGuess(state.fock, charges) if is_screened else None)
+
+
+def _factor(
+    dm: Float[jax.Array, "nao nao"], charges: Screening, rank: int
+) -> Float[jax.Array, "nao rank"]:
+    """Return orbitals C with C·Cᵀ = dm, without a derivative, for a density matrix of low rank."""
+    populations, vectors = jnp.linalg.eigh(charges.root @ dm @ charges.root)
+    orbitals = vectors[:, -rank:] * jnp.sqrt(jnp.maximum(populations[-rank:], 0.0))
+    return jax.lax.stop_gradient(charges.inverse_root @ orbitals)
 
 
 def make_systems(
