@@ -79,17 +79,3 @@ def test_a_model_file_has_the_statistics_and_the_scheme(predictor, tmp_path):
     assert np.ptp(again.params["statistics"]["pair_mean"]) > 0
     mol = cases.molecule("ethanol", displaced=0.05)
     assert float(again(mol).energy) == float(predictor(mol).energy)
-
-
-@pytest.mark.filterwarnings("ignore:H2O is not")
-def test_a_new_molecule_has_forces(predictor):
-    """They are minus the slope of the predicted energy, also for a molecule that was not trained on."""
-    mol = cases.molecule("water", displaced=0.05)
-    direction = np.random.default_rng(3).normal(size=mol.positions.shape)
-
-    def along(step):
-        return float(predictor(mol.with_positions(mol.positions + step * direction)).energy)
-
-    with pytest.warns(UserWarning, match="H2O is not"):
-        forces = predictor.forces(mol)
-    assert -np.sum(forces * direction) == pytest.approx(cases.slope_by_differences(along, 0.01), rel=1e-4)
