@@ -76,6 +76,6 @@ def test_a_model_file_has_the_statistics_and_the_scheme(predictor, tmp_path):
     assert (again.kind, again.config) == ("equivariant", NETWORK)
     for one, two in zip(jax.tree.leaves(again.arrays()), jax.tree.leaves(predictor.arrays()), strict=True):
         np.testing.assert_array_equal(one, two)
-    assert np.ptp(again.params["statistics"]["pair_mean"]) > 0
+    assert np.ptp(again.arrays()["statistics"]["pair_mean"]) > 0
     mol = cases.molecule("ethanol", displaced=0.05)
     assert float(again(mol).energy) == float(predictor(mol).energy)
