@@ -276,7 +276,7 @@ def test_padding_changes_nothing(iterations):
     samples = [system.sample(system.host_integrals(mol.positions)) for system in (alone, large)]
     small, full = (np.asarray(predict.model.correction(predict.params, each.features)) for each in samples)
     nao = len(small)
-    np.testing.assert_allclose(full[:nao, :nao], small, atol=1e-8)
+    np.testing.assert_allclose(full[:nao, :nao], small, atol=2e-7)  # float32 network: 3e-8
     assert not full[nao:].any()
 
 
