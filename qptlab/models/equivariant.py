@@ -47,7 +47,7 @@ WINDOWS = ((-0.3, 0.15), (0.2, -0.3))
 """Centre and width, hartree, of the weights 1/(1 + exp((centre − ε)/width)) of filled and of empty orbitals. They are
 constants: windows that follow the highest occupied orbital would not be local."""
 
-SMOOTHING = 1e-4
+SMOOTHING = 1e-3
 """Added to squared norms of blocks, so that their roots have derivatives where a block vanishes."""
 
 DISTANCES_BOHR = np.linspace(0.0, 14.0, 16)
