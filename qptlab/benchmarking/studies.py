@@ -299,7 +299,7 @@ def table(rows: Sequence[Row]) -> str:
     """Return the rows as a Markdown table: medians over the seeds, and the range of the energy error."""
     titles = ["setting", "seeds", "energy MAE, meV", "least to largest", "no network", "PySCF, same Fock builds",
               "Fock MAE, µHa", "occupied levels MAE, µHa", "steps", "new geometries", "waiting, %", "prediction, s"]
-    for title in rows[0]["unseen"]:
+    for title in rows[0].get("unseen", {}):
         titles += [f"{title}: energy MAE, meV", "no network", "PySCF, same Fock builds"]
     lines = [_cells(label, members) for label, members in _by_setting(rows).items()]
     return tables.table(titles, lines)
@@ -320,7 +320,7 @@ def _cells(label: str, rows: Sequence[Row]) -> list[str]:
         f"{median('steps'):.0f}", f"{median('geometries'):.0f}",
         f"{100 * median('data_wait_s') / median('seconds'):.0f}", significant(median("seconds_per_geometry"), 2),
     ]
-    for title in rows[0]["unseen"]:
+    for title in rows[0].get("unseen", {}):
         unseen = [row["unseen"][title] for row in rows]
         cells.append(significant(statistics.median(row["energy_mae_mev"] for row in unseen), 3))
         cells += [
