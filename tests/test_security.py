@@ -350,7 +350,7 @@ def send(widget, **state) -> None:
 @pytest.mark.parametrize("text", [NWCHEM, "trap.nw", CP2K, "x" * 10**6])
 def test_a_message_to_the_basis_box_is_refused_in_a_sentence(text):
     picker = MoleculePicker(Session("water", basis="sto-3g"))
-    fields = {child.description: child for child in picker.children[-1].children[-1].children}
+    fields = {field.description: field for field in picker._fields.values()}
     send(fields["Basis"], value=text)
     assert picker.session.message.is_error
     assert sentence(picker.session.message.text).startswith("Expected the name of one of PySCF's basis sets as basis")
