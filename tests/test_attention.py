@@ -7,7 +7,7 @@ import pytest
 
 import qptlab as ql
 from qptlab.gui.attention import attention_heads
-from qptlab.models.equivariant import MATRICES
+from qptlab.models.equivariant import MATRICES, SMOOTHING
 from qptlab.models.features import BIASES
 
 
@@ -109,7 +109,7 @@ def test_norms_are_those_of_the_blocks(equivariant, shells):
     of_shell = np.asarray(feats.shells)
     rows, columns = (np.flatnonzero(of_shell == index) for index in (of_shell[2], of_shell[5]))  # O 2p and H 1s
     blocks = np.asarray(feats.matrices)[:, rows[:, None], columns]
-    norms = np.sqrt(np.sum(blocks**2, axis=(1, 2)) + 1e-4)
+    norms = np.sqrt(np.sum(blocks**2, axis=(1, 2)) + SMOOTHING)
     np.testing.assert_allclose(10 ** shells.matrices[:, 2, 3], norms, rtol=1e-4)
 
 

@@ -168,11 +168,11 @@ def study(name: str, molecules: Sequence[str] = ()) -> Study:
     if not molecules:
         return selected
     settings = [setting for setting in selected.settings if (setting.count or 0) <= len(molecules)]
-    if len(settings) < 2:
+    counts = sorted({setting.count for setting in selected.settings if setting.count})
+    if counts and len(molecules) < counts[1]:
         raise InputError(
-            f"Expected at least {selected.settings[1].count} molecules for the study {name!r}, which compares "
-            f"trainings on {', '.join(str(setting.count) for setting in selected.settings)}, got {len(molecules)}; "
-            "use more."
+            f"Expected at least {counts[1]} molecules for the study {name!r}, which compares trainings on "
+            f"{', '.join(map(str, counts))}, got {len(molecules)}; use more."
         )
     return selected._replace(molecules=tuple(molecules), unseen={}, settings=settings)
 
