@@ -26,7 +26,7 @@ from qptlab.dft.integrals import Integrals, Template
 from qptlab.dft.screening import shell_index
 from qptlab.errors import InputError, shown
 from qptlab.models.contract import Params
-from qptlab.models.inputs import Guess, Inputs, Orbitals
+from qptlab.models.inputs import Guess, Inputs, Orbitals, distances, shell_of
 from qptlab.models.networks import Attention, CorrectionConfig, register_network
 
 MATRICES = (
@@ -149,19 +149,17 @@ def features(ints: Integrals, guess: Guess, orbitals: Orbitals) -> ShellFeatures
     ], axis=-1)
     tokens = jnp.concatenate([traces, jnp.diagonal(invariants, axis1=1, axis2=2).T, electrons], axis=-1)
 
-    atoms = jnp.zeros(len(count), int).at[shell_index(ints)].set(orbitals.ao_atom)
-    same_atom = atoms[:, None] == atoms
-    away = ints.positions[atoms][:, None] - ints.positions[atoms]
-    squared = jnp.sum(away**2, axis=-1)
-    distance = jnp.where(same_atom, 0.0, jnp.sqrt(jnp.where(same_atom, 1.0, squared)))
+    shells = shell_index(ints)
+    atoms = jnp.zeros(len(count), int).at[shells].set(orbitals.ao_atom)
+    distance = distances(ints.positions, atoms)
     gaussians = jnp.exp(-((distance[..., None] - DISTANCES_BOHR) ** 2))
-    flags = jnp.stack([same_atom, jnp.eye(len(count), dtype=bool)], axis=-1)
+    flags = jnp.stack([atoms[:, None] == atoms, jnp.eye(len(count), dtype=bool)], axis=-1)
     pairs = jnp.concatenate([jnp.moveaxis(invariants, 0, -1), gaussians, flags], axis=-1)
     both = is_shell[:, None] & is_shell
     return ShellFeatures(
-        guess.fock, charges.root, matrices, shell_index(ints), tokens * is_shell[:, None],
+        guess.fock, charges.root, matrices, shells, tokens * is_shell[:, None],
         (pairs * both[..., None]).astype(jnp.float32),
-        (both * jnp.exp(-squared / RANGE_BOHR**2)).astype(jnp.float32), orbitals.kinds, jnp.asarray(mask),
+        (both * jnp.exp(-((distance / RANGE_BOHR) ** 2))).astype(jnp.float32), orbitals.kinds, jnp.asarray(mask),
     )
 
 
@@ -356,37 +354,23 @@ def fit(params: Params, feats: Sequence[ShellFeatures]) -> Params:
 
 def shell_labels(template: Template) -> list[tuple[str, int]]:
     """Return name and atom of each shell of a template without padding, such as ("0 O 2p", 0)."""
-    labels = [template.ao_labels[int(ao)] for ao in _first_orbitals(template)]
-    return [(_shell_name(label), int(label.split()[0])) for label in labels]
+    return [(f"{atom} {kind}", atom) for atom, kind in _shells(template) if kind]
 
 
 def shell_kinds(template: Template) -> list[str]:
     """Return the kind of each shell of a template without padding: element and shell, such as "O 2p"."""
-    return [name.split(maxsplit=1)[1] for name, _ in shell_labels(template)]
+    return [kind for _, kind in _shells(template) if kind]
 
 
 def _indices(template: Template, vocabulary: tuple[str, ...]) -> Int[np.ndarray, " nshell"]:
-    """Return the index of each shell's kind, in the order of `screening.shell_index`; zero for padding."""
-    indices, ao = [], []
-    for group in template.basis.groups:
-        ao += np.asarray(group.ao)[:, 0].tolist()
-    for first in ao:
-        is_real = first < template.nao
-        name = _shell_name(template.ao_labels[first]).split(maxsplit=1)[1] if is_real else vocabulary[0]
-        indices.append(vocabulary.index(name))
-    return np.array(indices)
+    """Return the index of each shell's kind; zero for padding."""
+    return np.array([vocabulary.index(kind) if kind else 0 for _, kind in _shells(template)])
 
 
-def _first_orbitals(template: Template) -> list[int]:
-    orbitals = [int(ao) for group in template.basis.groups for ao in np.asarray(group.ao)[:, 0]]
-    return [ao for ao in orbitals if ao < template.nao]
-
-
-def _shell_name(label: str) -> str:
-    """Return the label of an AO without its component: "0 O 2p" for "0 O 2px"."""
-    atom, symbol, orbital = label.split(maxsplit=2)
-    digits = len(orbital) - len(orbital.lstrip("0123456789"))
-    return f"{atom} {symbol} {orbital[: digits + 1]}"
+def _shells(template: Template) -> list[tuple[int, str]]:
+    """Return atom and kind of each shell, in the order of `screening.shell_index`; no kind for padding."""
+    first = np.concatenate([np.asarray(group.ao)[:, 0] for group in template.basis.groups])
+    return [shell_of(template.ao_labels[ao]) if ao < template.nao else (0, "") for ao in first]
 
 
 def _blank() -> ShellFeatures:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from qptlab.dft.integrals import Integrals, Template
-from qptlab.models.inputs import Guess, Inputs, Orbitals
+from qptlab.models.inputs import Guess, Inputs, Orbitals, distances
 
 BIASES = ("hcore", "hcore_orthogonal", "fock", "coul", "vxc", "dm", "overlap", "gram", "distance")
 """Names of the matrices that bias attention, in order.
@@ -55,13 +55,10 @@ def features(ints: Integrals, guess: Guess, orbitals: Orbitals) -> Features:
     """
     ao_atom, mask, state = orbitals.ao_atom, orbitals.ao_mask, guess.state
     positions = ints.positions[jnp.asarray(ao_atom)]
-    on_two_atoms = ao_atom[:, None] != ao_atom  # the square root has no derivative at zero
-    squared = jnp.sum((positions[:, None] - positions) ** 2, axis=-1)
-    distance = jnp.where(on_two_atoms, jnp.sqrt(jnp.where(on_two_atoms, squared, 1.0)), 0.0)
     lowdin = guess.screening.inverse_root
     matrices = jnp.stack([
         ints.hcore, lowdin @ ints.hcore @ lowdin, state.fock, state.coul, state.vxc, ints.dm_guess, ints.overlap,
-        positions @ positions.T, distance,
+        positions @ positions.T, distances(ints.positions, ao_atom),
     ])
     matrices = jnp.where(mask[:, None] & mask, matrices, 0.0)
     largest = jnp.max(jnp.abs(matrices), axis=(1, 2), keepdims=True)

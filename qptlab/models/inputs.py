@@ -1,14 +1,44 @@
 """What a network needs of a geometry: the matrices of the guess, and features that are computed from them."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from qptlab.dft.energy import KohnSham
 from qptlab.dft.grid import Numbers
 from qptlab.dft.integrals import Integrals, Template
 from qptlab.dft.screening import Screened, Screening
+
+
+def shell_of(label: str) -> tuple[int, str]:
+    """Return atom and kind of the shell of an atomic orbital.
+
+    Args:
+      label: PySCF's label of the orbital.
+
+    >>> shell_of("0 O 2px")
+    (0, 'O 2p')
+    """
+    atom, symbol, orbital = label.split()
+    shell = re.match(r"\d+[spdf]", orbital)
+    return int(atom), f"{symbol} {shell[0] if shell else orbital}"
+
+
+def distances(positions: Float[Numbers, "natm 3"], atoms: Int[Numbers, " n"]) -> Float[Array, "n n"]:
+    """Return the distances between the atoms of tokens, bohr; zero, without a derivative, on one atom.
+
+    Args:
+      positions: nuclear positions, bohr.
+      atoms: index of each token's atom.
+    """
+    index = jnp.asarray(atoms)
+    centres, on_two_atoms = jnp.asarray(positions)[index], index[:, None] != index
+    # The square root has no derivative at zero.
+    squared = jnp.where(on_two_atoms, jnp.sum((centres[:, None] - centres) ** 2, axis=-1), 1.0)
+    return jnp.where(on_two_atoms, jnp.sqrt(squared), 0.0)
 
 
 class Guess(NamedTuple):

@@ -11,7 +11,6 @@ as the matrix elements.
 
 import functools
 import itertools
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from qptlab.dft.energy import density_from_fock, kohn_sham, orbitals
 from qptlab.dft.integrals import Integrals, Template
 from qptlab.dft.properties import charges, dipole_debye
 from qptlab.errors import InputError, shown
+from qptlab.models.inputs import distances, shell_of
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.units import AU_DEBYE
@@ -180,12 +180,7 @@ def invariants(
     single = [jnp.diagonal(block) @ belongs for block in blocks]
     double = [jnp.diagonal(pair[..., k]) for k in range(len(products))]
     triple = [jnp.diagonal(blocks[a] @ blocks[b] @ blocks[c]) @ belongs for a, b, c in TRIPLES]
-    centres = positions[jnp.asarray(atoms)]
-    on_two_atoms = jnp.asarray(atoms)[:, None] != jnp.asarray(atoms)  # the square root has no derivative at zero
-    squared = jnp.where(on_two_atoms, jnp.sum((centres[:, None] - centres) ** 2, axis=-1), 1.0)
-    return Invariants(
-        jnp.stack([*single, *double, *triple], axis=-1), pair, jnp.where(on_two_atoms, jnp.sqrt(squared), 0.0)
-    )
+    return Invariants(jnp.stack([*single, *double, *triple], axis=-1), pair, distances(positions, atoms))
 
 
 def _gfn1_shells(mol: Molecule) -> Shells:
@@ -219,9 +214,7 @@ def _guess_shells(mol: Molecule) -> Shells:
     indices: dict[tuple[int, str], int] = {}  # of each atom and kind
     members = []
     for label in template.ao_labels:
-        atom, symbol, orbital = label.split()
-        shell = re.match(r"\d+[spdf]", orbital)
-        members.append(indices.setdefault((int(atom), f"{symbol} {shell[0] if shell else orbital}"), len(indices)))
+        members.append(indices.setdefault(shell_of(label), len(indices)))
     return Shells(tuple(kind for _, kind in indices), np.array([atom for atom, _ in indices]), np.array(members))
 
 
