@@ -21,6 +21,9 @@ import jax
 import platformdirs
 
 jax.config.update("jax_enable_x64", True)  # before any array is made: DFT needs float64
+if jax.config.jax_default_matmul_precision is None:  # pyright: ignore[reportAttributeAccessIssue]
+    # A GPU would round the factors of float32 products to 10 bits, which breaks the symmetries of the networks.
+    jax.config.update("jax_default_matmul_precision", "highest")
 if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
     # What was compiled once is found again by the next process; JAX_ENABLE_COMPILATION_CACHE=false turns it off.
     jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("qptlab"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 
 import cases
 import jax
@@ -344,3 +345,35 @@ def test_statistics_of_one_geometry_are_finite():
     assert min(np.min(params["statistics"][name]) for name in ("token_spread", "pair_spread")) > 0
     prediction = ql.CorrectionPredictor(predict.model, awake(params), predict.systems)(molecule("water"))
     assert np.isfinite(prediction.energy)
+
+
+def test_products_of_matrices_keep_all_digits_of_float32_on_any_device():
+    """A GPU rounds the factors to 10 bits, unless the compiled function asks for more."""
+    model = ql.CorrectionModel(EquivariantConfig("small"), ("H 1s",))
+    features = model.network.inputs.blank()
+    gradient = jax.grad(lambda params: jnp.sum(model.correction(params, features) ** 2))
+    text = jax.jit(gradient).lower(model.init(jax.random.key(0))).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) > 20
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
+def test_an_isomer_with_the_atoms_in_the_same_order_is_not_the_trained_molecule():
+    ethanol, ether = cases.molecule("ethanol"), ql.Molecule.from_smiles("COC")
+    order = [ether.symbols.index("C"), len(ether.symbols) - 1 - ether.symbols[::-1].index("C")]
+    rest = [i for i in range(len(ether.symbols)) if i not in order]
+    rest.sort(key=lambda i: ethanol.symbols[2:].index(ether.symbols[i]))
+    ether = ql.Molecule(tuple(ether.symbols[i] for i in order + rest), ether.positions[order + rest])
+    assert ether.symbols == ethanol.symbols
+    config = EquivariantConfig("small", iterations=0)
+    systems, kinds = make_systems([ethanol], HF, config)
+    predict = ql.CorrectionPredictor(ql.CorrectionModel(config, kinds), None, systems)
+    with pytest.warns(UserWarning, match="is not the molecule that the model was trained on"):
+        predict.locate(ether)
+    stretched = ethanol.positions.copy()
+    stretched[list(ethanol.symbols).index("H")] *= 2.5
+    broken = ethanol.with_positions(stretched)
+    assert broken.bonds < ethanol.bonds
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert predict.locate(broken)[0] is systems[0]

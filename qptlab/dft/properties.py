@@ -219,13 +219,11 @@ def _box_evaluator(template: Template, *, density: bool) -> Callable[..., Array]
               for group in template.basis.groups)
     basis = template.basis._replace(groups=tuple(groups))
 
-    product = functools.partial(jnp.matmul, precision="highest")  # by default, GPUs use fewer digits
-
     def of_slice(positions, coords, coefficients):
         aos = grid.eval_aos(positions, coords, basis, derivatives=False)[0]
         if density:
-            return jnp.sum(aos * product(coefficients, aos), axis=0)
-        return product(coefficients.T, aos)
+            return jnp.sum(aos * (coefficients @ aos), axis=0)
+        return coefficients.T @ aos
 
     @jax.jit
     def values(positions, points, coefficients):

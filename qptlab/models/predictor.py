@@ -182,13 +182,16 @@ class CorrectionPredictor:
         return system, system.frame.pose_molecule(mol)
 
     def _as_given(self, mol: Molecule) -> System:
-        """Return the system with the molecule's atoms in their order; warn if no system has the molecule's bonds."""
+        """Return the system with the molecule's atoms in their order; warn if the model was not trained on it."""
         same = [
             system for system in (*self.systems, *self._untrained_systems)
             if isinstance(system.frame, LaboratoryFrame) and system.frame.is_frame_of(mol)
         ]
-        trained = [system for system in same if system in self.systems]
-        is_trained = trained or any(len(system.molecule.orders(mol)) for system in self.systems)
+        # Bonds of a trained molecule may break. New bonds make an isomer or a product of a reaction.
+        is_trained = any(
+            (system in same and mol.bonds <= system.molecule.bonds) or len(system.molecule.orders(mol))
+            for system in self.systems
+        )
         system = same[0] if same else self._prepared(mol)  # refuses unknown elements before there is a warning
         if not is_trained:
             self._warn_of(mol, stacklevel=5)
