@@ -6,14 +6,12 @@ import time
 import jax
 import numpy as np
 import pytest
-from pyscf import dft, gto, lib
+from pyscf import dft, gto
 from scipy.spatial.transform import Rotation
 
 import qptlab as ql
 from qptlab.dft.integrals import Template, build_integrals, template
 from qptlab.models.systems import System
-
-lib.num_threads(1)
 
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 

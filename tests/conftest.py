@@ -10,6 +10,9 @@ import hypothesis
 import jaxtyping
 import pytest
 
+# Workers, kernels and subprocesses share the cores, and OpenMP's threads of one wait actively for those of another.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 jaxtyping.install_import_hook("qptlab", "typecheck.check")
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # several workers share the folder of their parent
