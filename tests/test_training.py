@@ -25,9 +25,9 @@ QUICK = TrainConfig(
 )
 
 
-def stream(names=("water",), *, seed=0, batch=4, reuse=2, step=0, sampler="perturb", share=(0, 1)):
+def stream(names=("water",), *, seed=0, batch=4, reuse=2, step=0, sampler="perturb", process=(0, 1)):
     systems, _ = ql.make_systems([ql.Molecule.from_name(name) for name in names], METHOD, cases.QUICK_MODEL)
-    return Stream(systems, ql.Sampling(sampler), batch=batch, reuse=reuse, seed=seed, step=step, share=share)
+    return Stream(systems, ql.Sampling(sampler), batch=batch, reuse=reuse, seed=seed, step=step, process=process)
 
 
 def same(ours, theirs):
@@ -68,11 +68,11 @@ def test_processes_that_share_a_stream_have_the_batches_of_one(monkeypatch):
         expected = [energies(next(whole)) for _ in range(8)]
     alone = len(made)
     made.clear()
-    with stream(share=(1, 2)) as second:
+    with stream(process=(1, 2)) as second:
         for _ in range(8):
             next(second)
     assert len(made) < 0.7 * alone
-    with stream(share=(0, 2)) as first, stream(share=(1, 2)) as second, stream(share=(1, 2), step=5) as late:
+    with stream(process=(0, 2)) as first, stream(process=(1, 2)) as second, stream(process=(1, 2), step=5) as late:
         both = [(next(first), next(second)) for _ in range(8)]
         assert {len(each) for pair in both for each in pair} == {2}
         assert [energies(one + two) for one, two in both] == expected
@@ -195,6 +195,7 @@ def test_statistics_of_features_are_fitted_before_training_and_do_not_change_in_
     start = initial_state(objective, QUICK)
     other = initial_state(objective, dataclasses.replace(QUICK, seed=1))
     assert not np.array_equal(other.params["statistics"]["pair_mean"], start.params["statistics"]["pair_mean"])
+    assert start.seconds > 0, "the time of the statistics counts as training time"
     *_, (end, _) = train(objective, dataclasses.replace(QUICK, weight_decay=0.1, learning_rate=1e-2))
     for name, fitted in start.params["statistics"].items():
         assert np.ptp(fitted) > 0

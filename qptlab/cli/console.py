@@ -1,4 +1,4 @@
-"""Options that several commands share, and their output."""
+"""Options that several commands share, and functions that print results and errors."""
 
 import json
 import pathlib
@@ -52,7 +52,7 @@ Geometries = Annotated[
 ]
 Dask = Annotated[
     str | None,
-    typer.Option("--dask", help="Spread the work: a scheduler's address, or `local` for all cores of this machine."),
+    typer.Option("--dask", help="Distribute the work: address of a Dask scheduler, or `local` for all cores."),
 ]
 
 
@@ -95,7 +95,7 @@ def print_json(record: dict[str, Any]) -> None:
 
 
 def fail(message: str, status: int) -> int:
-    """Print an error in one line on stderr, and return the exit status."""
+    """Print an error or a warning in one line on stderr, and return the exit status."""
     stderr.print("qptlab: " + " ".join(message.split()), markup=False, soft_wrap=True)
     return status
 

@@ -6,19 +6,19 @@ build F[D], the Löwdin populations q of the shells are those that solve
 
     q = populations of the lowest orbitals of  F[D] + S^½·diag(γ·(q − q[D]))·S^½.
 
-γ is the average repulsion (aa|bb) of the orbitals of two shells, from the integrals at hand; so it is invariant and
-needs no table. The semilocal response weakens the repulsion; `SCALE` stands for it. The equations have one unknown
-per shell, and cost diagonalisations only. The idea is that of self-consistent-charge tight binding (Elstner et al.
-1998, doi:10.1103/PhysRevB.58.7260).
+γ is `SCALE` times the average repulsion (aa|bb) of the orbitals of two shells, from the integrals at hand; so it is
+invariant and needs no table. `SCALE` is below one because exchange and correlation weaken the repulsion. The
+equations have one unknown per shell, and cost diagonalisations only. The idea is that of self-consistent-charge tight
+binding (Elstner et al. 1998, doi:10.1103/PhysRevB.58.7260).
 
-The moved charges m = q − q[D] are the maximum of
+The function Φ is largest for the moved charges m = q − q[D]:
 
     Φ(m) = band energy of F[D] + S^½·diag(γ·m)·S^½  −  q[D]·γ·m  −  ½·m·γ·m.
 
 The band energy, the sum of the energies of the filled orbitals, is concave in the potential, and γ is a positive
 matrix. So Φ is concave, the solution is unique, and Newton's method with a line search finds it, unless the gap
-closes on the way: where a filled and an empty level cross, Φ has an edge, and no integer occupation may solve the
-equations.
+closes on the way: where a filled and an empty level cross, Φ has a kink, and it is possible that no integer
+occupation solves the equations.
 """
 
 import functools
@@ -41,7 +41,7 @@ TOLERANCE = 1e-7
 """Largest error of the shells' potentials at which the populations are accepted, hartree."""
 
 NOISE = 1e-9
-"""Decrease of the functional that Newton's method takes for rounding, hartree."""
+"""Largest decrease of the functional that counts as a rounding error, hartree."""
 
 
 class Screening(NamedTuple):
@@ -63,7 +63,8 @@ class Screening(NamedTuple):
         """Return the number of electrons in each shell.
 
         Args:
-          projector: projectors on the filled orbitals in Löwdin's basis; one for a closed shell, two for an open one.
+          projector: density matrices in Löwdin's basis, with electrons per orbital of one: one matrix for a closed
+            shell, two for an open one. For filled orbitals they are projectors.
         """
         electrons = 2.0 / len(projector)
         return electrons * jnp.sum(jnp.diagonal(projector, axis1=1, axis2=2), axis=0) @ self.shells
@@ -121,12 +122,12 @@ def screened(
 ) -> Screened:
     """Solve the charge model for a Fock matrix; differentiable in all arguments.
 
-    The derivative is that of the solution, by one linear system of the size of the shells. It is not the derivative
-    of the steps that led there. It is NaN if the gap of the solution is below `MIN_GAP_HARTREE`.
+    The derivative is that of the solution: one linear system with as many unknowns as there are shells. It is not the
+    derivative of the steps that led there. It is NaN if the gap of the solution is below `MIN_GAP_HARTREE`.
 
     In any case, the density is that of the lowest orbitals of the returned Fock matrix. If no solution is found
-    within `MAX_STEPS` diagonalisations, the potential is the best one so far; `error` tells it, and the derivative
-    holds the remaining error of the populations constant.
+    within `MAX_STEPS` diagonalisations, the best potential so far is used. Then `error` is above `TOLERANCE`, and the
+    derivative treats the remaining error of the populations as a constant.
 
     Args:
       fock: symmetric Fock matrix of `dm`, hartree; for an open shell, one for each spin.
@@ -186,9 +187,10 @@ def _solution(
     shells: Float[Array, "nao nshell"],
     nocc: Int[Array, " nspin"],
 ) -> tuple[Float[Array, "nspin nao nao"], Float[Array, " nshell"]]:
-    """Return the projectors on the filled orbitals at the solution, in Löwdin's basis, and the error of populations.
+    """Return the projectors on the filled orbitals at the solution, in Löwdin's basis, and the remainder.
 
-    The error is a constant of the derivative; its cotangent is ignored.
+    The remainder is populations minus initial populations minus moved charges, zero at the exact solution. The
+    derivative treats it as a constant.
     """
     return _solution_forward(columns, focks, charges, gamma, shells, nocc)[0]
 
@@ -199,7 +201,7 @@ class _Orbitals(NamedTuple):
     Attributes:
       filled: filled orbitals; columns of orbitals that are not filled are zero.
       vectors: all orbitals.
-      inverse_gap: 1/(ε_i − ε_a) for filled i and empty a, else zero.
+      inverse_gap: 1/(ε_i − ε_a) for filled i and empty a, with gaps of `MIN_GAP_HARTREE` or more; else zero.
       has_gap: false if a gap between filled and empty orbitals is below `MIN_GAP_HARTREE`.
       response: derivative of the shells' populations with respect to potentials at the shells.
       band_energy: sum of the energies of the electrons, hartree.
@@ -330,7 +332,7 @@ def combination(errors: Float[Array, "n *spin nao nao"]) -> Float[Array, " n"]:
     lengths = jnp.sqrt(jnp.sum(flat**2, axis=1) + 1e-24)
     unit = flat / lengths[:, None]
     cosines = unit @ unit.T + 1e-10 * jnp.eye(len(flat))
-    # The longest of the errors sets the scale, so that nothing overflows.
+    # The shortest of the errors sets the scale, so that nothing overflows.
     shares = jnp.linalg.solve(cosines, jnp.min(lengths) / lengths)
     weights = shares * jnp.min(lengths) / lengths
     return weights / jnp.sum(weights)

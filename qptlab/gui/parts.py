@@ -1,4 +1,4 @@
-"""Parts of a session: the state of one tab, what it can do, and its work in the background. No widgets.
+"""Parts of a session: the state of one tab, what it can do, and its work in the background, without widgets.
 
 `tabs.TABS` says which part belongs to which tab.
 """
@@ -70,7 +70,7 @@ class Part(traitlets.HasTraits):
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
-        """Turn an `InputError` inside the block into a message: a view has no use for a traceback."""
+        """Clear the last message, and show an error of the input in the block as a message, without a traceback."""
         self.tell("")
         try:
             yield
@@ -81,7 +81,7 @@ class Part(traitlets.HasTraits):
 
     @property
     def task(self) -> Task | None:
-        """Work that is running in the background; None if there is none."""
+        """Work in the background whose result `deliver` has not handed over; None if there is none."""
         return self._running[0] if self._running else None
 
     def begin(self, work: Callable[[Report], Any], done: Callable[[Any], None]) -> None:
@@ -89,7 +89,7 @@ class Part(traitlets.HasTraits):
 
         Args:
           work: function that is called in the thread with a `report`, see `tasks.Task`.
-          done: function that `deliver` calls with the result of the work, on its own thread.
+          done: function that `deliver` calls with the result, on the thread that calls `deliver`.
         """
         if self._running:
             self.refuse("This part of the workbench is already at work; wait until it has finished, or cancel it.")
@@ -116,7 +116,7 @@ class Part(traitlets.HasTraits):
           timeout: longest time to wait, s; None to wait until the work has finished.
 
         Raises:
-          InputError: if the last message of this part is an error; it has the text of the message.
+          InputError: if the last message of the session is an error of this part; it has the text of the message.
         """
         if self.task is not None:
             self.task.wait(timeout)
@@ -133,13 +133,13 @@ class SCFPart(Part):
       exploration: last exploration of the iterations; None before the first.
     """
 
-    # Pyright does not solve traitlets' own overload for None, here and below.
+    # Pyright cannot resolve the overload of `traitlets.Instance` for None; hence the comments here and below.
     exploration: traitlets.Instance[Exploration | None] = traitlets.Instance(  # pyright: ignore[reportAssignmentType]
         Exploration, allow_none=True
     )
 
     def explore(self, guess: str = GUESSES[0], cycles: int = CYCLES) -> None:
-        """Search the ground state with several algorithms, in the background.
+        """Search for the ground state with several algorithms, in the background.
 
         Args:
           guess: initial density, one of `scf.GUESSES`.
@@ -180,7 +180,7 @@ class TrainingPart(Part):
 
     @property
     def is_opened(self) -> bool:
-        """True if the present training is a run from disk that was not continued."""
+        """True if the present training is a run that `open_run` opened and that was not continued."""
         return self.session.trainer is not None and self.session.trainer is self._opened
 
     @property
@@ -207,11 +207,14 @@ class TrainingPart(Part):
         """
         trainer = self.trained()
         if trainer.validation is None:
-            raise InputError("The references of the validation set are not calculated yet; try again in a moment.")
+            raise InputError(
+                "The references of the validation set are not calculated yet; wait until they are or, if the "
+                "training was stopped before, open its run again."
+            )
         is_test_set = isinstance(trainer.validation, TestSet)
         return trainer, trainer.validation if is_test_set else trainer.validation[0]
 
-    def compared_with_pyscf(self, geometry: int, *properties: str) -> tuple[Trainer, Any, TestSet]:
+    def with_references(self, geometry: int, *properties: str) -> tuple[Trainer, Any, TestSet]:
         """Return the trainer, its model, and PySCF's references of the validation set.
 
         Args:
@@ -284,7 +287,9 @@ class TrainingPart(Part):
             self.session.trainer.stop(timeout=0)
 
     def open_run(self, path: str) -> None:
-        """Open a run on disk as the present training, in the background: to look at it or to continue it.
+        """Open a run on disk as the present training, to look at it or to continue it.
+
+        The references of its validation geometries are calculated in the background.
 
         Args:
           path: folder of the run.
@@ -304,6 +309,7 @@ class TrainingPart(Part):
     def show(self, trainer: Trainer) -> None:
         """Make a trainer the present one, and set the session's choices to its settings.
 
+        Minutes and folder of the session stay as they are, and so do choices that the workbench does not offer.
         References that a trained model lacks are calculated in the background.
         """
         session, method, sampling = self.session, trainer.method, trainer.train_config.sampling
@@ -335,8 +341,8 @@ class TrainingPart(Part):
     def energy_zero(self) -> tuple[float, str]:
         """Return the energy that is subtracted from the predicted energies in plots, hartree, and its name.
 
-        It is the mean converged energy of the validation geometries once PySCF has calculated them, and the energy
-        of the first step before.
+        Until PySCF has calculated the references, it is the energy of the first step; after that, the mean converged
+        energy of the validation geometries.
         """
         trainer = self.session.trainer
         if trainer is None or not trainer.rows:
@@ -365,17 +371,22 @@ class ComparisonPart(Part):
     """Comparison of the present model with PySCF or, for a model that learned from labels, with labels.
 
     Attributes:
-      evaluation: last comparison; None before the first.
+      evaluation: last comparison of the present training; None before the first.
     """
 
     evaluation: traitlets.Instance[Evaluation | None] = traitlets.Instance(  # pyright: ignore[reportAssignmentType]
         Evaluation, allow_none=True
     )
 
+    def __init__(self, session: "qptlab.gui.session.Session", name: str):
+        super().__init__(session, name)
+        self._step = 0  # of the training, when the last comparison began
+
     def run(self) -> None:
-        """Compare the model as trained so far with the references of the validation geometries."""
+        """Compare the model as trained so far with the references of the validation geometries, and wait."""
         with self.reporting():
             trainer, validation = self.session.training.validated()
+            self._step = trainer.step
             self.evaluation = evaluate(trainer.predictor, validation)
 
     def start(self, geometries: str = "") -> None:
@@ -392,14 +403,14 @@ class ComparisonPart(Part):
                 data: Any = read(geometries.strip())
             else:
                 trainer, data = self.session.training.validated()
-            predictor = trainer.predictor
+            predictor, step = trainer.predictor, trainer.step
 
             def work(report: Report) -> Evaluation:
                 report(0, 1, "predicting")
                 return evaluate(predictor, data, lambda done, total: report(done, total, "references"))
 
             def done(result: Evaluation) -> None:
-                self.evaluation = result
+                self.evaluation, self._step = result, step
 
             self.begin(work, done)
 
@@ -409,7 +420,7 @@ class ComparisonPart(Part):
             trainer, evaluation = self.session.trainer, self.evaluation
             if trainer is None or evaluation is None:
                 raise InputError("There is no comparison to save yet; compare first.")
-            stem = f"comparison-step-{trainer.step}"
+            stem = f"comparison-step-{self._step}"
             table = trainer.run_folder.write(f"{stem}.csv", evaluation.to_csv())
             summary = trainer.run_folder.write(f"{stem}.tex", evaluation.to_latex())
             self.tell(f"Saved {table} and {summary}.")
@@ -427,13 +438,14 @@ class OrbitalsPart(Part):
 
         Args:
           geometry: number of the validation geometry, from 0.
-          renew: if true, predict with the present parameters; if false, return the last prediction for this
-            geometry if there is one.
+          renew: if true, predict with the present parameters; if false, return the last prediction if it was for
+            this geometry.
 
         Raises:
-          InputError: if there is no trained model, if it does not predict densities, or if there is no such geometry.
+          InputError: if there is no trained model, if its references are missing, if it does not predict densities,
+            or if there is no such geometry.
         """
-        trainer, predictor, validation = self.session.training.compared_with_pyscf(
+        trainer, predictor, validation = self.session.training.with_references(
             geometry, "dm", "fock", "mo_coeff"
         )
         key = id(trainer), geometry
@@ -461,7 +473,7 @@ class OrbitalsPart(Part):
         """Write the first volume of a scene as a cube file into the run's folder, and return its path."""
         trainer = self.session.training.trained()
         text = cube_text(scene.molecule, scene.values[0], scene.box, scene.captions[0])
-        return trainer.run_folder.write(f"{scene.name}-step-{trainer.step}.cube", text)
+        return trainer.run_folder.write(f"{scene.name}.cube", text)
 
 
 class AttentionPart(Part):
@@ -475,10 +487,11 @@ class AttentionPart(Part):
         """Return the attention of all heads at a validation geometry; see `OrbitalsPart.subject` for the arguments.
 
         Raises:
-          InputError: if there is no trained model, if it has no attention, or if there is no such geometry.
+          InputError: if there is no trained model, if its references are missing, if it has no attention, or if there
+            is no such geometry.
         """
         attention.require_attention(self.session.training.trained().predictor)
-        trainer, predictor, validation = self.session.training.compared_with_pyscf(geometry)
+        trainer, predictor, validation = self.session.training.with_references(geometry)
         key = id(trainer), geometry
         if self._heads is None or self._heads[0] != key or renew:
             system, positions = validation.systems[geometry], validation.positions[geometry]

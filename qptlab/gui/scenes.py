@@ -88,7 +88,7 @@ class Scene(NamedTuple):
         kinds.
       captions: caption of each panel.
       isovalue: value on the surfaces, in the unit of `UNITS`.
-      name: file name of the first panel.
+      name: file name of the first panel, with the geometry and the step of the training.
       summary: sentence that describes the scene.
     """
 
@@ -126,7 +126,7 @@ def draw(
     box = properties.box(subject.molecule, points)
     index = int(subject.model.nocc) - 1 if index is None else index
     scene = _DRAWERS[kind](subject, box, index, isovalue or ISOVALUES.get(kind))
-    return scene._replace(name=f"{scene.name}-geometry-{subject.geometry}")
+    return scene._replace(name=f"{scene.name}-geometry-{subject.geometry}-step-{subject.step}")
 
 
 def _orbital(subject: Subject, box: Box, index: int, isovalue: float) -> Scene:

@@ -1,12 +1,13 @@
 """A Transformer over shells that corrects the Fock matrix without a frame: equivariant by construction.
 
 A token is a shell of an atom. The network reads the invariants of the Kohn–Sham matrices of the guess, block by block
-in Löwdin's orthogonal basis, and returns one coefficient per matrix and pair of shells. The correction is the
-combination of the matrices with these coefficients. Each block of a matrix rotates with its two shells, and so does
-the combination; scalars suffice as coefficients (Villar et al. 2021, arXiv:2106.06610). So the correction follows
-rotations, reflections, translations and permutations of the atoms exactly, and a network can treat any molecule whose
-kinds of shells it knows. Attention is a sum, not a mean, and decays with the distance: of two molecules far from each
-other, each is corrected as if it were alone.
+in Löwdin's orthogonal basis, and returns one coefficient per matrix and pair of shells, and one number per shell. The
+correction is the combination of the matrices with these coefficients, plus the numbers on the diagonal, transformed
+back from Löwdin's basis. Each block of a matrix rotates with its two shells, and so does the combination; scalars
+suffice as coefficients (Villar et al. 2021, arXiv:2106.06610). So the correction follows rotations, reflections,
+translations and permutations of the atoms as exactly as the matrices do: V_xc has the error of the integration grid.
+A network can treat any molecule whose kinds of shells it knows. Attention is a sum, not a mean, and decays with the
+distance: of two molecules far from each other, each is corrected as if it were alone.
 """
 
 import dataclasses
@@ -44,8 +45,9 @@ MATRICES = (
 - `fock`: tanh F, hartree."""
 
 WINDOWS = ((-0.3, 0.15), (0.2, -0.3))
-"""Centre and width, hartree, of the weights 1/(1 + exp((centre − ε)/width)) of filled and of empty orbitals. They are
-constants: windows that follow the highest occupied orbital would not be local."""
+"""Centre and width, hartree, of the weights 1/(1 + exp((centre − ε)/width)) of filled and of empty orbitals; with
+a negative width the weight falls with the energy. They are constants: if they followed the highest occupied orbital,
+one part of a system would change the features of a distant part."""
 
 SMOOTHING = 1e-3
 """Added to squared norms of blocks, so that their roots have derivatives where a block vanishes."""
@@ -64,7 +66,7 @@ PRESETS = {
     "base": {"width": 128, "pair_width": 64, "layers": 3, "heads": 8},
     "large": {"width": 256, "pair_width": 96, "layers": 5, "heads": 8},
 }
-"""Network shapes by name: about 0.2 M, 0.9 M and 5 M parameters."""
+"""Network shapes by name: about 0.14 M, 0.9 M and 5 M parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,7 @@ class ShellFeatures(NamedTuple):
       root: square root of the overlap matrix.
       matrices: matrices in Löwdin's basis, in the order of `MATRICES`.
       shells: index of each AO's shell.
-      tokens: invariants of each shell, float64: those of a kind hardly vary, compared with their size.
+      tokens: invariants of each shell, float64: those of shells of one kind differ by much less than their size.
       pairs: invariants of each pair of shells, float32.
       reach: factor of attention between two shells, which decays with their distance; zero for padding.
       kinds: index of each shell's kind in the vocabulary.
@@ -164,9 +166,10 @@ def features(ints: Integrals, guess: Guess, orbitals: Orbitals) -> ShellFeatures
 
 
 def block_norms(feats: ShellFeatures) -> Float[Array, "nmat nshell nshell"]:
-    """Return the Frobenius norm of each matrix's block of two shells, in the order of `MATRICES`.
+    """Return the smoothed Frobenius norm of each matrix's block of two shells, in the order of `MATRICES`.
 
-    They do not change when the molecule is rotated or reflected. No norm is smaller than the root of `SMOOTHING`.
+    It is the root of the squared norm plus `SMOOTHING`, and 0.01 for shells that only pad the arrays. It does not
+    change when the molecule is rotated or reflected.
 
     Args:
       feats: features of a geometry.
@@ -270,7 +273,7 @@ def _transformer(
 def _standardised(
     feats: ShellFeatures, nkinds: int
 ) -> tuple[Float[Array, "nshell ntoken"], Float[Array, "nshell nshell npair"]]:
-    """Return the features in units of their spread over the training geometries."""
+    """Return the features minus their mean and over their spread (see `fit`), limited to ±`CLIP`."""
     with hk.experimental.name_scope("statistics"):
         statistics = [
             jax.lax.stop_gradient(hk.get_parameter(name, shape, init=init)) for name, shape, init in (
@@ -319,7 +322,7 @@ def _attention(
 def _head(
     x: Float[Array, "nshell width"], z: Float[Array, "nshell nshell pair"], feats: ShellFeatures, pair_width: int
 ) -> Float[Array, "nao nao"]:
-    """Return Σ_k c_k·M_k, block by block, plus a number per shell on the diagonal; zero for initial parameters."""
+    """Return S^½(Σ_k c_k·M_k + d)S^½, with one d per shell on the diagonal; zero for initial parameters."""
     coefficients = _pair_mlp(x, z, pair_width, NMAT, "head", jnp.zeros)
     numbers = hk.Linear(1, w_init=jnp.zeros, name="head_diagonal")(_norm(x, "head_diagonal_norm"))[:, 0]
     dtype = feats.matrices.dtype
@@ -374,9 +377,9 @@ def _shells(template: Template) -> list[tuple[int, str]]:
 
 
 def _blank() -> ShellFeatures:
-    one = jnp.zeros((1, 1))
+    zero = jnp.zeros((1, 1))
     return ShellFeatures(
-        one, one, jnp.zeros((NMAT, 1, 1)), jnp.zeros(1, int), jnp.zeros((1, NTOKEN)),
+        zero, zero, jnp.zeros((NMAT, 1, 1)), jnp.zeros(1, int), jnp.zeros((1, NTOKEN)),
         jnp.zeros((1, 1, NPAIR), jnp.float32), jnp.ones((1, 1), jnp.float32), jnp.zeros(1, int), jnp.ones(1, bool),
     )
 

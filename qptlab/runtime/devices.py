@@ -1,4 +1,4 @@
-"""Data parallelism: one training on several devices, of one machine or several.
+"""Data parallelism: one training without labels on several devices, of one machine or several.
 
 Several machines are joined by `jax.distributed.initialize()`, which every process calls before anything else; then
 each runs the same script. The geometries of a batch are divided among processes and devices, parameters are
@@ -23,15 +23,16 @@ class Devices:
     """All devices of all processes that share a training.
 
     Attributes:
-      split: sharding of an array whose first axis runs over geometries.
-      whole: sharding of an array that is replicated on all devices.
-      share: index of this process, and number of processes.
+      batch_sharding: sharding of an array whose first axis runs over geometries.
+      replicated_sharding: sharding of an array that is replicated on all devices.
+      process: index of this process, and number of processes.
     """
 
     def __init__(self):
         mesh = Mesh(np.array(jax.devices()), ("geometries",))
-        self.split, self.whole = (NamedSharding(mesh, PartitionSpec(*names)) for names in (("geometries",), ()))
-        self.share = jax.process_index(), jax.process_count()
+        self.batch_sharding = NamedSharding(mesh, PartitionSpec("geometries"))
+        self.replicated_sharding = NamedSharding(mesh, PartitionSpec())
+        self.process = jax.process_index(), jax.process_count()
 
     @property
     def count(self) -> int:
@@ -46,26 +47,31 @@ class Devices:
                 f"a multiple of {self.count}."
             )
 
-    def together(self, trees: Sequence[Tree]) -> Tree:
-        """Stack this process's part of a batch, one tree for each geometry, into arrays with sharding `split`."""
+    def stack_batch(self, trees: Sequence[Tree]) -> Tree:
+        """Stack this process's part of a batch, one tree for each geometry, into arrays with `batch_sharding`."""
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-        if self.share[1] > 1:
-            return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.split, np.asarray(x)), stacked)
-        return jax.device_put(stacked, self.split) if self.count > 1 else stacked
+        sharding = self.batch_sharding
+        if self.process[1] > 1:
+            return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), stacked)
+        return jax.device_put(stacked, sharding) if self.count > 1 else stacked
 
-    def everywhere(self, tree: Tree) -> Tree:
-        """Replicate a tree that is the same in all processes on all devices."""
+    def replicate(self, tree: Tree) -> Tree:
+        """Copy a tree to all devices. All processes must pass the same tree."""
         if self.count == 1:
             return tree
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(self.whole, np.asarray(x)), tree)
+        sharding = self.replicated_sharding
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
-    def here(self, tree: Tree) -> Tree:
+    def to_first_device(self, tree: Tree) -> Tree:
         """Return a replicated tree on this process's first device."""
         return tree if self.count == 1 else jax.tree.map(lambda x: x.addressable_data(0), tree)
 
-    def agreed(self, seconds: float, stop: bool) -> tuple[float, bool]:
-        """Return the first process's clock, and true if any process wants to stop: the same in all processes."""
-        if self.share[1] == 1:
+    def synchronise(self, seconds: float, stop: bool) -> tuple[float, bool]:
+        """Return the training time of the first process, and true if any process wants to stop.
+
+        All processes get the same two values.
+        """
+        if self.process[1] == 1:
             return seconds, stop
         gathered = multihost_utils.process_allgather(np.array([seconds, stop]))
         return float(gathered[0, 0]), bool(gathered[:, 1].any())

@@ -65,7 +65,8 @@ class TrainConfig:
     """Settings of a training.
 
     Attributes:
-      minutes: training time; compilation and waiting for data count, validation and pauses do not.
+      minutes: training time; statistics, compilation and waiting for data count, validation and pauses do not. One
+        update is made in any case.
       steps: number of updates. If both are given, training ends with whichever is reached first. One of the two is
         needed.
       sampling: sampler of a training without labels, such as `Sampling("md", temperature=300.0)`.

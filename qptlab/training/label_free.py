@@ -258,7 +258,7 @@ class StreamFeed(Feed):
         self._stream = Stream(
             reference.with_labels(systems) if config.loss == "labels" else systems,
             config.sampling, self._model, batch=config.batch, reuse=config.reuse, seed=config.seed, step=step,
-            share=self._devices.share,
+            process=self._devices.process,
         )
         self._stream.params = params
         self._is_batched = jax.default_backend() != "cpu" or self._devices.count > 1
@@ -284,7 +284,7 @@ class StreamFeed(Feed):
         compiling = time.perf_counter()
         functions, is_new = self._functions(params, self._stream.shapes)  # samples are prepared meanwhile
         compile_s = time.perf_counter() - compiling if is_new else 0.0
-        waited, self._stream.params = self._stream.waited, self._devices.here(params)
+        waited, self._stream.params = self._stream.waited, self._devices.to_first_device(params)
         batch = next(self._stream)
         self._setting.watch.drew(functools.partial(_geometry, batch[0]))
         judged, tree = self._evaluate(functions, params, [drawn.sample for drawn in batch])
@@ -300,7 +300,10 @@ class StreamFeed(Feed):
         if key in self._compiled:
             return self._compiled[key], False
         self._setting.watch.compiling("training step")
-        split, replicated = (self._devices.split, self._devices.whole) if self._devices.count > 1 else (None, None)
+        devices = self._devices
+        split, replicated = (
+            (devices.batch_sharding, devices.replicated_sharding) if devices.count > 1 else (None, None)
+        )
         size = self._config.microbatch or self._config.batch
         part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=split), sample)
         params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), params)
@@ -329,10 +332,10 @@ class StreamFeed(Feed):
         judged, gradients = [], []
         for start in range(0, len(samples), count):
             part = samples[start : start + count]
-            features = self._devices.together([sample.features for sample in part])
+            features = self._devices.stack_batch([sample.features for sample in part])
             deltas = functions.correct(params, features)
             if self._is_batched:
-                judged.append(functions.judge(deltas, self._devices.together(part)))
+                judged.append(functions.judge(deltas, self._devices.stack_batch(part)))
             else:
                 # One geometry per core: lanes of one program would share the caches of one core.
                 results = self._setting.pool.map(
@@ -361,7 +364,7 @@ class StreamFeed(Feed):
         return pull_back(slopes / self._config.batch)[0]
 
     def _not_finite(self, batch: Sequence[Drawn], is_finite: Array) -> list[Molecule]:
-        process, processes = self._devices.share
+        process, processes = self._devices.process
         parts = self._config.batch // (self._config.microbatch or self._config.batch)
         finite = np.asarray(is_finite).reshape(parts, processes, -1)[:, process].ravel()
         # If every loss is finite, the network's own derivative is not: any geometry may be the cause.

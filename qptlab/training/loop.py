@@ -311,8 +311,16 @@ def _decayed_weights(decay: float) -> optax.GradientTransformation:
 
 
 def initial_state(objective: Objective, config: TrainConfig) -> TrainState:
-    """Return the state before the first update, from the seed."""
-    params = objective.fit(objective.init(config.seed), config)
+    """Return the state before the first update, from the seed. The time of the statistics counts as training time."""
+    began = time.perf_counter()
+    state = blank_state(objective, config)
+    params = objective.fit(state.params, config)
+    return state._replace(params=params, average=params, seconds=time.perf_counter() - began)
+
+
+def blank_state(objective: Objective, config: TrainConfig) -> TrainState:
+    """Return a state with the arrays of a training, but without statistics; a checkpoint replaces its values."""
+    params = objective.init(config.seed)
     return TrainState(params, params, optimiser(config).init(params), 0, 0.0)
 
 
@@ -344,16 +352,16 @@ def train(
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "qptlab-gradients") as pool:
         setting = Setting(config, devices, watch, pool)
         with objective.feed(setting, state.params, state.step) as feed:
-            state = _placed(devices.everywhere, state)
+            state = _placed(devices.replicate, state)
             update = _Update(setting)
             while True:
                 began = time.perf_counter()
-                seconds, is_over = devices.agreed(state.seconds, watch.is_over())
+                seconds, is_over = devices.synchronise(state.seconds, watch.is_over())
                 state = state._replace(seconds=seconds)
-                if is_over or config.progress(state.step, seconds) >= 1:
+                if is_over or (state.step and config.progress(state.step, seconds) >= 1):
                     return
                 state, metrics = update(state, feed.gradient(state.params), began)
-                yield _placed(devices.here, state), metrics
+                yield _placed(devices.to_first_device, state), metrics
 
 
 def _placed(transfer: Callable, state: TrainState) -> TrainState:

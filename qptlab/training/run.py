@@ -40,7 +40,7 @@ from qptlab.models.loading import load_file
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.training.config import TrainConfig
-from qptlab.training.loop import Objective, TrainState, initial_state
+from qptlab.training.loop import Objective, TrainState, blank_state
 from qptlab.training.objectives import model_config, objective_from
 
 COLUMNS = (
@@ -254,7 +254,7 @@ class Run:
             step = manager.latest_step()
             if step is None:
                 return None
-            blank = initial_state(self.objective, self.train_config)
+            blank = blank_state(self.objective, self.train_config)
             tree = manager.restore(step, args=_orbax().args.StandardRestore(_on_host(blank)))
         tree = jax.tree.map(jnp.asarray, tree) | {"step": int(tree["step"]), "seconds": float(tree["seconds"])}
         return TrainState(**tree)

@@ -61,7 +61,7 @@ class Stream:
       reuse: number of times that a geometry is used, on average.
       seed: seed of all random numbers.
       step: number of batches that an earlier, interrupted stream has yielded.
-      share: index of this process and number of processes, which share `batch`.
+      process: index of this process, and number of processes, which share `batch`.
 
     Attributes:
       waited: time spent in `next` so far, waiting for samples, s.
@@ -79,7 +79,7 @@ class Stream:
         reuse: int,
         seed: int,
         step: int = 0,
-        share: tuple[int, int] = (0, 1),
+        process: tuple[int, int] = (0, 1),
     ):
         self.waited = 0.0
         self.params: Params | None = None
@@ -92,7 +92,7 @@ class Stream:
         self.drawn = sum(drawn)
         memory = int(min(REPLAY_BYTES, REPLAY_SHARE * memory_bytes())) // len(grouped)
         self._buckets = [
-            _Bucket(systems, members, sampling, model, seed, memory, batch, before, share)
+            _Bucket(systems, members, sampling, model, seed, memory, batch, before, process)
             for members, before in zip(grouped.values(), drawn, strict=True)
         ]
         self._turns, ahead = itertools.tee(turns)  # samples are requested some turns before they are used
@@ -198,7 +198,7 @@ class _Bucket:
 
     def __init__(
         self, systems: Sequence[System], members: Sequence[int], sampling: Sampler, model: CorrectionModel | None,
-        seed: int, memory: int, batch: int, drawn: int, share: tuple[int, int],
+        seed: int, memory: int, batch: int, drawn: int, process: tuple[int, int],
     ):
         self._systems = [systems[index] for index in members]
         self._compiles = threading.Lock()
@@ -208,7 +208,7 @@ class _Bucket:
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.shapes))
         depth = int(np.clip(memory // size, 2 * batch, max(REPLAY_MAX, 2 * batch))) // batch
         self.look_ahead = int(np.clip(memory // (4 * size), 2, LOOK_AHEAD))
-        self._share = share
+        self._process = process
         self._lanes: list[collections.deque[Drawn]] = [collections.deque(maxlen=depth) for _ in range(batch)]
         self.missing = min(drawn, depth * batch)
         # Geometries are numbered: first by molecule, then by chain.
@@ -237,7 +237,7 @@ class _Bucket:
 
     def is_local(self, number: int) -> bool:
         """Return true if the lane of a geometry belongs to this process."""
-        return number % len(self._lanes) % self._share[1] == self._share[0]
+        return number % len(self._lanes) % self._process[1] == self._process[0]
 
     def make(self, system: System, geometry: concurrent.futures.Future) -> Drawn:
         """Return the sample of a geometry, on the device."""

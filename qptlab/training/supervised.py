@@ -263,7 +263,7 @@ class LabelledFeed(Feed):
             raise ValueError("Expected an objective with fitted statistics, got one without; call its feed method.")
         self._objective, self._molecules, self._setting = objective, molecules, setting
         arrays = jax.tree.map(jnp.asarray, _single_precision(data, objective.scales))
-        self._data, self._scales = setting.devices.everywhere(arrays)
+        self._data, self._scales = setting.devices.replicate(arrays)
         rng = generator(Purpose.LABELLED_BATCHES, setting.config.seed)
         self._order = _batches(rng, len(molecules), setting.config.batch)
         for _ in range(step):
@@ -278,7 +278,7 @@ class LabelledFeed(Feed):
         """Draw the next batch and return its gradient."""
         indices = next(self._order)
         self._setting.watch.drew(lambda: self._molecules[indices[0]])
-        arguments = (params, self._data, self._scales, self._setting.devices.everywhere(jnp.asarray(indices)))
+        arguments = (params, self._data, self._scales, self._setting.devices.replicate(jnp.asarray(indices)))
         compile_s = 0.0
         if self._executable is None:
             self._setting.watch.compiling("training step")
