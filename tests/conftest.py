@@ -24,6 +24,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 # Shortens the notebooks of the course when nbmake runs them; a person who opens them gets them in full.
 os.environ["QPTLAB_FAST"] = "1"
+import jax  # noqa: E402 - after the settings above, which JAX reads on import
+
+# Compilation takes most of the tests' time. Kernels and subprocesses optimise as usual.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # Hypothesis takes the same examples each time, so that a failure in CI is also a failure on this machine.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -34,8 +38,6 @@ hypothesis.settings.load_profile("repeatable")
 def forget_what_was_compiled():
     """Clear compiled functions: each takes some hundred of the 65530 mappings that Linux allows; then XLA crashes."""
     yield
-    import jax  # after the settings above, which JAX reads on import
-
     jax.clear_caches()
     gc.collect()
 
