@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from qptlab.benchmarking import studies
-from qptlab.benchmarking.studies import Setting, Study, small_molecules
+from qptlab.benchmarking.studies import Setting, Study, TestGroup, small_molecules
 from qptlab.models.equivariant import EquivariantConfig
 from qptlab.models.qpt import QPTConfig
 from qptlab.sampling import Sampling
@@ -34,7 +34,7 @@ class Target(NamedTuple):
       minutes: time of the training.
       goal: target in words.
       geometries: number of test geometries.
-      unseen: groups of molecules to test on that are not trained on, by their title.
+      groups: further geometries to test on, by their title.
       sampling: sampler of the training.
     """
 
@@ -43,7 +43,7 @@ class Target(NamedTuple):
     minutes: float
     goal: str
     geometries: int = 12
-    unseen: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    groups: Mapping[str, TestGroup] = MappingProxyType({})
     sampling: Sampling = Sampling()
 
 
@@ -60,7 +60,7 @@ TARGETS = {
     "molecules": Target(
         small_molecules()[:-4], Method("pbe", "sto-3g", 3), 4,
         "unseen 0.05 meV, larger ones 0.1 meV after 4 minutes", 12,
-        {"Unseen molecules": small_molecules()[-4:], "Larger molecules": LARGER},
+        {"Unseen molecules": TestGroup(small_molecules()[-4:]), "Larger molecules": TestGroup(LARGER)},
     ),
 }
 
@@ -79,7 +79,7 @@ def main(
         if both:
             settings.append(Setting("QPT in its frame, n = 2", QPTConfig("micro", iterations=2), train))
         study = Study(
-            f"Training on {name}; target: {target.goal}", settings, target.molecules, target.unseen, target.geometries
+            f"Training on {name}; target: {target.goal}", settings, target.molecules, target.groups, target.geometries
         )
         command = f"python benchmarks/targets.py {name} --seeds {seeds} {'--both' if both else '--no-both'}"
         rows = []

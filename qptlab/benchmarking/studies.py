@@ -3,6 +3,9 @@
 Each study answers one question. Every setting is trained for the same time with the same seeds. Its error on
 geometries of an independent trajectory is compared with those of the same DFT iterations without a network, and of
 PySCF's DIIS stopped after as many Fock builds. The time of a setting includes all that it needs, such as labels.
+
+A study can test its trained models on groups of further geometries as well (`TestGroup`): on molecules that were not
+trained on, on geometries that are unlike those of the training, or with a different functional or basis.
 """
 
 import concurrent.futures
@@ -20,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 
 from qptlab import tables
 from qptlab.benchmarking import bench
@@ -34,7 +38,8 @@ from qptlab.models.predictor import CorrectionPredictor
 from qptlab.models.qpt import QPTConfig
 from qptlab.models.systems import System, make_systems
 from qptlab.runtime import cluster
-from qptlab.sampling import Sampling, sample
+from qptlab.sampling import MolecularDynamics, Sampler, Sampling, sample
+from qptlab.system import coordinates
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule, read_molecules
 from qptlab.training.config import TrainConfig
@@ -49,10 +54,19 @@ TEST_GEOMETRIES = 12
 TEST_MOLECULES = 4
 """Number of molecules that a study tests on, the first ones of those trained on."""
 TEST_STRIDE = 40
-"""Frames from one test geometry to the next. In 200 fs, a small molecule loses all memory of its positions."""
+"""Frames of dynamics from one test geometry to the next. In 200 fs, a small molecule loses all memory of its
+positions. Other samplers draw independent geometries, and all of them are used."""
 
 POINTS = 8
 """Number of measurements of the error in a training, at times that grow by equal factors."""
+
+
+BASELINES = ("no_network", "pyscf_same_fock_builds")
+BASELINE_TITLES = ("no network", "PySCF, same Fock builds")
+"""Baselines in tables and figures: keys of `Evaluation.baselines`, and titles."""
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+"""Colours that can be told apart by colour-blind readers (Okabe & Ito)."""
 
 
 class Setting(NamedTuple):
@@ -63,12 +77,141 @@ class Setting(NamedTuple):
       model: network and DFT iterations.
       train: settings of the training; the study sets seed and minutes.
       count: number of molecules to train on, the first ones of the study; None for all.
+      method: level of theory of the training; None for that of the study.
     """
 
     label: str
     model: CorrectionConfig = EquivariantConfig()
     train: TrainConfig = TrainConfig()
     count: int | None = None
+    method: Method | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretches(Sampler):
+    """The reference geometry with one bond stretched; the bond, outside of rings, and its length are random.
+
+    This sampler is for tests only and is not registered.
+
+    Attributes:
+      smallest: smallest factor of the bond length.
+      largest: largest factor of the bond length.
+    """
+
+    smallest: float = 1.2
+    largest: float = 1.5
+
+    def draw(self, mol: Molecule, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "natm 3"]]:
+        """Yield geometries with a stretched bond, bohr.
+
+        Raises:
+          InputError: if the molecule has no bond outside of rings.
+        """
+        bonds = _bonds(mol)
+        while True:
+            bond = bonds[rng.integers(len(bonds))]
+            factor = rng.uniform(self.smallest, self.largest)
+            yield coordinates.moved(mol, bond, factor * coordinates.value(mol, bond)).positions
+
+    def summary(self) -> str:
+        """Return the sampler with its factors for people."""
+        return f"one bond {self.smallest:g} to {self.largest:g} times as long"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bends(Sampler):
+    """The reference geometry with one angle changed; the angle, the change and its sign are random.
+
+    This sampler is for tests only and is not registered.
+
+    Attributes:
+      smallest: smallest change of the angle, degrees.
+      largest: largest change of the angle, degrees.
+    """
+
+    smallest: float = 15.0
+    largest: float = 30.0
+
+    def draw(self, mol: Molecule, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "natm 3"]]:
+        """Yield geometries with a changed angle, bohr.
+
+        Raises:
+          InputError: if the molecule has no angle with a bond outside of rings.
+        """
+        angles = [
+            (bond, neighbour) for bond in _bonds(mol) for neighbour in _neighbours(mol, bond.atoms[0])
+            if neighbour != bond.atoms[1]
+        ]
+        if not angles:
+            raise InputError(f"Expected a molecule with an angle, got {mol.formula}; use one of three atoms or more.")
+        while True:
+            bond, neighbour = angles[rng.integers(len(angles))]
+            change = np.radians(rng.uniform(self.smallest, self.largest)) * rng.choice([-1, 1])
+            yield _bent(mol, bond, neighbour, change)
+
+    def summary(self) -> str:
+        """Return the sampler with its angles for people."""
+        return f"one angle changed by {self.smallest:g}° to {self.largest:g}°"
+
+
+def _bonds(mol: Molecule) -> list[coordinates.Coordinate]:
+    """Return the bonds outside of rings."""
+    bonds = [coordinate for coordinate in coordinates.coordinates(mol) if len(coordinate.atoms) == 2]
+    if not bonds:
+        raise InputError(f"Expected a molecule with a bond outside of rings, got {mol.formula}; use a different one.")
+    return bonds
+
+
+def _neighbours(mol: Molecule, atom: int) -> list[int]:
+    """Return the atoms that are bonded to an atom."""
+    return sorted(sum(bond) - atom for bond in mol.bonds if atom in bond)
+
+
+def _bent(
+    mol: Molecule, bond: coordinates.Coordinate, neighbour: int, change: float
+) -> Float[np.ndarray, "natm 3"]:
+    """Return the positions, bohr, after the angle of a bond with a neighbour of its first atom is changed.
+
+    Args:
+      mol: the molecule.
+      bond: bond whose movers turn about its first atom.
+      neighbour: atom at the other end of the angle.
+      change: change of the angle, radian.
+    """
+    positions, movers = mol.positions.copy(), list(bond.movers)
+    start, end = positions[list(bond.atoms)]
+    axis = np.cross(positions[neighbour] - start, end - start)
+    if np.linalg.norm(axis) < 1e-6:  # of a linear angle: any axis that is perpendicular to the bond
+        axis = np.cross(end - start, np.eye(3)[np.argmin(np.abs(end - start))])
+    rotation = Rotation.from_rotvec(change * axis / np.linalg.norm(axis))
+    positions[movers] = rotation.apply(positions[movers] - start) + start
+    return positions
+
+
+class TestGroup(NamedTuple):
+    """Geometries that the trained models of all settings are tested on.
+
+    A group differs from the training in its molecules, in the sampler of its geometries, or in its method. The same
+    parameters are used. A network knows the kinds of tokens of the molecules and the method that it was trained with,
+    such as the shell "O 2p". So a model can be tested in any functional, and in a basis whose kinds its own basis
+    has: def2-SVP has all those of STO-3G, and def2-TZVP all those of both. It refuses a larger basis, and the row
+    says so. An element that only a group of molecules has keeps its initial parameters.
+
+    Attributes:
+      molecules: built-in names or SMILES; none for molecules that the setting was trained on.
+      sampling: sampler of the geometries.
+      xc: functional; None for that of the training.
+      basis: basis set; None for that of the training.
+      each: number of geometries of each molecule.
+    """
+
+    __test__ = False  # pytest takes classes named Test... for tests
+
+    molecules: tuple[str, ...] = ()
+    sampling: Sampler = Sampling("md")
+    xc: str | None = None
+    basis: str | None = None
+    each: int = 2
 
 
 class Study(NamedTuple):
@@ -78,14 +221,14 @@ class Study(NamedTuple):
       title: title of table and plot.
       settings: settings to compare.
       molecules: molecules to train and test on: built-in names or SMILES.
-      unseen: groups of molecules that all settings are tested on, but none is trained on, by their title.
+      groups: geometries that all settings are tested on as well, by their title.
       geometries: number of test geometries of the molecules that are trained on.
     """
 
     title: str
     settings: list[Setting]
     molecules: tuple[str, ...] = ("water",)
-    unseen: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    groups: Mapping[str, TestGroup] = MappingProxyType({})
     geometries: int = TEST_GEOMETRIES
 
 
@@ -95,7 +238,26 @@ def small_molecules() -> tuple[str, ...]:
     return tuple(line for line in lines if not line.startswith("#"))
 
 
+NETWORKS = {
+    "equivariant": tuple(map(EquivariantConfig, ("small", "base", "large"))),
+    "QPT in its frame": tuple(map(QPTConfig, ("micro", "tiny", "small"))),
+}
+"""Three sizes of both networks, from small to large."""
+
+FUNCTIONALS = {"pbe": "PBE", "b3lyp": "B3LYP", "r2scan": "r2SCAN", "hf": "Hartree–Fock"}
+"""Functionals that the study of methods compares, and their titles."""
+
 STUDIES: dict[str, Callable[[], Study]] = {
+    "scaling": lambda: Study(
+        "Inductive bias, size of the network, and number of molecules",
+        [
+            Setting(f"{title}, {config.preset}, {count} molecule{'s' if count > 1 else ''}", config, count=count)
+            for title, configs in NETWORKS.items()
+            for config in configs
+            for count in (1, 10, 96)
+        ],
+        small_molecules()[:-4], {"molecules not trained on": TestGroup(small_molecules()[-4:])},
+    ),
     "iterations": lambda: Study(
         "DFT iterations after the network",
         [
@@ -104,8 +266,10 @@ STUDIES: dict[str, Callable[[], Study]] = {
             for scheme in SCHEMES
             for n in (0, 1, 2, 3, 4, 8, 16)
             for how, trained in (("trained through them", None), ("trained without", 0))
-            if n or trained is None
+            # A step through many iterations takes long, and nothing is learned in a short time.
+            if trained == 0 or n in (1, 2, 4)
         ],
+        ("water", "ethanol", "CC(=O)N", "[O-][O+]=O"),
     ),
     "guess": lambda: Study(
         "Density of the first Fock matrix",
@@ -114,21 +278,33 @@ STUDIES: dict[str, Callable[[], Study]] = {
             for guess in ("minao", "atomic-density", "atomic-potential", "core", "random")
         ],
     ),
-    "size": lambda: Study(
-        "Size of the network",
+    "methods": lambda: Study(
+        "Functional and basis, and transfer between them",
         [
-            *(Setting(f"equivariant, {preset}", EquivariantConfig(preset)) for preset in ("small", "base", "large")),
-            *(Setting(f"QPT in its frame, {preset}", QPTConfig(preset)) for preset in ("micro", "tiny", "small")),
+            Setting(f"{FUNCTIONALS[xc]}, {basis}", method=Method(xc, basis))
+            for xc, basis in (*itertools.product(FUNCTIONALS, ("sto-3g", "def2-svp")), ("pbe", "def2-tzvp"))
         ],
+        ("water", "CO"),
+        {
+            **{f"{title}, basis of the training": TestGroup(xc=xc) for xc, title in FUNCTIONALS.items()},
+            **{f"{basis}, functional of the training": TestGroup(basis=basis) for basis in ("sto-3g", "def2-svp")},
+        },
     ),
-    "molecules": lambda: Study(
-        "Molecules trained on",
+    "out-of-distribution": lambda: Study(
+        "Geometries unlike those of the training",
         [
-            Setting(f"{title}, {count} molecules", config, count=count)
-            for count in (1, 10, 96)
+            Setting(f"{title}, n = {n}", dataclasses.replace(config, iterations=n))
             for title, config in (("equivariant", EquivariantConfig()), ("QPT in its frame", QPTConfig("micro")))
+            for n in (0, 2)
         ],
-        small_molecules()[:-4], {"Unseen molecules": small_molecules()[-4:]},
+        ("ethanol", "CC(=O)N"),
+        {
+            "300 K": TestGroup(sampling=Sampling("md", temperature=300.0), each=4),
+            "1000 K": TestGroup(sampling=Sampling("md", temperature=1000.0), each=4),
+            "turned torsions": TestGroup(sampling=Sampling("torsions"), each=4),
+            "a bond stretched by 20 to 50 %": TestGroup(sampling=Stretches(), each=6),
+            "an angle changed by 15° to 30°": TestGroup(sampling=Bends(), each=6),
+        },
     ),
     "losses": lambda: Study(
         "Loss and source of the geometries",
@@ -157,7 +333,7 @@ def study(name: str, molecules: Sequence[str] = ()) -> Study:
 
     Args:
       name: one of `STUDIES`.
-      molecules: built-in names or SMILES; by default those of the study.
+      molecules: built-in names or SMILES; by default those of the study. Groups of other molecules are left out.
 
     Raises:
       InputError: if there is no such study, or there are too few molecules for it.
@@ -174,7 +350,8 @@ def study(name: str, molecules: Sequence[str] = ()) -> Study:
             f"Expected at least {counts[1]} molecules for the study {name!r}, which compares trainings on "
             f"{', '.join(map(str, counts))}, got {len(molecules)}; use more."
         )
-    return selected._replace(molecules=tuple(molecules), unseen={}, settings=settings)
+    groups = {title: group for title, group in selected.groups.items() if not group.molecules}
+    return selected._replace(molecules=tuple(molecules), groups=groups, settings=settings)
 
 
 def measure(
@@ -186,7 +363,7 @@ def measure(
 
     Args:
       selected: the study.
-      method: level of theory.
+      method: level of theory of settings without one.
       minutes: time of each training; compilation, labels and waiting count.
       seeds: number of seeds.
       progress: callback `progress(description)`, called before each training.
@@ -215,24 +392,35 @@ def _rows(
     progress: Callable[[str], None],
 ) -> Iterator[Row]:
     """Train a setting with each seed, and yield the rows."""
+    method = setting.method or method
     mols = read_molecules(selected.molecules)
-    unseen = {title: read_molecules(names) for title, names in selected.unseen.items()}
-    everything, kinds = make_systems([*mols, *itertools.chain(*unseen.values())], method, setting.model)
+    others = [mol for group in selected.groups.values() for mol in read_molecules(group.molecules)]
+    _, kinds = make_systems([*mols, *others], method, setting.model)
     systems, _ = make_systems(mols[: setting.count], method, setting.model)
     systems = [system.with_vocabulary(kinds) for system in systems]
     plain = CorrectionPredictor(CorrectionModel(setting.model, kinds), None, systems)
-    test = _test_set(plain, systems[:TEST_MOLECULES], selected.geometries)
-    others = iter(everything[len(mols) :])
-    groups = {
-        title: _test_set(plain, list(itertools.islice(others, len(group))), 2 * len(group))
-        for title, group in unseen.items()
-    }
+    tested = systems[:TEST_MOLECULES]
+    test = _test_set(plain, tested, Sampling("md"), max(1, selected.geometries // len(tested)))
+    groups = {title: _test_group(plain, group, method) for title, group in selected.groups.items()}
     for seed in seeds:
         progress(f"{setting.label}, seed {seed}")
         config = dataclasses.replace(setting.train, minutes=minutes, steps=None, seed=seed)
         row, trained = _train(plain, config, test)
-        row["unseen"] = {title: _errors(evaluate(trained, group)) for title, group in groups.items()}
+        row["groups"] = {title: group and _errors(evaluate(trained, group)) for title, group in groups.items()}
         yield {"setting": setting.label, "seed": seed, **row}
+
+
+def _test_group(plain: CorrectionPredictor, group: TestGroup, method: Method) -> TestSet | None:
+    """Return the geometries of a group with PySCF's references; None if the network lacks kinds of its basis."""
+    changes = {name: value for name, value in (("xc", group.xc), ("basis", group.basis)) if value is not None}
+    systems, changed = plain.systems[:TEST_MOLECULES], dataclasses.replace(method, **changes)
+    if group.molecules or changed != method:
+        mols = read_molecules(group.molecules) or [system.molecule for system in systems]
+        systems, kinds = make_systems(mols, changed, plain.config)
+        if not set(kinds) <= set(plain.model.kinds):
+            return None
+        systems = [system.with_vocabulary(plain.model.kinds) for system in systems]
+    return _test_set(CorrectionPredictor(plain.model, None, systems), systems, group.sampling, group.each)
 
 
 def _train(plain: CorrectionPredictor, config: TrainConfig, test: TestSet) -> tuple[Row, CorrectionPredictor]:
@@ -271,38 +459,49 @@ def _train(plain: CorrectionPredictor, config: TrainConfig, test: TestSet) -> tu
 def _errors(evaluation: Evaluation) -> Row:
     """Return the errors of a model and of the baselines."""
     record = evaluation.to_dict()
-    return evaluation.errors.to_dict() | {name: record[name] for name in ("residual_correlation", "baselines")}
+    names = ("residual_correlation", "baselines", "n", "n_left_out")
+    return evaluation.errors.to_dict() | {name: record[name] for name in names}
 
 
-def _test_set(plain: CorrectionPredictor, systems: Sequence[System], count: int) -> TestSet:
-    """Return geometries of an independent trajectory of each molecule, with PySCF's references."""
-    share = max(1, count // len(systems))
+def _test_set(plain: CorrectionPredictor, systems: Sequence[System], sampling: Sampler, each: int) -> TestSet:
+    """Return geometries of an independent stream of each molecule, with PySCF's references."""
     poses = []
     for index, system in enumerate(systems):
         mol = system.molecule
-        frames = _test_frames(mol.symbols, mol.positions.tobytes(), mol.charge, index, share)
+        frames = _test_frames(mol.symbols, mol.positions.tobytes(), mol.charge, sampling, index, each)
         poses += [(system, system.frame.pose(frame).positions) for frame in frames]
     return reference.make_test_set(plain, poses)
 
 
 @functools.lru_cache
 def _test_frames(
-    symbols: tuple[str, ...], positions: bytes, charge: int, index: int, count: int
+    symbols: tuple[str, ...], positions: bytes, charge: int, sampling: Sampler, index: int, count: int
 ) -> list[Float[np.ndarray, "natm 3"]]:
     """Return test geometries of a molecule, bohr; settings of one study share them."""
     mol = Molecule(symbols, np.frombuffer(positions).reshape(-1, 3), charge)
-    stream = sample(mol, Sampling("md"), [TEST_SEED, index], validation=True)
-    return list(itertools.islice(stream, 0, count * TEST_STRIDE, TEST_STRIDE))
+    stream = sample(mol, sampling, [TEST_SEED, index], validation=True)
+    stride = TEST_STRIDE if isinstance(sampling, MolecularDynamics) else 1
+    return list(itertools.islice(stream, 0, count * stride, stride))
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return the rows as a Markdown table: medians over the seeds, and the range of the energy error."""
+    """Return the rows as Markdown: medians over the seeds, and the range of the energy error.
+
+    A second table follows if the study has groups of further geometries.
+    """
     titles = ["setting", "seeds", "energy MAE, meV", "least to largest", "no network", "PySCF, same Fock builds",
               "Fock MAE, µHa", "occupied levels MAE, µHa", "steps", "new geometries", "waiting, %", "prediction, s"]
-    for title in rows[0].get("unseen", {}):
-        titles += [f"{title}: energy MAE, meV", "no network", "PySCF, same Fock builds"]
-    lines = [_cells(label, members) for label, members in _by_setting(rows).items()]
-    return tables.table(titles, lines)
+    settings = _by_setting(rows)
+    lines = [_cells(label, members) for label, members in settings.items()]
+    further = [
+        _group_cells(label, title, [row["groups"][title] for row in members])
+        for title in rows[0].get("groups", {}) for label, members in settings.items()
+    ]
+    if not further:
+        return tables.table(titles, lines)
+    group_titles = ["tested on", "setting", "energy MAE, meV", "least to largest", "no network",
+                    "PySCF, same Fock builds", "Fock MAE, µHa", "geometries"]
+    return f"{tables.table(titles, lines)}\n\n{tables.table(group_titles, further, text_columns=2)}"
 
 
 def _cells(label: str, rows: Sequence[Row]) -> list[str]:
@@ -310,24 +509,32 @@ def _cells(label: str, rows: Sequence[Row]) -> list[str]:
     def median(key: str) -> float:
         return statistics.median(row[key] for row in rows)
 
-    errors = [row["energy_mae_mev"] for row in rows]
-    cells = [
-        label, str(len(rows)), significant(median("energy_mae_mev"), 3),
-        f"{significant(min(errors), 3)} to {significant(max(errors), 3)}",
-        *(significant(rows[0]["baselines"][key]["energy_mae_mev"], 3)
-          for key in ("no_network", "pyscf_same_fock_builds")),
+    return [
+        label, str(len(rows)), *_energy_cells(rows),
         significant(median("fock_mae_uha"), 3), significant(median("mo_energy_mae_uha"), 3),
         f"{median('steps'):.0f}", f"{median('geometries'):.0f}",
         f"{100 * median('data_wait_s') / median('seconds'):.0f}", significant(median("seconds_per_geometry"), 2),
     ]
-    for title in rows[0].get("unseen", {}):
-        unseen = [row["unseen"][title] for row in rows]
-        cells.append(significant(statistics.median(row["energy_mae_mev"] for row in unseen), 3))
-        cells += [
-            significant(unseen[0]["baselines"][key]["energy_mae_mev"], 3)
-            for key in ("no_network", "pyscf_same_fock_builds")
-        ]
-    return cells
+
+
+def _group_cells(label: str, title: str, rows: Sequence[Row | None]) -> list[str]:
+    """Return the cells of a setting on a group of geometries, from the errors of its seeds."""
+    errors = [row for row in rows if row is not None]
+    if not errors:
+        return [title, label, "refused", "", "", "", "", ""]
+    left_out = f", {errors[0]['n_left_out']} left out" if errors[0]["n_left_out"] else ""
+    fock = statistics.median(row["fock_mae_uha"] for row in errors)
+    return [title, label, *_energy_cells(errors), significant(fock, 3), f"{errors[0]['n']}{left_out}"]
+
+
+def _energy_cells(rows: Sequence[Row]) -> list[str]:
+    """Return the cells of energy errors: median and range over the seeds, and both baselines."""
+    errors = [row["energy_mae_mev"] for row in rows]
+    return [
+        significant(statistics.median(errors), 3),
+        f"{significant(min(errors), 3)} to {significant(max(errors), 3)}",
+        *(significant(rows[0]["baselines"][key]["energy_mae_mev"], 3) for key in BASELINES),
+    ]
 
 
 def _by_setting(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -357,53 +564,105 @@ def write(
         "study": name, "title": selected.title, "command": command, "machine": machine,
         "method": method.to_dict(), "molecules": list(selected.molecules), "rows": list(rows),
     }
-    unseen = "".join(f"{title}: {', '.join(names)}. " for title, names in selected.unseen.items())
+    groups = "".join(f"\n- {title}: {_describe(group)}." for title, group in selected.groups.items())
     text = [
         f"# {selected.title}", "", f"    {command}", "",
-        f"{names}; {method.label}, grid level {method.grid_level}. {unseen}Errors against converged PySCF "
-        f"on {selected.geometries} geometries of an independent trajectory at 500 K, at the end of the training.", "",
-        bench.describe(machine), "", table(rows), "", f"![{selected.title}]({name}.png)", "",
+        f"{names}; {_levels(selected, method)}. Errors against converged PySCF on {selected.geometries} geometries "
+        "of an independent trajectory at 500 K, at the end of the training.",
+        *([f"\nThe second table has the errors of the same models on further geometries:\n{groups}"] * bool(groups)),
+        "", bench.describe(machine), "", table(rows), "", f"![{selected.title}]({name}.png)", "",
     ]
     bench.keep(folder, name, record, "\n".join(text))
     figure(selected, rows, method).savefig(folder / f"{name}.png", dpi=120)
 
 
+def _describe(group: TestGroup) -> str:
+    """Return a group for people."""
+    names = ", ".join(group.molecules) or "molecules of the training"
+    changes = "".join(f", {value}" for value in (group.xc, group.basis) if value)
+    return f"{names}{changes}, {group.each} geometries each: {group.sampling.summary()}"
+
+
+def _levels(selected: Study, method: Method) -> str:
+    """Return the level of theory of the settings for people."""
+    methods = {setting.method or method for setting in selected.settings}
+    label = method.label if methods == {method} else "the method of each setting"
+    return f"{label}, grid level {', '.join(str(level) for level in sorted({m.grid_level for m in methods}))}"
+
+
 def figure(selected: Study, rows: Sequence[Row], method: Method) -> Any:
-    """Return a figure: the error of each setting and of the baselines, and the error against training time."""
+    """Return a figure: errors of each setting and of the baselines, and the error against training time.
+
+    A panel in the middle has the errors on the groups of further geometries, if the study has any.
+    """
     from matplotlib.figure import Figure  # loads only where something is drawn
+
+    settings, titles = _by_setting(rows), list(rows[0].get("groups", {}))
+    height = max(5.0, 2.0 + (0.4 + 0.12 * len(titles)) * len(settings))
+    drawn = Figure(figsize=(19 if titles else 13, height), layout="constrained")
+    bars, *middle, curves = drawn.subplots(1, 3 if titles else 2)
+    heights = np.arange(len(settings))
+    for y, members in zip(heights, settings.values(), strict=True):
+        errors = [row["energy_mae_mev"] for row in members]
+        bars.plot(errors, [y] * len(errors), "o", color=COLOURS[0], label=None if y else "trained, each seed")
+    for key, name, mark, colour in zip(BASELINES, BASELINE_TITLES, "x|", COLOURS[1:3], strict=True):
+        values = [members[0]["baselines"][key]["energy_mae_mev"] for members in settings.values()]
+        bars.plot(values, heights, mark, color=colour, markersize=9, label=name)
+    bars.set_title("molecules of the training, 500 K")
+    bars.set_yticks(heights, [textwrap.fill(label, 40) for label in settings])
+    for axes in middle:
+        _draw_groups(axes, settings, titles)
+    for axes in (bars, *middle):
+        axes.set_ylim(len(settings) - 0.5, -0.5)
+        axes.set_xlabel("energy MAE, meV")
+        axes.set_xscale("log")
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.6 / height), ncols=2)
+    _draw_curves(curves, settings)
+    for axes in (bars, *middle, curves):
+        axes.grid(alpha=0.3)
+    drawn.suptitle(f"{selected.title} ({', '.join(selected.molecules[:3])}"
+                   f"{', …' * (len(selected.molecules) > 3)}; {_levels(selected, method)})")
+    return drawn
+
+
+def _draw_groups(axes: Any, settings: Mapping[str, Sequence[Row]], titles: Sequence[str]) -> None:
+    """Draw the errors of all settings on the groups of further geometries."""
+    offsets = np.linspace(-0.35, 0.35, len(titles)) if len(titles) > 1 else np.zeros(1)
+    for title, offset, colour in zip(titles, offsets, itertools.cycle(COLOURS), strict=False):
+        shown = [(y, [row["groups"][title] for row in members]) for y, members in enumerate(settings.values())]
+        shown = [(y + offset, errors) for y, errors in shown if errors[0] is not None]
+        for mark, key in (("o", None), *zip("x|", BASELINES, strict=True)):
+            points = [
+                ((row["baselines"][key] if key else row)["energy_mae_mev"], y)
+                for y, errors in shown for row in (errors[:1] if key else errors)
+            ]
+            if points:
+                label = None if key else textwrap.fill(title, 34)
+                axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5 if key else 6, label=label)
+    for mark, name in zip("x|", BASELINE_TITLES, strict=True):
+        axes.plot([], [], mark, color="grey", label=f"{name}, each in its colour")
+    axes.set_yticks(range(len(settings)), [""] * len(settings))
+    for y in range(1, len(settings)):
+        axes.axhline(y - 0.5, color="grey", linewidth=0.5)
+    axes.set_title("further geometries")
+
+
+def _draw_curves(axes: Any, settings: Mapping[str, Sequence[Row]]) -> None:
+    """Draw the error of all settings against training time."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    groups = _by_setting(rows)
-    drawn = Figure(figsize=(13, max(5.0, 1.5 + 0.4 * len(groups))), layout="constrained")
-    bars, curves = drawn.subplots(1, 2)
-    heights = np.arange(len(groups))
-    for y, members in zip(heights, groups.values(), strict=True):
-        errors = [row["energy_mae_mev"] for row in members]
-        bars.plot(errors, [y] * len(errors), "o", color="#0072B2", label=None if y else "trained, each seed")
-    for key, name, mark, colour in (("no_network", "no network", "x", "#D55E00"),
-                                    ("pyscf_same_fock_builds", "PySCF, same Fock builds", "|", "#009E73")):
-        values = [members[0]["baselines"][key]["energy_mae_mev"] for members in groups.values()]
-        bars.plot(values, heights, mark, color=colour, markersize=9, label=name)
-    bars.set_yticks(heights, [textwrap.fill(label, 40) for label in groups])
-    bars.invert_yaxis()
-    bars.set_xlabel("energy MAE, meV")
-    bars.set_xscale("log")
-    styles = itertools.product(("-", "--", ":"), ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"))
-    for (label, members), (line, colour) in zip(groups.items(), styles, strict=False):
+    styles = itertools.cycle(itertools.product(("-", "--", ":", "-."), COLOURS))
+    for (label, members), (line, colour) in zip(settings.items(), styles, strict=False):
         for index, row in enumerate(members):
             name = None if index else textwrap.fill(label, 28)
-            curves.plot(*zip(*row["curve"], strict=True), line, color=colour, label=name)
-    curves.set_xlabel("seconds: compilation, data and labels included")
-    curves.set_ylabel("energy MAE, meV")
-    curves.set_xscale("log")
-    curves.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    curves.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    curves.xaxis.set_minor_formatter(NullFormatter())
-    curves.set_yscale("log")
-    for axes in (bars, curves):
-        axes.grid(alpha=0.3)
-    # Legends are outside of the axes, so that they cover neither points nor curves.
-    bars.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.1), ncols=3)
-    curves.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    drawn.suptitle(f"{selected.title} ({', '.join(selected.molecules[:3])}, {method.label})")
-    return drawn
+            axes.plot(*zip(*row["curve"], strict=True), line, color=colour, label=name)
+    axes.set_title("molecules of the training, 500 K")
+    axes.set_xlabel("seconds: compilation, data and labels included")
+    axes.set_ylabel("energy MAE, meV")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yscale("log")
+    # The legend is outside of the axes, so that it covers no curve.
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

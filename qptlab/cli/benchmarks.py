@@ -44,7 +44,8 @@ def bench(
     """Compare the DFT engine with PySCF, or study what training depends on.
 
     Benchmarks of the engine: scf, fock, tensors, growth, start. Studies of training, which take --minutes, --seeds,
-    --xc and --basis: iterations, guess, size, molecules, losses, labels.
+    --xc and --basis: scaling, iterations, guess, methods (with functionals and bases of its own),
+    out-of-distribution, losses, labels.
     """
     from qptlab.benchmarking import bench, studies  # load what only benchmarks need
 
@@ -52,6 +53,11 @@ def bench(
         raise InputError(f"Expected an existing folder, got {out}, which does not exist; create it first.")
     names = tuple(filter(None, molecules.split(",")))
     if name in studies.STUDIES:
+        if name == "methods" and (xc or basis):
+            raise InputError(
+                f"Expected no --xc and no --basis for methods, which compares its own, got {xc or basis}; use a "
+                "different study."
+            )
         method = ql.Method(xc or XC, basis or BASIS)
         minutes, seeds = MINUTES if minutes is None else minutes, SEEDS if seeds is None else seeds
         _study(name, names, method, minutes, seeds, out, as_json, dask)
@@ -84,8 +90,9 @@ def _study(
     if seeds < 1:
         raise InputError(f"Expected one or more seeds, got {seeds} seeds; use {SEEDS}.")
     selected, rows = studies.study(name, molecules), []
+    level = [] if name == "methods" else ["--xc", str(method.xc), "--basis", method.basis]
     command = ["qptlab", "bench", name, *(["--molecules", ",".join(molecules)] if molecules else []),
-               "--minutes", f"{minutes:g}", "--seeds", str(seeds), "--xc", str(method.xc), "--basis", method.basis]
+               "--minutes", f"{minutes:g}", "--seeds", str(seeds), *level]
     with contextlib.ExitStack() as stack:
         executor = stack.enter_context(cluster.executor(dask)) if dask else None
         bar = stack.enter_context(Progress(console=stderr))
