@@ -44,6 +44,7 @@ nb_execution_timeout = 1800
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # Markdown that a cell displays may contain tables
 # A page has no kernel. Each of our widgets brings a picture or a table of itself, which is shown in its place.
 nb_ipywidgets_js = {}
 nb_mime_priority_overrides = [
