@@ -327,13 +327,15 @@ def page(record: dict) -> str:
     seeds = {row["seed"] for row in rows}
     numbers = {row["property"]: row["n"] for row in rows}
     counts = ", ".join(f"{number} for {name}" for name, number in numbers.items())
-    return "\n".join([
-        "# Linear probes of the shells' representations", "", f"    {record['command']}", "",
-        bench.describe(record["machine"]), "",
+    text = (
         f"{record['method']}. {rows[0]['molecules']} molecules that the network was not trained on; samples: "
         f"{counts}. Means and standard deviations over {FOLDS} folds of molecules and {len(seeds)} seed(s). R² is "
         "relative to the variance of all samples. Charges and bond orders are those of converged PySCF; the network "
-        "sees only the matrices of the guess density. Every probe knows the elements.", "", _table(rows), "", "![probes](probes.png)", "",
+        "sees only the matrices of the guess density. Every probe knows the elements."
+    )
+    return "\n".join([
+        "# Linear probes of the shells' representations", "", f"    {record['command']}", "",
+        bench.describe(record["machine"]), "", text, "", _table(rows), "", "![probes](probes.png)", "",
     ])
 
 
