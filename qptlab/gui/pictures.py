@@ -48,7 +48,7 @@ def png(figure: go.Figure) -> bytes:
         picture.suptitle(title)
     _legend(picture, axes.values())
     file = io.BytesIO()
-    picture.savefig(file, format="png")
+    picture.savefig(file, format="png", bbox_inches="tight")
     return file.getvalue()
 
 
@@ -111,4 +111,8 @@ def _legend(picture: "matplotlib.figure.Figure", axes: Iterable[Any]) -> None:
         for handle, name in zip(*subplot.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     if handles:
-        picture.legend(handles.values(), handles.keys(), loc="lower center", ncols=4, frameon=False, fontsize=9)
+        # Below the picture, where long labels of the ticks do not reach; the file has the size of what is drawn.
+        picture.legend(
+            handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=4, frameon=False,
+            fontsize=9,
+        )

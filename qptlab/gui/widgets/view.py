@@ -35,5 +35,5 @@ def _static(widget: Any) -> list[str]:
     if isinstance(widget, OrbitalViewer):
         return [f"<p>3D view: {'; '.join(widget.captions)}</p>"] if widget.symbols else []
     if isinstance(widget, ipw.HTML):
-        return [widget.value]
+        return [f"<div>{widget.value}</div>"] if widget.value else []
     return [part for child in getattr(widget, "children", ()) for part in _static(child)]
