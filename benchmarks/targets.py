@@ -55,7 +55,8 @@ TARGETS = {
         ("uracil",), Method("b3lyp5", "def2-svp", 3), 10, "0.524 meV, 39.46 µHa and 409 µHa within 15 minutes", 4
     ),
     "peptide": Target(
-        ("alanine dipeptide",), Method("pbe", "sto-3g", 3), 10, "1 meV after 10 minutes", 12, {}, Sampling("torsions")
+        ("alanine dipeptide",), Method("pbe", "sto-3g", 3), 10, "1 meV for turned torsions after 10 minutes", 4,
+        {"Turned torsions": TestGroup(sampling=Sampling("torsions"), each=12)}, Sampling("torsions"),
     ),
     "molecules": Target(
         small_molecules()[:-4], Method("pbe", "sto-3g", 3), 4,
