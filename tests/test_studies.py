@@ -39,19 +39,19 @@ def test_a_study_is_a_table_and_a_plot_with_the_baselines(tmp_path):
 @pytest.mark.slow
 def test_models_are_tested_on_further_geometries_and_refuse_a_larger_basis(tmp_path):
     groups = {
-        "other molecule": TestGroup(("ammonia",)),
+        "other molecule": TestGroup(("hydrogen",)),
         "stretches": TestGroup(sampling=Stretches()),
         "Hartree–Fock": TestGroup(xc="hf"),
-        "the same": TestGroup(xc="lda", each=studies.TEST_GEOMETRIES),
+        "the same": TestGroup(xc="lda", each=4),
         "6-31G": TestGroup(basis="6-31g"),
     }
     config = ql.EquivariantConfig("small", iterations=0)
-    study = Study("Groups", [Setting("LDA", config, method=cases.QUICK_METHOD)], groups=groups)
+    study = Study("Groups", [Setting("LDA", config, method=cases.QUICK_METHOD)], groups=groups, geometries=4)
     (row,) = studies.measure(study, ql.Method("pbe", "def2-tzvp"), 0.1, 1)
     errors = row["groups"]
     assert list(errors) == list(groups)
     assert errors["6-31G"] is None, "its shells were not trained"
-    assert [errors[title]["n"] for title in groups if errors[title]] == [2, 2, 2, studies.TEST_GEOMETRIES]
+    assert [errors[title]["n"] for title in groups if errors[title]] == [2, 2, 2, 4]
     assert errors["the same"]["energy_mae_mev"] == row["energy_mae_mev"]
     assert errors["Hartree–Fock"]["baselines"] != row["baselines"]
     for title in ("stretches", "Hartree–Fock"):
