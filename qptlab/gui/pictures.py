@@ -27,10 +27,14 @@ LINES = {
 POINTS = {"circle": "o", "diamond": "D", "square": "s", "x": "x", "star": "*", "cross": "P", "line-ew": "_",
           "x-thin-open": "x", "diamond-open": "d"}
 
+LEGEND_INCHES = 0.4
+"""Height of the strip for the legend below a picture."""
+
 
 def png(figure: go.Figure) -> bytes:
     """Return a figure as a PNG file on a white background."""
     from matplotlib.figure import Figure  # loaded only when something is drawn
+    from matplotlib.transforms import Bbox
 
     layout = figure.to_plotly_json()["layout"]
     picture = Figure(figsize=(11, float(layout.get("height") or 400) / PIXELS + 0.6), dpi=100)
@@ -48,7 +52,8 @@ def png(figure: go.Figure) -> bytes:
         picture.suptitle(title)
     _legend(picture, axes.values())
     file = io.BytesIO()
-    picture.savefig(file, format="png", bbox_inches="tight")
+    width, height = picture.get_size_inches()
+    picture.savefig(file, format="png", bbox_inches=Bbox([[0.0, -LEGEND_INCHES], [width, height]]))
     return file.getvalue()
 
 
@@ -111,7 +116,7 @@ def _legend(picture: "matplotlib.figure.Figure", axes: Iterable[Any]) -> None:
         for handle, name in zip(*subplot.get_legend_handles_labels(), strict=True):
             handles.setdefault(name, handle)
     if handles:
-        # Below the picture, where long labels of the ticks do not reach; the file has the size of what is drawn.
+        # Below the axes' part of the picture, where long labels of the ticks do not reach.
         picture.legend(
             handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, 0.02), ncols=4, frameon=False,
             fontsize=9,
