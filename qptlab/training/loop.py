@@ -406,7 +406,9 @@ class _Update:
         gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(loss), g, jnp.nan), gradient)
         updates, opt_state = self._optimiser.update(gradient, opt_state, params)
         params = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, params, updates)
-        average = optax.incremental_update(params, average, 1 - decay.astype(jnp.float32))
+        share = 1 - decay.astype(jnp.float32)
+        # Written as a change, so that the mean of constants, such as statistics, has no rounding errors.
+        average = jax.tree.map(lambda p, mean: mean + share.astype(p.dtype) * (p - mean), params, average)
         return params, average, opt_state, optax.tree.norm(gradient)
 
 
