@@ -36,7 +36,7 @@ lint:  ## check style, types, the order of imports, and that notebooks hold no o
 demo:  ## train water for a minute without a browser, print the table of errors
 	@tools/setup.sh run
 	@set -e; out=runs/demo-$$(date +%Y%m%d-%H%M%S); mkdir -p runs; \
-	  echo "Training a QPT on water, PBE/STO-3G, for a minute; the run folder is $$out."; \
+	  echo "Training a network on water, PBE/STO-3G, for a minute; the run folder is $$out."; \
 	  $(BIN)/qptlab train water --xc pbe --basis sto-3g --minutes 1 --sampler md --seed 0 --out $$out; \
 	  echo "Drawing geometries from an independent trajectory at 500 K, and comparing with PySCF."; \
 	  $(BIN)/qptlab sample water --n 32 --seed 1 --out $$out/other-trajectory.xyz; \
