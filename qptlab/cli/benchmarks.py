@@ -53,9 +53,9 @@ def bench(
         raise InputError(f"Expected an existing folder, got {out}, which does not exist; create it first.")
     names = tuple(filter(None, molecules.split(",")))
     if name in studies.STUDIES:
-        if name == "methods" and (xc or basis):
+        if studies.STUDIES[name]().has_methods and (xc or basis):
             raise InputError(
-                f"Expected no --xc and no --basis for methods, which compares its own, got {xc or basis}; use a "
+                f"Expected no --xc and no --basis for {name}, which compares its own, got {xc or basis}; use a "
                 "different study."
             )
         method = ql.Method(xc or XC, basis or BASIS)
@@ -90,7 +90,7 @@ def _study(
     if seeds < 1:
         raise InputError(f"Expected one or more seeds, got {seeds} seeds; use {SEEDS}.")
     selected, rows = studies.study(name, molecules), []
-    level = [] if name == "methods" else ["--xc", str(method.xc), "--basis", method.basis]
+    level = [] if selected.has_methods else ["--xc", str(method.xc), "--basis", method.basis]
     command = ["qptlab", "bench", name, *(["--molecules", ",".join(molecules)] if molecules else []),
                "--minutes", f"{minutes:g}", "--seeds", str(seeds), *level]
     with contextlib.ExitStack() as stack:
