@@ -240,7 +240,7 @@ def trained_on(
     objective = LabelFree.of(mols, METHOD, config)
     settings = ql.TrainConfig(minutes=minutes, seed=seed)
     start = state = initial_state(objective, settings)
-    for state, _ in train(objective, settings, start):
+    for state, _ in train(objective, settings, start):  # noqa: B007 - the last state is the result
         pass
     return objective.model, {"untrained": start.params, "trained": state.average}
 
