@@ -16,8 +16,7 @@ from qptlab.models.systems import System
 from qptlab.training.label_free import loss
 
 METHODS = [
-    ql.Method("pbe", "sto-3g", grid_level=0), cases.slow(ql.Method("b3lyp", "6-31g", grid_level=0)),
-    cases.slow(ql.Method("pbe", "def2-svp", grid_level=0, eri="fitted")),
+    ql.Method("pbe", "sto-3g", grid_level=0, eri="fitted"), cases.slow(ql.Method("b3lyp", "6-31g", grid_level=0)),
 ]
 
 

@@ -1,5 +1,7 @@
 """Profiles of a running training."""
 
+import pathlib
+
 import cases
 import pytest
 
@@ -35,6 +37,16 @@ def test_operations_are_named_and_their_time_fits_the_steps(profiled):
     assert "step" in profile.summary()
     assert next(profile.path.rglob("*.xplane.pb"), None) is not None
     assert trainer.out in profile.path.parents
+
+
+def test_sources_are_known_for_a_function_from_the_cache_of_another_installation(profiled):
+    """The text of a function from the cache has the paths of the installation that compiled it."""
+    text = profiled[0].executables["pull"][0].as_text()
+    folder = str(pathlib.Path(ql.__file__).parent)
+    assert f"{folder}/models/qpt.py" in text
+    origins = profiling._origins(text.replace(folder, "/opt/qptlab/lib/python3.12/site-packages/qptlab"))
+    assert origins == profiling._origins(text)
+    assert not any(source for _, source in profiling._origins(text.replace(folder, "/opt/haiku")).values())
 
 
 def test_counted_operations_of_the_network_agree_with_its_shape(profiled):

@@ -324,6 +324,26 @@ def test_a_run_on_disk_is_opened_drawn_and_continued(trained, tmp_path):
     assert session.training.status == "finished"
 
 
+def test_a_changed_choice_after_an_opened_run_begins_a_new_training(trained, tmp_path):
+    shutil.copytree(trained.out, tmp_path / "w")
+    session = Session("ethanol", minutes=0.01, out=str(tmp_path / "new"))
+    session.training.open_run(str(tmp_path / "w"))
+    session.training.wait()
+    for name, value in (("xc", "pbe"), ("basis", "6-31g"), ("network", cases.SMALL), ("iterations", 2), ("seed", 9)):
+        old = getattr(session, name)
+        setattr(session, name, value)
+        assert not session.training.is_opened
+        setattr(session, name, old)
+        assert session.training.is_opened
+    session.choose("hydrogen")
+    session.training.start()
+    assert "this training is a new one" in session.message.text
+    assert session.trainer.out == tmp_path / "new"
+    session.trainer.wait(60)
+    assert [mol.formula for mol in ql.Trainer.open(tmp_path / "new").molecules] == ["H2"]
+    assert ql.Trainer.open(tmp_path / "w").step == trained.step
+
+
 def test_the_reason_of_a_failed_training_is_shown_and_its_state_is_kept(tmp_path):
     session = Session(
         "water", xc="lda", basis="sto-3g", grid_level=0, iterations=0, sampler="perturb", minutes=5.0,

@@ -167,6 +167,7 @@ class TrainingPart(Part):
         super().__init__(session, name)
         self._reported: Trainer | None = None
         self._opened: Trainer | None = None
+        self._shown_choices: tuple[Any, ...] = ()
 
     @property
     def status(self) -> str:
@@ -180,8 +181,16 @@ class TrainingPart(Part):
 
     @property
     def is_opened(self) -> bool:
-        """True if the present training is a run that `open_run` opened and that was not continued."""
-        return self.session.trainer is not None and self.session.trainer is self._opened
+        """True if `start` continues a run that `open_run` opened, because no choice was changed since."""
+        is_present = self.session.trainer is not None and self.session.trainer is self._opened
+        return is_present and self._choices() == self._shown_choices
+
+    def _choices(self) -> tuple[Any, ...]:
+        """Return the session's choices that describe a training; a molecule equals itself only."""
+        session = self.session
+        if session.learns_from_labels:
+            return session.model_config, session.labels, session.seed
+        return session.molecule, session.method, session.model_config, session.sampling, session.seed
 
     @property
     def has_references(self) -> bool:
@@ -243,7 +252,10 @@ class TrainingPart(Part):
         return len(trainer.objective.validation_molecules(trainer.validation))
 
     def start(self) -> None:
-        """Start a training with the choices of the session, or continue one that is paused or was opened."""
+        """Start a training with the choices of the session, or continue one that is paused or was opened.
+
+        After a choice was changed, an opened run is not continued: a new training starts.
+        """
         session = self.session
         with self.reporting():
             if session.trainer is not None and session.trainer.status == "paused":
@@ -254,12 +266,15 @@ class TrainingPart(Part):
             if self.is_opened:
                 self._continue()
                 return
+            reason = ""
             if session.trainer is not None and session.trainer.status == "ready":
-                session.trainer.start()
-                return
+                if self._choices() == self._shown_choices:
+                    session.trainer.start()
+                    return
+                reason = f"A choice differs from the run in {session.trainer.out}, so this training is a new one. "
             session.comparison.evaluation = None
             session.trainer = self._new_trainer().start()
-            self.tell(f"The run is stored in {session.trainer.out}.")
+            self.tell(f"{reason}The run is stored in {session.trainer.out}.")
 
     def _new_trainer(self) -> Trainer:
         session = self.session
@@ -326,6 +341,7 @@ class TrainingPart(Part):
             else:
                 session.labels = str(trainer.out / LABELS_FILE)
         session.comparison.evaluation, session.trainer = None, trainer
+        self._shown_choices = self._choices()
         if trainer.step > 0 and trainer.validation is None and not trainer.is_alive:
             self.begin(lambda report: _make_references(trainer, report), lambda _: None)
 

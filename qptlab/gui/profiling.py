@@ -329,12 +329,10 @@ def _frames(text: str) -> dict[int, str]:
     tables = {name: dict(line.split(" ", 1) for line in lines.splitlines()) for name, lines in _TABLE.findall(text)}
     if len(tables) < 3:
         return {}
-    package = str(pathlib.Path(__file__).parents[1])
     lines, parents = {}, {}
     for number, record in tables["FileLocations"].items():
-        file = tables["FileNames"][_field(record, "file_name_id")].strip('"')
-        inside = file.startswith(package)
-        lines[number] = f"{file[len(package) + 1 :]}:{_field(record, 'line')}" if inside else ""
+        file = _inside_package(tables["FileNames"][_field(record, "file_name_id")].strip('"'))
+        lines[number] = f"{file}:{_field(record, 'line')}" if file else ""
     for number, record in tables["StackFrames"].items():
         parents[number] = _field(record, "file_location_id"), _field(record, "parent_frame_id")
     innermost = {}
@@ -348,6 +346,16 @@ def _frames(text: str) -> dict[int, str]:
             frame = parent
         innermost[int(start)] = line
     return innermost
+
+
+def _inside_package(file: str) -> str:
+    """Return the path of a source file relative to this package; an empty text for a file of another package.
+
+    A function from the compilation cache names the files of the installation that compiled it.
+    """
+    package = pathlib.Path(__file__).parents[1]
+    _, separator, path = file.rpartition(f"/{package.name}/")
+    return path if separator and (package / path).is_file() else ""
 
 
 def _field(record: str, name: str) -> str:

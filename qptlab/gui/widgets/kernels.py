@@ -14,7 +14,7 @@ from qptlab.gui.widgets.taskbar import TaskBar
 from qptlab.gui.widgets.view import View
 from qptlab.units import significant
 
-MAX_OPERATIONS = 40
+MAX_OPERATIONS = 100
 """Largest number of rows of the table of operations."""
 
 
