@@ -19,7 +19,6 @@ import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
-from unittest import mock
 
 import haiku as hk
 import jax
@@ -74,15 +73,9 @@ class Data(NamedTuple):
 def representations(model: ql.CorrectionModel) -> Callable[..., tuple[Any, Any]]:
     """Return a function from parameters and features to the representations of shells and pairs of shells."""
     network = hk.without_apply_rng(
-        hk.transform(lambda feats: equivariant.correction(feats, model.config, model.kinds))
+        hk.transform(lambda feats: equivariant.representations(feats, model.config, model.kinds))
     )
-
-    def apply(params, feats):
-        # The last function of the network returns what it is given.
-        with mock.patch.object(equivariant, "_head", lambda x, z, feats, pair_width: (x, z)):
-            return network.apply(params, feats)
-
-    return jax.jit(apply)
+    return jax.jit(network.apply)
 
 
 def atom_means(system: System, shells: Float[np.ndarray, "nshell width"]) -> Float[np.ndarray, "natm width"]:
@@ -101,7 +94,7 @@ def pair_means(
 
 
 def _atoms_of_shells(system: System) -> Float[np.ndarray, "natm nshell"]:
-    shells = equivariant._shells(system.template)
+    shells = equivariant.atoms_and_kinds(system.template)
     onehot = np.zeros((len(system.molecule.symbols), len(shells)))
     for index, (atom, kind) in enumerate(shells):
         onehot[atom, index] = bool(kind)  # no kind for padding

@@ -58,6 +58,7 @@ from qptlab.models.predictor import CorrectionPredictor  # noqa: E402
 from qptlab.models.qpt import QPTConfig  # noqa: E402
 from qptlab.models.systems import make_systems  # noqa: E402
 from qptlab.sampling import Sampler, Sampling, register_sampler, sample  # noqa: E402
+from qptlab.system import datasets  # noqa: E402, F401 - ql.datasets.qm9
 from qptlab.system.functional import FUNCTIONALS, Functional, register_functional  # noqa: E402
 from qptlab.system.method import Method  # noqa: E402
 from qptlab.system.molecule import BUILTIN, Molecule, read_molecules, read_xyz  # noqa: E402
@@ -98,9 +99,9 @@ __all__ = [
     "EquivariantConfig", "ErrorSummary", "Evaluation", "Features", "Functional", "GNNConfig", "GNNPredictor",
     "InputError", "Integrals", "LabelledSet", "Method", "Model", "ModelCalculator", "Molecule", "OrbitalGNN",
     "PredictedSet", "Prediction", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampler", "Sampling",
-    "TaskWeights", "TrainConfig", "Trainer", "build_integrals", "charges", "density_from_fock", "dipole_debye",
-    "energy", "evaluate", "fock", "forces", "guess", "kohn_sham", "load", "make_objective", "make_systems",
-    "orbitals", "plot", "read_labels", "read_molecules", "read_predictions", "read_xyz", "register_functional",
-    "register_network", "register_sampler", "relax", "require", "sample", "scf", "scf_batch", "template", "train",
-    "with_guess", "workbench", "write_predictions",
+    "TaskWeights", "TrainConfig", "Trainer", "build_integrals", "charges", "density_from_fock",
+    "dipole_debye", "energy", "evaluate", "fock", "forces", "guess", "kohn_sham", "load", "make_objective",
+    "make_systems", "orbitals", "plot", "read_labels", "read_molecules", "read_predictions", "read_xyz",
+    "register_functional", "register_network", "register_sampler", "relax", "require", "sample", "scf",
+    "scf_batch", "template", "train", "with_guess", "workbench", "write_predictions",
 ]

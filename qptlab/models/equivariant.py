@@ -238,17 +238,25 @@ def correction(
     feats: ShellFeatures, config: EquivariantConfig, vocabulary: tuple[str, ...]
 ) -> Float[Array, "nao nao"]:
     """Return a symmetric correction of the guess's Fock matrix, hartree (in a Haiku transform)."""
-    return _transformer(feats, config, len(vocabulary), keep_attention=False)[0]
+    return _head(*representations(feats, config, vocabulary), feats)
 
 
 def attention(feats: ShellFeatures, config: EquivariantConfig, vocabulary: tuple[str, ...]) -> Attention:
     """Return the attention of all heads while the network evaluates `correction` (in a Haiku transform)."""
-    return Attention(_transformer(feats, config, len(vocabulary), keep_attention=True)[1], None)
+    return Attention(_layers(feats, config, len(vocabulary), keep_attention=True)[1], None)
 
 
-def _transformer(
+def representations(
+    feats: ShellFeatures, config: EquivariantConfig, vocabulary: tuple[str, ...]
+) -> tuple[Float[Array, "nshell width"], Float[Array, "nshell nshell pair"]]:
+    """Return the representations of shells and of pairs of shells after the last layer (in a Haiku transform)."""
+    return _layers(feats, config, len(vocabulary), keep_attention=False)[0]
+
+
+def _layers(
     feats: ShellFeatures, config: EquivariantConfig, nkinds: int, *, keep_attention: bool
-) -> tuple[Any, Any]:
+) -> tuple[tuple[Any, Any], Any]:
+    """Return the representations after the last layer, and the attention of each layer or None."""
     shape = PRESETS[config.preset]
     width, pair_width = shape["width"], shape["pair_width"]
     tokens, pairs = _standardised(feats, nkinds)
@@ -266,8 +274,7 @@ def _transformer(
         return ((x, z), weights) if keep_attention else (x, z)
 
     stacked: Any = hk.layer_stack(shape["layers"], with_per_layer_inputs=keep_attention, name="layers")(layer)
-    (x, z), weights = stacked((x, z)) if keep_attention else (stacked((x, z)), None)
-    return _head(x, z, feats, pair_width), weights
+    return stacked((x, z)) if keep_attention else (stacked((x, z)), None)
 
 
 def _standardised(
@@ -320,10 +327,10 @@ def _attention(
 
 
 def _head(
-    x: Float[Array, "nshell width"], z: Float[Array, "nshell nshell pair"], feats: ShellFeatures, pair_width: int
+    x: Float[Array, "nshell width"], z: Float[Array, "nshell nshell pair"], feats: ShellFeatures
 ) -> Float[Array, "nao nao"]:
     """Return S^½(Σ_k c_k·M_k + d)S^½, with one d per shell on the diagonal; zero for initial parameters."""
-    coefficients = _pair_mlp(x, z, pair_width, NMAT, "head", jnp.zeros)
+    coefficients = _pair_mlp(x, z, z.shape[-1], NMAT, "head", jnp.zeros)
     numbers = hk.Linear(1, w_init=jnp.zeros, name="head_diagonal")(_norm(x, "head_diagonal_norm"))[:, 0]
     dtype = feats.matrices.dtype
     onehot = jax.nn.one_hot(feats.shells, len(x), dtype=dtype)  # products of matrices are faster than gathers
@@ -357,20 +364,20 @@ def fit(params: Params, feats: Sequence[ShellFeatures]) -> Params:
 
 def shell_labels(template: Template) -> list[tuple[str, int]]:
     """Return name and atom of each shell of a template without padding, such as ("0 O 2p", 0)."""
-    return [(f"{atom} {kind}", atom) for atom, kind in _shells(template) if kind]
+    return [(f"{atom} {kind}", atom) for atom, kind in atoms_and_kinds(template) if kind]
 
 
 def shell_kinds(template: Template) -> list[str]:
     """Return the kind of each shell of a template without padding: element and shell, such as "O 2p"."""
-    return [kind for _, kind in _shells(template) if kind]
+    return [kind for _, kind in atoms_and_kinds(template) if kind]
 
 
 def _indices(template: Template, vocabulary: tuple[str, ...]) -> Int[np.ndarray, " nshell"]:
     """Return the index of each shell's kind; zero for padding."""
-    return np.array([vocabulary.index(kind) if kind else 0 for _, kind in _shells(template)])
+    return np.array([vocabulary.index(kind) if kind else 0 for _, kind in atoms_and_kinds(template)])
 
 
-def _shells(template: Template) -> list[tuple[int, str]]:
+def atoms_and_kinds(template: Template) -> list[tuple[int, str]]:
     """Return atom and kind of each shell, in the order of `screening.shell_index`; no kind for padding."""
     first = np.concatenate([np.asarray(group.ao)[:, 0] for group in template.basis.groups])
     return [shell_of(template.ao_labels[ao]) if ao < template.nao else (0, "") for ao in first]

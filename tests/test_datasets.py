@@ -1,0 +1,72 @@
+"""QM9: selections and splits, and molecules as the package has them."""
+
+import numpy as np
+import pytest
+
+import qptlab as ql
+from qptlab.system import datasets
+
+
+@pytest.fixture(scope="module")
+def qm9():
+    return datasets.qm9()
+
+
+def test_qm9_has_the_molecules_of_qh9(qm9):
+    """The number of molecules, and that of the parts of the random split, are those of QH9-stable."""
+    assert len(qm9) == 130_831
+    assert [len(part) for part in qm9.split("random")] == [104_664, 13_083, 13_084]
+    limits = [(part.sizes.min(), part.sizes.max()) for part in qm9.split("size")]
+    assert limits == [(3, 20), (21, 22), (23, 29)]
+    assert qm9.heavy.max() == 9
+    assert qm9.sizes.max() == 29
+
+
+def test_the_first_and_the_last_molecules_are_those_of_the_publication(qm9):
+    assert [mol.formula for mol in qm9[:5]] == ["CH4", "H3N", "H2O", "C2H2", "CHN"]
+    assert [mol.name for mol in qm9[:5]] == ["C", "N", "O", "C#C", "C#N"]
+    assert 1.0 < np.linalg.norm(np.subtract(*qm9[0].positions_angstrom[:2])) < 1.1
+    assert len(qm9[-1].symbols) == qm9[-1:].sizes[0]
+    with pytest.raises(IndexError):
+        qm9[len(qm9)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_molecules_fit_the_index(qm9, seed):
+    """Atoms are counted from a different column of the file than the one that a molecule is read from."""
+    chosen = qm9.take(np.random.default_rng(seed).choice(len(qm9), 40, replace=False))
+    for mol, counts in zip(chosen, chosen.counts, strict=True):
+        assert [mol.symbols.count(symbol) for symbol in "HCNOF"] == list(counts)
+        distances = np.linalg.norm(mol.positions_angstrom[:, None] - mol.positions_angstrom, axis=-1)
+        assert 0.9 < distances[~np.eye(len(distances), dtype=bool)].min() < 1.3
+
+
+def test_a_selection_has_the_molecules_within_the_limits(qm9):
+    small = qm9.select(max_heavy=4, elements="HCO")
+    counts = small.counts
+    assert counts[:, 1:].sum(axis=1).max() == 4
+    assert not counts[:, [2, 4]].any()
+    assert all(set(mol.symbols) <= set("HCO") for mol in small)
+    assert qm9.select(min_atoms=23).sizes.min() == 23
+    assert len(qm9.select(min_heavy=5, max_heavy=4)) == 0
+    with pytest.raises(ql.InputError, match="got 'Cl'"):
+        qm9.select(elements=["H", "Cl"])
+
+
+@pytest.mark.parametrize("name", datasets.SPLITS)
+def test_parts_of_a_split_are_disjoint_and_a_selection_keeps_its_parts(qm9, name):
+    parts, small = qm9.split(name), qm9.select(max_heavy=6)
+    assert sorted(np.concatenate([part.indices for part in parts])) == list(range(len(qm9)))
+    for part, selected in zip(parts, small.split(name), strict=True):
+        np.testing.assert_array_equal(selected.indices, part.select(max_heavy=6).indices)
+
+
+def test_an_unknown_split_is_refused(qm9):
+    with pytest.raises(ql.InputError, match="Expected a split"):
+        qm9.split("scaffold")
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ql.InputError, match=r"qptlab\[qm9\]"):
+        datasets.qm9()
