@@ -10,7 +10,7 @@ from qptlab.gui.widgets.plot import Plot
 
 STYLE = """<style>
 .qptlab-table table { border-collapse: collapse; }
-.qptlab-table caption { text-align: left; padding: 2px 0 6px; }
+.qptlab-table caption { color: inherit; text-align: left; padding: 2px 0 6px; }
 .qptlab-table th, .qptlab-table td { padding: 2px 10px; text-align: right; border-bottom: 1px solid #8884; }
 .qptlab-table tr th:first-child { text-align: left; }
 </style>"""
