@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, cast, overload
 
 import numpy as np
@@ -106,10 +106,6 @@ class QM9(Sequence[Molecule]):
             stream.seek(int(self._files[file].offsets[number - self._first[file]]))
             return _molecule(next(csv.DictReader([stream.readline().decode()], _columns(self._files[file].path))))
 
-    def __iter__(self) -> Iterator[Molecule]:
-        """Return an iterator over the molecules."""
-        return (self[index] for index in range(len(self)))
-
     def __repr__(self) -> str:
         """Return the number of molecules and their sizes."""
         span = f", {self.sizes.min()} to {self.sizes.max()} atoms" if len(self) else ""
@@ -139,13 +135,12 @@ class QM9(Sequence[Molecule]):
         if unknown := sorted(allowed - set(_ELEMENTS)):
             raise InputError(f"Expected elements of QM9 ({', '.join(_ELEMENTS)}), got {shown(unknown[0])}.")
         excluded = [index for index, symbol in enumerate(_ELEMENTS) if symbol not in allowed]
-        counts = self.counts
-        sizes, heavy = counts.sum(axis=1), counts[:, 1:].sum(axis=1)
-        is_selected = (counts[:, excluded].sum(axis=1) == 0) & (heavy >= min_heavy) & (sizes >= min_atoms)
+        sizes, heavy = self.sizes, self.heavy
+        is_selected = (self.counts[:, excluded].sum(axis=1) == 0) & (heavy >= min_heavy) & (sizes >= min_atoms)
         for numbers, largest in ((heavy, max_heavy), (sizes, max_atoms)):
             if largest is not None:
                 is_selected &= numbers <= largest
-        return QM9(self._files, self.indices[is_selected])
+        return self.take(np.flatnonzero(is_selected))
 
     def split(self, name: str) -> Split:
         """Return the molecules of this data set in the parts of a split of the whole QM9.
@@ -163,18 +158,18 @@ class QM9(Sequence[Molecule]):
         if name == "size":
             sizes = self.sizes
             members = [sizes <= 20, (sizes > 20) & (sizes <= 22), sizes > 22]
-            return Split(*(QM9(self._files, self.indices[member]) for member in members))
-        total = int(self._first[-1])
-        order = np.random.RandomState(SPLIT_SEED).permutation(total)
-        first, second = int(0.8 * total), int(0.8 * total) + int(0.1 * total)
-        parts = np.split(order, [first, second])
-        return Split(*(QM9(self._files, self.indices[np.isin(self.indices, part)]) for part in parts))
+        else:
+            total = int(self._first[-1])
+            order = np.random.RandomState(SPLIT_SEED).permutation(total)
+            first, second = int(0.8 * total), int(0.8 * total) + int(0.1 * total)
+            members = [np.isin(self.indices, part) for part in np.split(order, [first, second])]
+        return Split(*(self.take(np.flatnonzero(member)) for member in members))
 
 
 def qm9() -> QM9:
     """Return QM9: 130,831 molecules of up to nine atoms of C, N, O and F, and hydrogen.
 
-    The first call of a process reads which molecules there are, some seconds.
+    The first call of a process searches all files for the molecules.
 
     Raises:
       InputError: if the package qm9pack is not installed.
