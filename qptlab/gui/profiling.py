@@ -329,9 +329,10 @@ def _frames(text: str) -> dict[int, str]:
     tables = {name: dict(line.split(" ", 1) for line in lines.splitlines()) for name, lines in _TABLE.findall(text)}
     if len(tables) < 3:
         return {}
+    files = {number: _inside_package(name.strip('"')) for number, name in tables["FileNames"].items()}
     lines, parents = {}, {}
     for number, record in tables["FileLocations"].items():
-        file = _inside_package(tables["FileNames"][_field(record, "file_name_id")].strip('"'))
+        file = files[_field(record, "file_name_id")]
         lines[number] = f"{file}:{_field(record, 'line')}" if file else ""
     for number, record in tables["StackFrames"].items():
         parents[number] = _field(record, "file_location_id"), _field(record, "parent_frame_id")
