@@ -46,7 +46,7 @@ from qptlab.evaluation.labels import LabelledSet  # noqa: E402
 from qptlab.evaluation.labels import read as read_labels  # noqa: E402
 from qptlab.evaluation.predictions import PredictedSet, read_predictions, write_predictions  # noqa: E402
 from qptlab.interop.ase import ModelCalculator, relax  # noqa: E402
-from qptlab.interop.pyscf import guess, with_guess  # noqa: E402
+from qptlab.interop.pyscf import accelerate, guess, with_guess  # noqa: E402
 from qptlab.models.contract import Model, Prediction, require  # noqa: E402
 from qptlab.models.correction import CorrectionModel  # noqa: E402
 from qptlab.models.equivariant import EquivariantConfig  # noqa: E402
@@ -59,9 +59,10 @@ from qptlab.models.qpt import QPTConfig  # noqa: E402
 from qptlab.models.systems import make_systems  # noqa: E402
 from qptlab.sampling import Sampler, Sampling, register_sampler, sample  # noqa: E402
 from qptlab.system import datasets  # noqa: E402, F401 - ql.datasets.qm9
+from qptlab.system.datasets import read_molecules  # noqa: E402
 from qptlab.system.functional import FUNCTIONALS, Functional, register_functional  # noqa: E402
 from qptlab.system.method import Method  # noqa: E402
-from qptlab.system.molecule import BUILTIN, Molecule, read_molecules, read_xyz  # noqa: E402
+from qptlab.system.molecule import BUILTIN, Molecule, read_xyz  # noqa: E402
 from qptlab.training.config import TaskWeights, TrainConfig  # noqa: E402
 from qptlab.training.loop import train  # noqa: E402
 from qptlab.training.objectives import make_objective  # noqa: E402
@@ -99,7 +100,7 @@ __all__ = [
     "EquivariantConfig", "ErrorSummary", "Evaluation", "Features", "Functional", "GNNConfig", "GNNPredictor",
     "InputError", "Integrals", "LabelledSet", "Method", "Model", "ModelCalculator", "Molecule", "OrbitalGNN",
     "PredictedSet", "Prediction", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampler", "Sampling",
-    "TaskWeights", "TrainConfig", "Trainer", "build_integrals", "charges", "density_from_fock",
+    "TaskWeights", "TrainConfig", "Trainer", "accelerate", "build_integrals", "charges", "density_from_fock",
     "dipole_debye", "energy", "evaluate", "fock", "forces", "guess", "kohn_sham", "load", "make_objective",
     "make_systems", "orbitals", "plot", "read_labels", "read_molecules", "read_predictions", "read_xyz",
     "register_functional", "register_network", "register_sampler", "relax", "require", "sample", "scf",

@@ -25,6 +25,7 @@ class Purpose(enum.IntEnum):
       LABELLED_BATCHES: order of labelled geometries. Seed: seed.
       SPLIT: separation of labelled geometries into training and test sets. Seed: seed.
       STATISTICS: geometries from which statistics of features are taken. Seed: seed.
+      SELECTION: molecules drawn from a data set. Seed: seed.
     """
 
     TRAINING_GEOMETRIES = 0
@@ -34,6 +35,7 @@ class Purpose(enum.IntEnum):
     LABELLED_BATCHES = 5
     SPLIT = 7
     STATISTICS = 8
+    SELECTION = 9
 
 
 def generator(purpose: Purpose, seed: int | Sequence[int], *numbers: int) -> np.random.Generator:

@@ -70,3 +70,43 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ql.InputError, match=r"qptlab\[qm9\]"):
         datasets.qm9()
+
+
+def test_a_text_describes_a_part_of_qm9(qm9):
+    text = "qm9:max_heavy=4,elements=HCO,split=size-train,count=20"
+    chosen = datasets.read_qm9(text)
+    part = qm9.select(max_heavy=4, elements="HCO").split("size").train
+    assert len(chosen) == 20
+    assert set(chosen.indices) <= set(part.indices)
+    np.testing.assert_array_equal(datasets.read_qm9(text).indices, chosen.indices)
+    assert len(datasets.read_qm9("qm9")) == len(qm9)
+    mols = ql.read_molecules(["water", text, "qm9:max_heavy=1"])
+    assert mols[0].name == "water"
+    assert {"C", "N"} <= {mol.name for mol in mols}
+    assert "O" not in {mol.name for mol in mols}, "water is there already"
+
+
+@pytest.mark.parametrize("text", [
+    "qm9:heavy=3", "qm9:max_heavy=four", "qm9:split=random", "qm9:split=random-labels", "qm9:count", "qm9:count=-1",
+    "qm9:max_heavy=3=4", "qm9:elements=Cl", "qm9:max_heavy=٣",
+])
+def test_other_options_of_qm9_are_refused(text):
+    with pytest.raises(ql.InputError, match="qm9:max_heavy=4"):
+        datasets.read_qm9(text)
+
+
+@pytest.mark.parametrize("text", ["qm9:count=0", "qm9:max_heavy=1,count=1000"])
+def test_more_molecules_than_there_are_are_refused(text):
+    with pytest.raises(ql.InputError, match="molecules to draw"):
+        datasets.read_qm9(text)
+
+
+def test_isomers_are_told_apart_and_repetitions_found(qm9):
+    """Different molecules of one formula, and the same molecule with its atoms in another order."""
+    isomers = [mol for mol in qm9.select(max_heavy=5) if mol.formula == "C3H6O"]
+    assert len(isomers) >= 5
+    turned = [
+        ql.Molecule(mol.symbols[::-1], mol.positions[::-1], name=mol.name) for mol in isomers
+    ]
+    different = datasets.different([*isomers, *turned])
+    assert [mol.name for mol in different] == [mol.name for mol in isomers]

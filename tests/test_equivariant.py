@@ -268,9 +268,8 @@ def test_padding_changes_nothing(iterations):
     kinds, config = predict.model.kinds, predict.config
     alone = make_system(mol, HF, kinds, config)
     shapes = [template(molecule(name), HF).shape for name in NAMES]
-    padded = alone.template.padded(padding.union(shapes)._replace(natm=7), nocc=9)
-    large = dataclasses.replace(alone, template=padded)
-    assert padded.shape.nao > alone.template.nao
+    large = dataclasses.replace(alone, padding=padding.Padding(padding.union(shapes)._replace(natm=7), nocc=9))
+    assert large.template.shape.nao > alone.template.nao
     one, two = (predict.in_frame(system, mol.positions) for system in (alone, large))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-9), one, two)
     samples = [system.sample(system.host_integrals(mol.positions)) for system in (alone, large)]

@@ -13,6 +13,7 @@ from pyscf.pbc import gto as periodic
 from scipy.spatial.transform import Rotation
 
 import qptlab as ql
+from qptlab.dft import libcint, screening
 from qptlab.units import AU_DEBYE, BOHR_ANGSTROM
 
 WATER = ql.Molecule.from_name("water")
@@ -199,3 +200,73 @@ def test_a_charge_said_later_is_heeded(atoms):
     atoms.info["charge"] = 2
     with pytest.raises(ql.InputError, match="charge 2"):
         atoms.get_potential_energy()
+
+
+# Charge screening in PySCF ------------------------------------------------------------------
+
+
+CASES = [
+    ("water", scf.RHF, {}), ("water", dft.RKS, {"basis": "cc-pvdz"}),
+    ("water", dft.RKS, {"basis": "6-31g*", "cart": True}),
+    ("[O-][O+]=O", dft.RKS, {}), ("[CH3]", dft.UKS, {"spin": 1}), ("[NH2]", scf.UHF, {"spin": 1, "basis": "def2-svp"}),
+    ("C=O", dft.RKS, {"symmetry": True}), ("C#N", dft.RKS, {"basis": "def2-svp"}),
+]
+
+
+@pytest.mark.parametrize(("text", "kind", "options"), CASES)
+def test_screening_does_not_change_the_result_of_pyscf(text, kind, options):
+    mol = ql.Molecule.parse(text)
+    usual = kind(mole(mol, charge=mol.charge, **options))
+    usual.conv_tol, usual.conv_tol_grad = 1e-11, 1e-7
+    if isinstance(usual, dft.rks.KohnShamDFT):
+        usual.xc, usual.grids.level = "pbe", 0
+    ours = ql.accelerate(usual)
+    usual.kernel()
+    ours.kernel()
+    assert ours.converged
+    assert ours.e_tot == pytest.approx(usual.e_tot, abs=tol.SCF_ENERGY)
+    np.testing.assert_allclose(ours.make_rdm1(), usual.make_rdm1(), atol=1e-5)
+
+
+def test_screening_saves_fock_matrices():
+    """Where charge moves between many atoms; of a later geometry, and from the density of a model, too."""
+    mol = ql.Molecule.from_name("uracil")
+    usual = dft.RKS(mole(mol), xc="pbe")
+    usual.grids.level = 0
+    ours = ql.accelerate(usual)
+    for geometry in (mol, mol.with_positions(1.01 * mol.positions)):
+        for mf in (usual, ours):
+            mf.reset(mole(geometry)).kernel()
+        assert ours.cycles <= 0.75 * usual.cycles
+        assert ours.e_tot == pytest.approx(usual.e_tot, abs=1e-8)
+
+
+def test_a_model_and_screening_work_together(model):
+    mol = moved(WATER)
+    usual = mean_field(mol).run()
+    both = ql.with_guess(ql.accelerate(mean_field(mol)), model).run()
+    assert both.e_tot == pytest.approx(usual.e_tot, abs=tol.SCF_ENERGY)
+    assert both.cycles < usual.cycles
+
+
+def test_the_repulsion_of_shells_is_that_of_the_engine():
+    method = ql.Method("hf", "def2-svp", eri="exact")
+    mol = ql.Molecule.from_name("ethanol")
+    gamma, shells = libcint.shell_repulsion(libcint.pyscf_molecule(mol, method))
+    ints = ql.build_integrals(mol, method)
+    charges = screening.screening(ints)
+    ours = charges.shells @ charges.gamma @ charges.shells.T
+    np.testing.assert_allclose(screening.SCALE * gamma[np.ix_(shells, shells)], ours, atol=1e-10)
+
+
+def with_occupations_of_its_own(mf):
+    mf.get_occ = lambda *_: np.array([2.0] * 5 + [0.0] * 2)  # as `scf.addons.mom_occ` does
+    return mf
+
+
+@pytest.mark.parametrize("change", [
+    lambda mf: scf.addons.smearing(mf, sigma=0.01), scf.hf.SCF.to_ghf, with_occupations_of_its_own,
+])
+def test_screening_refuses_other_occupations(change):
+    with pytest.raises(ql.InputError, match="Expected a"):
+        ql.accelerate(change(scf.RHF(mole(WATER))))

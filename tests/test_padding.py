@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies
 
 import qptlab as ql
-from qptlab.dft import padding
+from qptlab.dft import integrals, padding
 from qptlab.dft.integrals import template
 from qptlab.models.systems import System
 from qptlab.training.label_free import loss
@@ -27,9 +27,8 @@ def test_padding_changes_neither_prediction_nor_gradient(method):
     (plain,), kinds = ql.make_systems([ql.Molecule.from_name("water")], method, config)
     shapes = [template(ql.Molecule.from_name(name), method).shape for name in ("water", "ethanol", "ammonia")]
     shape = padding.union(shapes)._replace(natm=11)
-    padded = plain.template.padded(shape, nocc=16)
-    large = System(plain.frame, padded, kinds, config)
-    assert padded.shape.nao > plain.template.nao
+    large = System(plain.frame, method, padding.Padding(shape, nocc=16), kinds, config)
+    assert large.template.shape.nao > plain.template.nao
     qpt = ql.CorrectionModel(config, kinds)
     params = cases.awake(qpt.init(jax.random.key(0)))
     reference_positions = plain.frame.reference_positions
@@ -46,6 +45,23 @@ def test_padding_changes_neither_prediction_nor_gradient(method):
         leaves = (jax.tree.leaves(slope(system, kind)) for system in (plain, large))
         for ours, theirs in zip(*leaves, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-7)  # parameters are in float32
+
+
+@pytest.mark.parametrize("method", [
+    ql.Method("pbe", "def2-svp", 1), ql.Method("hf", "sto-3g"), ql.Method("b3lyp", "def2-svp", 0, eri="fitted"),
+    ql.Method("pbe", "def2-svp", 0, eri="exact"), ql.Method("pbe", "def2-tzvp", 0, auxbasis="def2-universal-jkfit"),
+], ids=lambda method: f"{method.xc}-{method.basis}-{method.eri}-{method.auxbasis}")
+def test_the_shape_of_a_molecule_is_known_without_its_template(method):
+    for name in ("water", "uracil", "malondialdehyde", "methane"):
+        mol = ql.Molecule.from_name(name)
+        assert integrals.shape(mol, method) == template(mol, method).shape
+        assert integrals.eri_form(mol, method) == template(mol, method).eri
+
+
+def test_the_share_of_padding_counts_orbitals_and_grid_points():
+    small, large = (padding.Shape(1, (((0, 3), number),), 10 * number, 1, 0) for number in (3, 5))
+    shared = padding.Padding(large, 1)
+    assert padding.added_share([small, large], [shared, shared]) == pytest.approx((0.2, 0.2))
 
 
 @hypothesis.given(strategies.lists(strategies.integers(1, 60), min_size=1, max_size=30))

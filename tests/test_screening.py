@@ -163,7 +163,7 @@ def test_padding_changes_nothing():
     small, large = (template(cases.molecule(name), HF) for name in ("water", "ammonia"))
     shape = padding.union([small.shape, large.shape])
     positions = cases.molecule("water").positions
-    padded = evaluated(small.padded(shape, large.nocc).build(positions))[2]
+    padded = evaluated(small.padded(padding.Padding(shape, large.nocc)).build(positions))[2]
     plain, nao = evaluated(small.build(positions))[2], small.nao
     for name in ("fock", "dm"):
         np.testing.assert_allclose(getattr(padded, name)[:nao, :nao], getattr(plain, name), atol=tol.ROUNDING)

@@ -55,6 +55,19 @@ def test_a_stream_entered_later_goes_on_as_it_would_have_done(names, sampler, mo
         assert late.drawn >= whole.drawn
 
 
+@pytest.mark.parametrize("sampler", ["perturb", "md"])
+def test_a_stream_of_many_molecules_keeps_few_trajectories(sampler, monkeypatch):
+    """A trajectory that is dropped starts again at the place where it was left."""
+    names = ("water", "ammonia")
+    with stream(names, sampler=sampler) as whole:
+        expected = list(itertools.islice(whole, 6))
+    monkeypatch.setattr(stream_module, "MAX_SOURCES", 1)
+    with stream(names, sampler=sampler) as bounded:
+        for ours, theirs in zip(expected, bounded, strict=False):
+            same(ours, theirs)
+        assert all(len(bucket._sources) == 1 for bucket in bounded._buckets)
+
+
 def test_processes_that_share_a_stream_have_the_batches_of_one(monkeypatch):
     """Each process creates only its own samples. This also holds for a stream that starts at a later step."""
     made = []

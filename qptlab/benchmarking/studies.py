@@ -35,12 +35,13 @@ from qptlab.models.equivariant import EquivariantConfig
 from qptlab.models.networks import SCHEMES, CorrectionConfig
 from qptlab.models.predictor import CorrectionPredictor
 from qptlab.models.qpt import QPTConfig
-from qptlab.models.systems import System, make_systems
+from qptlab.models.systems import System, added_share, make_systems
 from qptlab.runtime import cluster
 from qptlab.sampling import MolecularDynamics, Sampler, Sampling, sample
 from qptlab.system import coordinates
+from qptlab.system.datasets import read_molecules
 from qptlab.system.method import Method
-from qptlab.system.molecule import Molecule, read_molecules
+from qptlab.system.molecule import Molecule
 from qptlab.training.config import TrainConfig
 from qptlab.training.label_free import LabelFree
 from qptlab.training.loop import initial_state, train
@@ -153,6 +154,22 @@ class Bends(Sampler):
         return f"one angle changed by {self.smallest:g}° to {self.largest:g}°"
 
 
+@dataclasses.dataclass(frozen=True)
+class AsGiven(Sampler):
+    """The reference geometry of the molecule itself, again and again.
+
+    This sampler is for tests only and is not registered.
+    """
+
+    def draw(self, mol: Molecule, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "natm 3"]]:
+        """Yield the positions of the molecule, bohr."""
+        return itertools.repeat(mol.positions)
+
+    def summary(self) -> str:
+        """Return a description for people."""
+        return "the geometries of the data set"
+
+
 def _bonds(mol: Molecule) -> list[coordinates.Coordinate]:
     """Return the bonds outside of rings."""
     bonds = [coordinate for coordinate in coordinates.coordinates(mol) if len(coordinate.atoms) == 2]
@@ -201,6 +218,7 @@ class TestGroup(NamedTuple):
       sampling: sampler of the geometries.
       xc: functional; None for that of the training.
       basis: basis set; None for that of the training.
+      iterations: DFT iterations after the network; None for those of the setting.
       each: number of geometries of each molecule.
     """
 
@@ -210,6 +228,7 @@ class TestGroup(NamedTuple):
     sampling: Sampler = Sampling("md")
     xc: str | None = None
     basis: str | None = None
+    iterations: int | None = None
     each: int = 2
 
 
@@ -410,7 +429,10 @@ def _rows(
         progress(f"{setting.label}, seed {seed}")
         config = dataclasses.replace(setting.train, minutes=minutes, steps=None, seed=seed)
         row, trained = _train(plain, config, test)
-        row["groups"] = {title: group and _errors(evaluate(trained, group)) for title, group in groups.items()}
+        row["groups"] = {
+            title: group and _errors(evaluate(_with_iterations(trained, selected.groups[title].iterations), group))
+            for title, group in groups.items()
+        }
         yield {"setting": setting.label, "seed": seed, **row}
 
 
@@ -424,7 +446,15 @@ def _test_group(plain: CorrectionPredictor, group: TestGroup, method: Method) ->
         if not set(kinds) <= set(plain.model.kinds):
             return None
         systems = [system.with_vocabulary(plain.model.kinds) for system in systems]
-    return _test_set(CorrectionPredictor(plain.model, None, systems), systems, group.sampling, group.each)
+    untrained = _with_iterations(CorrectionPredictor(plain.model, None, systems), group.iterations)
+    return _test_set(untrained, systems, group.sampling, group.each)
+
+
+def _with_iterations(predictor: CorrectionPredictor, iterations: int | None) -> CorrectionPredictor:
+    """Return the model with another number of DFT iterations after the network; None for its own."""
+    if iterations is None:
+        return predictor
+    return CorrectionPredictor(predictor.model.with_iterations(iterations), predictor.params, predictor.systems)
 
 
 def _train(plain: CorrectionPredictor, config: TrainConfig, test: TestSet) -> tuple[Row, CorrectionPredictor]:
@@ -450,7 +480,7 @@ def _train(plain: CorrectionPredictor, config: TrainConfig, test: TestSet) -> tu
         "curve": [*curve, [state.seconds, final.errors.energy_mae_mev]],
         **_errors(final),
         "steps": state.step, "geometries": metrics.geometries, "seconds": state.seconds, "skipped": skipped,
-        "data_wait_s": sum(waiting), "compile_s": sum(compiling),
+        "data_wait_s": sum(waiting), "compile_s": sum(compiling), "padding": added_share(systems),
         "seconds_per_geometry": final.seconds_per_geometry,
         "pyscf_seconds_per_geometry": final.pyscf_seconds_per_geometry,
     }

@@ -90,7 +90,8 @@ def train(
         list[str] | None,
         typer.Argument(
             metavar="MOLECULE",
-            help="Built-in names, SMILES, XYZ files (ångström) or .smi files; not with --labels.",
+            help="Built-in names, SMILES, XYZ files (ångström), .smi files, or a part of QM9 such as "
+                 "qm9:max_heavy=4,split=random-train,count=100; not with --labels.",
         ),
     ] = None,
     labels: Annotated[

@@ -4,11 +4,12 @@ The host computes the integrals that only libcint can compute. The device comput
 of the two-electron integrals and the guess density. All of it can be differentiated with respect to positions.
 """
 
+import collections
 import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,9 @@ from qptlab.system.molecule import Molecule
 AO_SHARE = 4
 """AO values of one geometry are stored if they take at most this fraction (one over the number) of the memory for
 integrals. Otherwise they are recomputed, chunk by chunk, when they are needed."""
+
+TEMPLATES = 256
+"""Number of templates that are kept, with and without padding each: those that were used last."""
 
 CHUNK_ELEMENTS = 2**17
 """Number of AO values per chunk of grid points, so that the arrays of a chunk stay in a processor's cache."""
@@ -242,13 +246,9 @@ class Template:
             )
         return padding.pad_host(libcint.host_integrals(self._moles.at(positions), threads), self.shape)
 
-    def padded(self, shape: padding.Shape, nocc: int) -> "Template":
-        """Return the same molecule in arrays of a larger shape; its atoms and orbitals come first.
-
-        Args:
-          shape: shape after padding, in no respect smaller than the molecule's shape.
-          nocc: largest number of doubly occupied orbitals of all molecules that share compiled functions.
-        """
+    def padded(self, shared: padding.Padding) -> "Template":
+        """Return the same molecule in arrays of a larger shape; its atoms and orbitals come first."""
+        shape = shared.shape
         plain = jax.tree.map(np.asarray, self.constants)
         added = shape.nao - self.nao
         constants = Constants(
@@ -260,10 +260,8 @@ class Template:
             ao_atom=np.pad(plain.ao_atom, (0, added)),
             ao_mask=np.pad(plain.ao_mask, (0, added)),
         )
-        layout = _layout((nocc,), shape.nao, shape.ngrids, self.method, fitted=self.layout.fitted)
-        return dataclasses.replace(
-            self, layout=layout, constants=jax.tree.map(jnp.asarray, constants), shape=shape
-        )
+        layout = _layout((shared.nocc,), shape.nao, shape.ngrids, self.method, fitted=self.layout.fitted)
+        return dataclasses.replace(self, layout=layout, constants=_on_device(constants), shape=shape)
 
     def complete(self, host: HostIntegrals) -> Integrals:
         """Compute `Integrals` from the result of `host_integrals`; compiled once for all molecules of one shape."""
@@ -416,19 +414,69 @@ def build_integrals(mol: Molecule, method: Method) -> Integrals:
     return template(mol, method).build(mol.positions)
 
 
-def template(mol: Molecule, method: Method) -> Template:
-    """Prepare a molecule for integrals at any of its geometries.
+def template(mol: Molecule, method: Method, shared: padding.Padding | None = None) -> Template:
+    """Prepare a molecule for integrals at any of its geometries. The templates used last are kept.
 
     Args:
       mol: molecule.
       method: level of theory.
+      shared: sizes that the arrays are padded to; None for no padding.
 
     Raises:
       InputError: if PySCF lacks the basis for an element, a shell is beyond f, the basis needs an effective core
         potential, there are fewer orbitals than the electrons need, or the integrals do not fit into memory.
     """
     _limit_lapack_threads()
-    return _cached_template(mol.symbols, mol.charge, mol.spin, method)
+    key = mol.symbols, mol.charge, cast(int, mol.spin), method
+    return _cached_template(*key) if shared is None else _cached_padded(*key, shared)
+
+
+def atom_template(symbol: str, method: Method) -> Template:
+    """Prepare a free atom, which has the shells, grid points and auxiliary orbitals of the atom in any molecule.
+
+    Args:
+      symbol: element symbol.
+      method: level of theory.
+
+    Raises:
+      InputError: if `template` raises it.
+    """
+    atom = Molecule((symbol,), np.zeros((1, 3)))
+    return template(atom, dataclasses.replace(method, eri=libcint.eri_form(1, method)))
+
+
+def eri_form(mol: Molecule, method: Method) -> str:
+    """Return the form of a molecule's two-electron integrals, "exact" or "fitted", without a template of it.
+
+    Args:
+      mol: molecule.
+      method: level of theory.
+
+    Raises:
+      InputError: if PySCF lacks the basis for an element.
+    """
+    if method.eri != "auto":
+        return method.eri
+    counts = collections.Counter(mol.symbols)
+    nao = sum(count * atom_template(symbol, method).nao for symbol, count in counts.items())
+    return libcint.eri_form(nao, method)
+
+
+def shape(mol: Molecule, method: Method) -> padding.Shape:
+    """Return the sizes of a molecule's arrays without a template of it: the sums over its atoms.
+
+    Args:
+      mol: molecule.
+      method: level of theory.
+
+    Raises:
+      InputError: if PySCF lacks the basis for an element, or there are fewer orbitals than the electrons need.
+    """
+    exact_or_fitted = dataclasses.replace(method, eri=eri_form(mol, method))
+    atoms = {symbol: atom_template(symbol, exact_or_fitted).shape for symbol in set(mol.symbols)}
+    sizes = padding.joined([atoms[symbol] for symbol in mol.symbols])
+    _check_orbitals(mol, sizes.nao, method)
+    return sizes
 
 
 @functools.cache
@@ -443,7 +491,22 @@ def _limit_lapack_threads() -> None:
             library.set_num_threads(1)
 
 
-@functools.lru_cache(maxsize=256)
+def _check_orbitals(mol: Molecule, nao: int, method: Method) -> None:
+    if max(mol.occupied) > nao:
+        raise InputError(
+            f"Expected a basis with at least {max(mol.occupied)} orbitals for {mol.formula}, got {method.basis!r} "
+            f"with {nao}; use def2-svp."
+        )
+
+
+@functools.lru_cache(maxsize=TEMPLATES)
+def _cached_padded(
+    symbols: tuple[str, ...], charge: int, spin: int, method: Method, shared: padding.Padding
+) -> Template:
+    return _cached_template(symbols, charge, spin, method).padded(shared)
+
+
+@functools.lru_cache(maxsize=TEMPLATES)
 def _cached_template(symbols: tuple[str, ...], charge: int, spin: int, method: Method) -> Template:
     # A template does not depend on the geometry. These positions are so far apart that no atoms overlap.
     positions = 10.0 * np.arange(3 * len(symbols)).reshape(-1, 3)
@@ -451,11 +514,7 @@ def _cached_template(symbols: tuple[str, ...], charge: int, spin: int, method: M
     moles = libcint.moles(mol, method)
     level = method.grid_level if method.functional.nvar else None
     labels = moles.basis.ao_labels(fmt=False)
-    if max(mol.occupied) > len(labels):
-        raise InputError(
-            f"Expected a basis with at least {max(mol.occupied)} orbitals for {mol.formula}, got {method.basis!r} "
-            f"with {len(labels)}; use def2-svp."
-        )
+    _check_orbitals(mol, len(labels), method)
     constants = Constants(
         charges=libcint.nuclear_charges(moles.basis),
         grid=libcint.grid_template(moles.basis, level),
@@ -472,12 +531,17 @@ def _cached_template(symbols: tuple[str, ...], charge: int, spin: int, method: M
         method=method,
         ao_labels=tuple(label.strip() for label in moles.basis.ao_labels()),
         layout=_layout(mol.occupied, len(labels), len(constants.grid.volumes), method, fitted=moles.aux is not None),
-        constants=jax.tree.map(jnp.asarray, constants),
+        constants=_on_device(constants),
         shape=padding.shape_of(
             constants.basis, constants.grid, len(constants.minao_occupation), moles.aux.nao if moles.aux else 0
         ),
         _moles=moles,
     )
+
+
+def _on_device(constants: Constants) -> Constants:
+    with jax.ensure_compile_time_eval():  # templates are cached: no array may belong to a function being traced
+        return jax.tree.map(jnp.asarray, constants)
 
 
 def _layout(occupied: Sequence[int], nao: int, ngrids: int, method: Method, *, fitted: bool) -> Layout:

@@ -81,14 +81,27 @@ def moles(mol: Molecule, method: Method) -> Moles:
         potential, or the integrals do not fit into memory.
     """
     basis = pyscf_molecule(mol, method)
-    exact = exact_bytes(basis.nao, exchange=_has_exchange(method))
-    if method.eri == "exact" or (method.eri == "auto" and method.auxbasis is None and exact <= AUTO_EXACT_BYTES):
+    if eri_form(basis.nao, method) == "exact":
+        exact = exact_bytes(basis.nao, exchange=_has_exchange(method))
         _check_memory(exact, f"exact two-electron integrals of {basis.nao} atomic orbitals", "eri='fitted'")
         return Moles(basis, _minao(basis)[0], None)
     aux = df.addons.make_auxmol(basis, auxiliary_basis(basis, method))
     name = f"fitted integrals of {basis.nao} atomic and {aux.nao} auxiliary orbitals"
     _check_memory(fitted_bytes(basis.nao, aux.nao), name, "a smaller basis")
     return Moles(basis, _minao(basis)[0], aux)
+
+
+def eri_form(nao: int, method: Method) -> str:
+    """Return the form of the two-electron integrals, "exact" or "fitted"; a method with `auto` leaves it open.
+
+    Args:
+      nao: number of atomic orbitals.
+      method: level of theory.
+    """
+    if method.eri != "auto":
+        return method.eri
+    is_small = exact_bytes(nao, exchange=_has_exchange(method)) <= AUTO_EXACT_BYTES
+    return "exact" if is_small and method.auxbasis is None else "fitted"
 
 
 def host_integrals(moles: Moles, threads: int | None) -> HostIntegrals:
@@ -358,6 +371,26 @@ def electrostatic_potential(
 def dipole_integrals(mol: gto.Mole) -> Float[np.ndarray, "3 nao nao"]:
     """Return the position integrals ⟨i|r|j⟩ about the origin, bohr."""
     return mol.intor_symmetric("int1e_r", comp=3)
+
+
+def shell_repulsion(mol: gto.mole.MoleBase) -> tuple[Float[np.ndarray, "nshell nshell"], Int[np.ndarray, " nao"]]:
+    """Return the average repulsion (ii|jj) of the orbitals of two shells, hartree, and the shell of each orbital."""
+    sizes = np.diff(mol.ao_loc_nr())
+    contractions = [mol.bas_nctr(ib) for ib in range(mol.nbas)]
+    starts = np.concatenate([[0], np.cumsum(contractions)])
+    gamma = np.zeros((starts[-1], starts[-1]))
+    for a in range(mol.nbas):
+        for b in range(a + 1):
+            pairs = np.einsum("iijj->ij", mol.intor_by_shell("int2e", (a, a, b, b)))
+            pairs = pairs.reshape(contractions[a], -1, contractions[b], sizes[b] // contractions[b])
+            rows, columns = slice(starts[a], starts[a + 1]), slice(starts[b], starts[b + 1])
+            gamma[rows, columns] = pairs.mean(axis=(1, 3))
+            gamma[columns, rows] = gamma[rows, columns].T
+    shells = [
+        np.repeat(first + np.arange(count), size // count)
+        for first, count, size in zip(starts, contractions, sizes, strict=False)
+    ]
+    return gamma, np.concatenate(shells)
 
 
 def _moved(mol: gto.Mole, positions: Float[np.ndarray, "natm 3"]) -> gto.Mole:

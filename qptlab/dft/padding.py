@@ -5,6 +5,7 @@ high that they are never filled. Added grid points have no weight. Added nuclei 
 that they take no part of the grid. The atoms and orbitals of the molecule come first, in their usual order.
 """
 
+import collections
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,6 +47,29 @@ class Shape(NamedTuple):
         return sum((2 * l + 1) * count for (l, _), count in self.shells)
 
 
+class Padding(NamedTuple):
+    """Sizes that several molecules share.
+
+    Attributes:
+      shape: sizes of the arrays, in no respect smaller than those of a molecule.
+      nocc: largest number of doubly occupied orbitals of the molecules.
+    """
+
+    shape: Shape
+    nocc: int
+
+
+def joined(shapes: Sequence[Shape]) -> Shape:
+    """Return the shape of a molecule from the shapes of its atoms."""
+    shells: collections.Counter[tuple[int, int]] = collections.Counter()
+    for shape in shapes:
+        shells.update(dict(shape.shells))
+    return Shape(
+        sum(shape.natm for shape in shapes), tuple(sorted(shells.items())), sum(shape.ngrids for shape in shapes),
+        sum(shape.nminao for shape in shapes), sum(shape.naux for shape in shapes),
+    )
+
+
 def union(shapes: Sequence[Shape]) -> Shape:
     """Return the smallest shape that all given shapes fit into."""
     kinds = sorted({kind for shape in shapes for kind, _ in shape.shells})
@@ -63,14 +87,30 @@ def buckets(shapes: Sequence[Shape]) -> list[list[int]]:
       Indices of the shapes in each group, small molecules first.
     """
     groups: list[list[int]] = []
+    shared = None
     for index in sorted(range(len(shapes)), key=lambda i: shapes[i].nao):
-        members = [*(groups[-1] if groups else []), index]
-        nao = union([shapes[i] for i in members]).nao
-        if groups and all(nao <= MAX_GROWTH * shapes[i].nao for i in members):
+        grown = union([shared, shapes[index]]) if shared else shapes[index]
+        # The first member of a group is its smallest.
+        if groups and grown.nao <= MAX_GROWTH * shapes[groups[-1][0]].nao:
             groups[-1].append(index)
+            shared = grown
         else:
             groups.append([index])
+            shared = shapes[index]
     return groups
+
+
+def added_share(shapes: Sequence[Shape], paddings: Sequence[Padding]) -> tuple[float, float]:
+    """Return the shares of padding among the atomic orbitals and among the grid points of molecules.
+
+    Args:
+      shapes: sizes without padding.
+      paddings: sizes with padding, in the same order.
+    """
+    pairs = [(shape, padding.shape) for shape, padding in zip(shapes, paddings, strict=True)]
+    orbitals = 1 - sum(shape.nao for shape, _ in pairs) / sum(padded.nao for _, padded in pairs)
+    points = 1 - sum(shape.ngrids for shape, _ in pairs) / max(1, sum(padded.ngrids for _, padded in pairs))
+    return orbitals, points
 
 
 def fill(values: Sequence | np.ndarray, size: int, value: float = 0) -> np.ndarray:

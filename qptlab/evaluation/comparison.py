@@ -176,7 +176,7 @@ class Evaluation:
         plain, stopped = self.references.no_network[index], self.references.stopped[index]
         summary = reference.errors([model], [truth])
         system, mol = self.references.systems[index], self.molecules[index]
-        dipoles = (dipole_debye(mol, system.template.method, answer.dm) for answer in (model, truth))
+        dipoles = (dipole_debye(mol, system.method, answer.dm) for answer in (model, truth))
         gaps = (
             answer.mo_energy[truth.nocc] - answer.mo_energy[truth.nocc - 1]
             if len(answer.mo_energy) > truth.nocc else np.nan

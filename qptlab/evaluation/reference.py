@@ -91,7 +91,7 @@ class Labelled(System):
     @classmethod
     def of(cls, system: System) -> "Labelled":
         """Return a molecule with labels."""
-        return cls(system.frame, system.template, system.vocabulary, system.config)
+        return cls(system.frame, system.method, system.padding, system.vocabulary, system.config)
 
     def sample(self, host: HostIntegrals) -> Sample:
         """Return a sample with a label, for which an SCF of PySCF is run.

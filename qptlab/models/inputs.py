@@ -1,7 +1,7 @@
 """What a network needs of a geometry: the matrices of the guess, and features that are computed from them."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -78,7 +78,8 @@ class Inputs(NamedTuple):
     Attributes:
       features: function `features(ints, guess, orbitals)` that returns a pytree of arrays with at least the fields
         `fock_guess`, the Fock matrix that is corrected, and `mask`, which is true for the molecule's AOs.
-      kinds: function that returns the kind of each token of a template without padding, such as "O 2p".
+      kinds: function that returns the kind of each token of a template without padding, such as "O 2p". An atom of
+        an element has the same kinds in all molecules.
       indices: function `indices(template, vocabulary)` that returns the index of each token's kind, padding included.
       labels: function that returns name and atom of each token of a template without padding.
       blank: features of the smallest geometry, from whose shapes parameters are made.
@@ -91,7 +92,3 @@ class Inputs(NamedTuple):
     labels: Callable[[Template], list[tuple[str, int]]]
     blank: Callable[[], Any]
     framed: bool
-
-    def vocabulary(self, templates: Sequence[Template]) -> tuple[str, ...]:
-        """Return the sorted kinds of the tokens of molecules."""
-        return tuple(sorted({kind for template in templates for kind in self.kinds(template)}))

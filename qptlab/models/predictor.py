@@ -53,6 +53,9 @@ class CorrectionPredictor:
         self.params = params
         self.systems = list(systems)
         self._untrained_systems: list[System] = []
+        self._isomers: dict[tuple[str, ...], list[System]] = {}
+        for system in self.systems:
+            self._isomers.setdefault(_elements(system.molecule), []).append(system)
 
     @classmethod
     def rebuild(cls, description: dict, arrays: dict | None) -> "CorrectionPredictor":
@@ -99,7 +102,7 @@ class CorrectionPredictor:
     @property
     def method(self) -> Method:
         """Level of theory."""
-        return self.systems[0].template.method
+        return self.systems[0].method
 
     @property
     def label(self) -> str:
@@ -183,14 +186,15 @@ class CorrectionPredictor:
 
     def _as_given(self, mol: Molecule) -> System:
         """Return the system with the molecule's atoms in their order; warn if the model was not trained on it."""
+        trained = self._isomers.get(_elements(mol), [])
         same = [
-            system for system in (*self.systems, *self._untrained_systems)
+            system for system in (*trained, *self._untrained_systems)
             if isinstance(system.frame, LaboratoryFrame) and system.frame.is_frame_of(mol)
         ]
         # Bonds of a trained molecule may break. New bonds make an isomer or a product of a reaction.
         is_trained = any(
             (system in same and mol.bonds <= system.molecule.bonds) or len(system.molecule.orders(mol))
-            for system in self.systems
+            for system in trained
         )
         system = same[0] if same else self._prepared(mol)  # refuses unknown elements before there is a warning
         if not is_trained:
@@ -207,7 +211,7 @@ class CorrectionPredictor:
 
     def _predict(self, mol: Molecule, system: System, pose: Pose) -> Prediction:
         prediction = to_input_frame(self.in_frame(system, pose.positions), system, pose)
-        method = system.template.method
+        method = system.method
         return prediction._replace(
             dipole=dipole_debye(mol, method, prediction.dm) / AU_DEBYE,
             charges=charges(mol, method, prediction.dm, "lowdin"),
@@ -228,7 +232,7 @@ class CorrectionPredictor:
 
     def _trained_system(self, mol: Molecule) -> System | None:
         """Return the system with the molecule's bonds or, if bonds are stretched, the only one with its atoms."""
-        isomers = [system for system in self.systems if sorted(system.molecule.symbols) == sorted(mol.symbols)]
+        isomers = self._isomers.get(_elements(mol), [])
         bonded = [system for system in isomers if len(system.molecule.orders(mol))]
         if not bonded and len(isomers) == 1 and isomers[0].molecule.symbols == mol.symbols:
             bonded = [system for system in isomers if system.molecule.charge == mol.charge]
@@ -247,6 +251,11 @@ class CorrectionPredictor:
         )
 
 
+def _elements(mol: Molecule) -> tuple[str, ...]:
+    """Return the elements of a molecule's atoms, which all of its isomers have."""
+    return tuple(sorted(mol.symbols))
+
+
 @functools.lru_cache(maxsize=8)
 def energy_and_gradient(
     model: CorrectionModel, system: System
@@ -260,7 +269,7 @@ def energy_and_gradient(
 
 def to_input_frame(prediction: Prediction, system: System, pose: Pose) -> Prediction:
     """Transform matrices of a prediction from the molecule's frame to the atomic orbitals of the input geometry."""
-    template = integrals.template(system.molecule, system.template.method)
+    template = integrals.template(system.molecule, system.method)
     rotation = np.asarray(grid.ao_rotation(jnp.asarray(pose.rotation), template.basis))
     inverse = np.argsort(_ao_order(pose.order, template.ao_atom))
 

@@ -1,6 +1,7 @@
-"""Molecules prepared for a model: each has a frame of its own, and arrays that are padded to a few shapes.
+"""Molecules of a model: each has a frame of its own, and arrays that are padded to a few shapes.
 
-Molecules with arrays of one shape share the compiled functions.
+Molecules with arrays of one shape share the compiled functions. The arrays are made when they are needed, and dropped
+when many other molecules were needed since: a model may have thousands of molecules.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from qptlab.dft import integrals, padding
 from qptlab.dft.energy import kohn_sham
 from qptlab.dft.integrals import HostIntegrals, Integrals, Template
+from qptlab.dft.padding import Padding
 from qptlab.dft.scf import guess_density
 from qptlab.dft.screening import Screening, screened, screening
 from qptlab.errors import InputError
@@ -59,37 +61,39 @@ class Sample(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class System:
-    """One of a model's molecules: frame, template of the integrals, and kinds of the network's tokens.
+    """One of a model's molecules: frame, level of theory, and kinds of the network's tokens.
 
     Attributes:
       frame: frame of the molecule, with the reference geometry.
-      template: template of the integrals for the molecule and the method; padded if molecules share one shape.
+      method: level of theory.
+      padding: sizes that several molecules share; None for arrays without padding.
       vocabulary: names of the kinds of tokens (atomic orbitals or shells) that the model knows.
       config: settings of the network, which state how it sees a geometry.
     """
 
     frame: Frame
-    template: Template
+    method: Method
+    padding: Padding | None
     vocabulary: tuple[str, ...]
     config: CorrectionConfig
 
+    @property
+    def template(self) -> Template:
+        """Template of the integrals; padded if molecules share one shape."""
+        return integrals.template(self.molecule, self.method, self.padding)
+
+    @property
+    def sizes(self) -> Padding:
+        """Sizes of the arrays, without a template. Molecules with equal sizes share compiled functions."""
+        if self.padding is not None:
+            return self.padding
+        return Padding(integrals.shape(self.molecule, self.method), self.molecule.occupied[0])
+
     @functools.cached_property
     def orbitals(self) -> Orbitals:
-        """Kinds of the tokens, and atoms and mask of the atomic orbitals.
-
-        Raises:
-          InputError: if the vocabulary lacks a kind.
-        """
-        inputs = network_of(self.config).inputs
-        missing = sorted(set(inputs.kinds(self.template)) - set(self.vocabulary))
-        if missing:
-            elements = ", ".join(sorted({kind.split()[0] for kind in self.vocabulary}))
-            raise InputError(
-                f"Expected atomic orbitals of the training set, got {', '.join(missing)}; use a molecule of the "
-                f"elements {elements} in the same basis."
-            )
+        """Kinds of the tokens, and atoms and mask of the atomic orbitals."""
         constants = self.template.constants
-        kinds = inputs.indices(self.template, self.vocabulary)
+        kinds = network_of(self.config).inputs.indices(self.template, self.vocabulary)
         with jax.ensure_compile_time_eval():  # the arrays are cached: none may belong to a function being traced
             return Orbitals(jnp.asarray(kinds), jnp.asarray(constants.ao_atom), jnp.asarray(constants.ao_mask))
 
@@ -114,7 +118,8 @@ class System:
     def shapes(self) -> Sample:
         """Shapes and types of the arrays in a sample."""
         # Guesses that are built on the host cannot be traced.
-        plain = System(self.frame, self.template, self.vocabulary, dataclasses.replace(self.config, guess="minao"))
+        config = dataclasses.replace(self.config, guess="minao")
+        plain = System(self.frame, self.method, self.padding, self.vocabulary, config)
         return jax.eval_shape(plain.sample, self.host_integrals(self.frame.reference_positions))
 
     def with_vocabulary(self, vocabulary: tuple[str, ...]) -> "System":
@@ -123,11 +128,23 @@ class System:
         Raises:
           InputError: if the vocabulary lacks a kind of the molecule.
         """
-        return _checked(dataclasses.replace(self, vocabulary=vocabulary))
+        system = dataclasses.replace(self, vocabulary=vocabulary)
+        system.check_vocabulary()
+        return system
+
+    def check_vocabulary(self) -> None:
+        """Raise an `InputError` if the vocabulary lacks a kind of the molecule."""
+        kinds = _vocabulary([self.molecule], self.method, self.config)
+        if missing := sorted(set(kinds) - set(self.vocabulary)):
+            elements = ", ".join(sorted({kind.split()[0] for kind in self.vocabulary}))
+            raise InputError(
+                f"Expected atomic orbitals of the training set, got {', '.join(missing)}; use a molecule of the "
+                f"elements {elements} in the same basis."
+            )
 
     def unpadded(self) -> "System":
         """Return the same molecule in arrays without padding."""
-        return dataclasses.replace(self, template=integrals.template(self.molecule, self.template.method))
+        return dataclasses.replace(self, padding=None)
 
     def value_and_gradient(
         self, function: Callable[..., Float[jax.Array, ""]]
@@ -219,17 +236,26 @@ def make_systems(
     """
     if not mols:
         raise InputError('Expected at least one molecule, got none; use [ql.Molecule.from_name("water")].')
-    templates = [_closed_shell(mol, method) for mol in mols]
-    if len({template.eri for template in templates}) > 1:  # `auto` chose fitted integrals for large molecules only
-        templates = [_closed_shell(mol, dataclasses.replace(method, eri="fitted")) for mol in mols]
-    vocabulary = network_of(config).inputs.vocabulary(templates)
-    for members in padding.buckets([template.shape for template in templates]) if len(mols) > 1 else []:
-        shape = padding.union([templates[i].shape for i in members])
-        nocc = max(templates[i].nocc for i in members)
+    for mol in mols:
+        _check_closed_shell(mol)
+    if len({integrals.eri_form(mol, method) for mol in mols}) > 1:  # `auto`: fitted for large molecules only
+        method = dataclasses.replace(method, eri="fitted")
+    shapes = [integrals.shape(mol, method) for mol in mols]
+    integrals.template(mols[max(range(len(mols)), key=lambda i: shapes[i].nao)], method)  # checks the memory
+    vocabulary = _vocabulary(mols, method, config)
+    paddings: list[Padding | None] = [None] * len(mols)
+    for members in padding.buckets(shapes) if len(mols) > 1 else []:
+        shared = Padding(padding.union([shapes[i] for i in members]), max(mols[i].occupied[0] for i in members))
         for i in members:
-            templates[i] = templates[i].padded(shape, nocc)
-    pairs = zip(mols, templates, strict=True)
-    return [_system(mol, template, vocabulary, config) for mol, template in pairs], vocabulary
+            paddings[i] = shared
+    pairs = zip(mols, paddings, strict=True)
+    return [System(_frame(mol, config), method, shared, vocabulary, config) for mol, shared in pairs], vocabulary
+
+
+def added_share(systems: Sequence[System]) -> tuple[float, float]:
+    """Return the shares of padding among the atomic orbitals and among the grid points of all molecules."""
+    shapes = [integrals.shape(system.molecule, system.method) for system in systems]
+    return padding.added_share(shapes, [system.sizes for system in systems])
 
 
 def make_system(mol: Molecule, method: Method, vocabulary: tuple[str, ...], config: CorrectionConfig) -> System:
@@ -245,26 +271,34 @@ def make_system(mol: Molecule, method: Method, vocabulary: tuple[str, ...], conf
       InputError: if the molecule has unpaired electrons, if the method cannot treat it, or if the vocabulary lacks
         one of its kinds of tokens.
     """
-    return _system(mol, _closed_shell(mol, method), vocabulary, config)
-
-
-def _system(mol: Molecule, template: Template, vocabulary: tuple[str, ...], config: CorrectionConfig) -> System:
-    is_framed = network_of(config).inputs.framed
-    frame = ReferenceFrame(standard_orientation(mol)) if is_framed else LaboratoryFrame(mol)
-    return _checked(System(frame, template, vocabulary, config))
-
-
-def _checked(system: System) -> System:
-    """Return the system, after its kinds are looked up in the vocabulary."""
-    _ = system.orbitals
+    _check_closed_shell(mol)
+    integrals.template(mol, method)  # checks the memory
+    system = System(_frame(mol, config), method, None, vocabulary, config)
+    system.check_vocabulary()
     return system
 
 
-def _closed_shell(mol: Molecule, method: Method) -> Template:
-    template = integrals.template(mol, method)
-    if len(template.occupied) > 1:
+def _frame(mol: Molecule, config: CorrectionConfig) -> Frame:
+    is_framed = network_of(config).inputs.framed
+    return ReferenceFrame(standard_orientation(mol)) if is_framed else LaboratoryFrame(mol)
+
+
+def _vocabulary(mols: Sequence[Molecule], method: Method, config: CorrectionConfig) -> tuple[str, ...]:
+    """Return the sorted kinds of the tokens of molecules."""
+    kinds = network_of(config).inputs.kinds
+    elements = {symbol for mol in mols for symbol in mol.symbols}
+    return tuple(sorted({kind for symbol in elements for kind in _kinds(kinds, symbol, method)}))
+
+
+@functools.lru_cache(maxsize=1024)
+def _kinds(kinds: Callable[[Template], list[str]], symbol: str, method: Method) -> tuple[str, ...]:
+    """Return the kinds of the tokens of an element."""
+    return tuple(kinds(integrals.atom_template(symbol, method)))
+
+
+def _check_closed_shell(mol: Molecule) -> None:
+    if mol.spin:
         raise InputError(
             f"Expected a closed-shell molecule, got {mol.formula} with {mol.spin} unpaired electrons; use a molecule "
             "or a charge without unpaired electrons."
         )
-    return template

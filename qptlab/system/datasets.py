@@ -1,7 +1,8 @@
-"""Data sets of molecules on disk, of which a molecule is read when it is asked for: QM9.
+"""Sets of molecules: files and texts of a user, and QM9, of which a molecule is read when it is asked for.
 
     >>> from qptlab.system import datasets
     >>> train = datasets.qm9().select(max_heavy=4).split("random").train  # doctest: +SKIP
+    >>> same = datasets.read_molecules(["qm9:max_heavy=4,split=random-train"])  # doctest: +SKIP
 
 QM9 (Ramakrishnan et al. 2014, doi:10.1038/sdata.2014.22) comes with the package qm9pack, ``pip install
 'qptlab[qm9]'``. Geometries and SMILES are read from its files; its labels are not, and its code is not run.
@@ -10,16 +11,18 @@ QM9 (Ramakrishnan et al. 2014, doi:10.1038/sdata.2014.22) comes with the package
 import csv
 import functools
 import importlib.util
+import itertools
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, cast, overload
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 from jaxtyping import Int
 
 from qptlab.errors import InputError, shown
-from qptlab.system.molecule import Molecule
+from qptlab.random_streams import Purpose, generator
+from qptlab.system.molecule import MAX_SMILES_CHARACTERS, Molecule, read_limited, read_xyz
 from qptlab.units import BOHR_ANGSTROM
 
 SPLITS = ("random", "size")
@@ -142,6 +145,24 @@ class QM9(Sequence[Molecule]):
                 is_selected &= numbers <= largest
         return self.take(np.flatnonzero(is_selected))
 
+    def draw(self, count: int, seed: int = 0) -> "QM9":
+        """Return some of the molecules, drawn at random, in their order in the data set.
+
+        Args:
+          count: number of molecules.
+          seed: seed of the random numbers.
+
+        Raises:
+          InputError: if there are fewer molecules.
+        """
+        if not 0 < count <= len(self):
+            raise InputError(
+                f"Expected 1 to {len(self)} molecules to draw, got {count}; use a smaller number or a larger part of "
+                "QM9."
+            )
+        drawn = generator(Purpose.SELECTION, seed).choice(len(self), count, replace=False)
+        return self.take(np.sort(drawn))
+
     def split(self, name: str) -> Split:
         """Return the molecules of this data set in the parts of a split of the whole QM9.
 
@@ -182,6 +203,105 @@ def qm9() -> QM9:
     folder = pathlib.Path(package.submodule_search_locations[0]) / "data"
     files = [_index(folder / f"qm9_part{part}.csv") for part in (1, 2, 3)]
     return QM9(files, np.arange(sum(len(file.offsets) for file in files)))
+
+
+def read_molecules(texts: Sequence[str]) -> list[Molecule]:
+    """Return the different molecules of several texts.
+
+    Molecules are different if their elements, charges, spins or bonds differ, whatever the order of their atoms.
+
+    Args:
+      texts: texts as for `Molecule.parse`. An XYZ file may hold several molecules: the first frame of each is taken.
+        A `.smi` file has SMILES at the beginning of each line. "qm9" is the whole of QM9, and "qm9:max_heavy=4" a
+        part, see `read_qm9`.
+
+    Raises:
+      InputError: if a text cannot be read.
+
+    >>> [mol.formula for mol in read_molecules(["water", "CO", "OC", "CCO", "COC"])]
+    ['H2O', 'CH4O', 'C2H6O', 'C2H6O']
+    """
+    return different(itertools.chain.from_iterable(map(_read_several, texts)))
+
+
+def different(mols: Iterable[Molecule]) -> list[Molecule]:
+    """Return the different molecules of several, in their order; the order of their atoms does not matter."""
+    chosen: list[Molecule] = []
+    isomers: dict[tuple, dict[str, list[Molecule]]] = {}
+    for mol in mols:
+        alike = isomers.setdefault((tuple(sorted(mol.symbols)), mol.charge, mol.spin), {})
+        # With thousands of isomers, comparing each with each would take hours.
+        earlier = alike.setdefault(_hash_of_bonds(mol), [])
+        if not any(len(mol.orders(other)) for other in earlier):
+            earlier.append(mol)
+            chosen.append(mol)
+    return chosen
+
+
+def _hash_of_bonds(mol: Molecule) -> str:
+    """Return a text that is equal for molecules with the same bonds, and different for most others."""
+    import networkx as nx  # a tenth of a second; an energy does not need it
+
+    graph = nx.Graph(sorted(mol.bonds))
+    graph.add_nodes_from((index, {"symbol": symbol}) for index, symbol in enumerate(mol.symbols))
+    return nx.weisfeiler_lehman_graph_hash(graph, node_attr="symbol")
+
+
+def _read_several(text: str) -> Iterable[Molecule]:
+    suffix = pathlib.Path(text).suffix.lower() if len(text) < MAX_SMILES_CHARACTERS else ""
+    if text.partition(":")[0] == "qm9":
+        return read_qm9(text)
+    if suffix == ".xyz":
+        return read_xyz(text)
+    if suffix != ".smi":
+        return [Molecule.parse(text)]
+    try:
+        lines = read_limited(pathlib.Path(text)).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", "not text")
+        raise InputError(
+            f"Expected a file of SMILES, got {text}, which cannot be read ({reason}); use a file with SMILES on each "
+            "line."
+        ) from None
+    smiles = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
+    if not smiles:
+        raise InputError(f"Expected SMILES on each line of {text}, got none; use lines such as CCO.")
+    return [Molecule.from_smiles(word) for word in smiles]
+
+
+def read_qm9(text: str) -> QM9:
+    """Return the molecules of QM9 that a text describes.
+
+    Args:
+      text: "qm9", or with options "qm9:NAME=VALUE,NAME=VALUE…". The options are the limits of `QM9.select`;
+        `split`, one of `SPLITS` and a part, such as "random-train"; and `count`, a number of molecules that are drawn
+        at random.
+
+    Raises:
+      InputError: if the text cannot be read, or QM9 is not installed.
+
+    >>> read_qm9("qm9:max_heavy=4,elements=HCO,split=size-train,count=20")  # doctest: +SKIP
+    QM9(20 molecules, 5 to 14 atoms)
+    """
+    options = [option.strip().partition("=") for option in filter(None, text.partition(":")[2].split(","))]
+    given = {name.strip(): value.strip() for name, _, value in options}
+    numbers = ("min_heavy", "max_heavy", "min_atoms", "max_atoms", "count")
+    accepted = {
+        **dict.fromkeys(numbers, r"\d{1,6}"), "elements": "[A-Z]+",
+        "split": f"({'|'.join(SPLITS)})-({'|'.join(Split._fields)})",
+    }
+    for name, value in given.items():
+        if name not in accepted or not re.fullmatch(accepted[name], value, re.ASCII):
+            raise InputError(
+                f"Expected options of qm9 ({', '.join(accepted)}), got {shown(f'{name}={value}')}; use "
+                "qm9:max_heavy=4,split=random-train,count=100, for example."
+            )
+    limits: dict[str, Any] = {name: int(given[name]) for name in numbers[:-1] if name in given}
+    chosen = qm9().select(**limits, elements=given.get("elements", _ELEMENTS))
+    if "split" in given:
+        split, part = given["split"].split("-")
+        chosen = getattr(chosen.split(split), part)
+    return chosen.draw(int(given["count"])) if "count" in given else chosen
 
 
 @functools.cache

@@ -268,49 +268,6 @@ class Molecule:
             ) from None
 
 
-def read_molecules(texts: Sequence[str]) -> list[Molecule]:
-    """Return the different molecules of several texts.
-
-    Molecules are different if their elements, charges, spins or bonds differ, whatever the order of their atoms.
-
-    Args:
-      texts: texts as for `Molecule.parse`. An XYZ file may hold several molecules: the first frame of each is taken.
-        A `.smi` file has SMILES at the beginning of each line.
-
-    Raises:
-      InputError: if a text cannot be read.
-
-    >>> [mol.formula for mol in read_molecules(["water", "CO", "OC", "CCO", "COC"])]
-    ['H2O', 'CH4O', 'C2H6O', 'C2H6O']
-    """
-    molecules: list[Molecule] = []
-    for text in texts:
-        for mol in _read_several(text):
-            if not any(len(mol.orders(earlier)) for earlier in molecules):
-                molecules.append(mol)
-    return molecules
-
-
-def _read_several(text: str) -> list[Molecule]:
-    suffix = pathlib.Path(text).suffix.lower() if len(text) < MAX_SMILES_CHARACTERS else ""
-    if suffix == ".xyz":
-        return read_xyz(text)
-    if suffix != ".smi":
-        return [Molecule.parse(text)]
-    try:
-        lines = _read_limited(pathlib.Path(text)).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", "not text")
-        raise InputError(
-            f"Expected a file of SMILES, got {text}, which cannot be read ({reason}); use a file with SMILES on each "
-            "line."
-        ) from None
-    smiles = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
-    if not smiles:
-        raise InputError(f"Expected SMILES on each line of {text}, got none; use lines such as CCO.")
-    return [Molecule.from_smiles(word) for word in smiles]
-
-
 def read_xyz(source: str | pathlib.Path) -> list[Molecule]:
     """Return all frames of an XYZ or extended XYZ file, or of XYZ text (ångström).
 
@@ -326,7 +283,7 @@ def read_xyz(source: str | pathlib.Path) -> list[Molecule]:
         path = pathlib.Path(source)
         title, name = str(source), path.stem
     try:
-        text = str(source) if path is None else _read_limited(path)
+        text = str(source) if path is None else read_limited(path)
     except OSError as error:
         raise InputError(
             f"Expected an XYZ file, got {title}, which cannot be read ({error.strerror}); use an existing file."
@@ -392,7 +349,12 @@ def _too_large(title: str) -> str:
     return f"Expected a file of at most {MAX_XYZ_BYTES // 10**6} MB, got {title}, which is larger; use a part of it."
 
 
-def _read_limited(path: pathlib.Path) -> str:
+def read_limited(path: pathlib.Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+      InputError: if the file is too large.
+    """
     if path.is_file() and path.stat().st_size > MAX_XYZ_BYTES:
         raise InputError(_too_large(str(path)))
     return path.read_text()

@@ -100,7 +100,7 @@ class LabelFree(Objective):
     @functools.cached_property
     def method(self) -> Method:
         """Level of theory."""
-        return self.systems[0].template.method
+        return self.systems[0].method
 
     def check(self, config: TrainConfig) -> None:
         """Raise an `InputError` for settings that this objective cannot be trained with."""

@@ -7,6 +7,7 @@ the interruption. The exception is the sampler `model`, whose walks start again.
 
 import collections
 import concurrent.futures
+import dataclasses
 import itertools
 import os
 import threading
@@ -33,6 +34,11 @@ counts; below 16 GiB of allowed memory, that is the share."""
 
 REPLAY_MAX = 1024
 """Largest number of samples in the replay buffer of molecules of one shape."""
+
+
+MAX_SOURCES = 512
+"""Largest number of sources of geometries of molecules of one shape: those that were used last. A molecule's
+trajectory takes memory. One that was dropped starts again at the place where it was left."""
 
 
 class Drawn(NamedTuple):
@@ -85,7 +91,7 @@ class Stream:
         self.params: Params | None = None
         grouped: dict[tuple, list[int]] = {}
         for index, system in enumerate(systems):
-            grouped.setdefault((system.template.shape, system.template.layout), []).append(index)
+            grouped.setdefault((system.method, system.sizes), []).append(index)
         turns = _turns([len(members) for members in grouped.values()], batch, reuse, seed)
         past = list(itertools.islice(turns, step))
         drawn = [sum(fresh for bucket, fresh, _ in past if bucket == i) for i in range(len(grouped))]
@@ -193,6 +199,19 @@ def _turns(
         turns[bucket] += 1
 
 
+@dataclasses.dataclass
+class _Source:
+    """Source of the geometries of one chain.
+
+    Attributes:
+      draw: function from the model's parameters to the next positions, bohr.
+      latest: positions that were requested last.
+    """
+
+    draw: Callable[[Params | None], np.ndarray]
+    latest: concurrent.futures.Future | None = None
+
+
 class _Bucket:
     """Molecules of one shape: the sources of their geometries, and the newest samples."""
 
@@ -214,26 +233,32 @@ class _Bucket:
         # Geometries are numbered: first by molecule, then by chain.
         self._number = drawn - self.missing
         self._kept = self._number - 1
-        chains = [(member, chain) for chain in range(sampling.chains) for member in range(len(members))]
-        self._sources = [
-            sampling.source(
-                self._systems[member], model, [seed, members[member], chain],
-                max(0, -((index - self._number) // len(chains))),
-            )
-            for index, (member, chain) in enumerate(chains)
-        ]
-        self._latest: list[concurrent.futures.Future | None] = [None] * len(chains)
+        self._members, self._sampling, self._model, self._seed = members, sampling, model, seed
+        self._sources: collections.OrderedDict[int, _Source] = collections.OrderedDict()
 
     def draw(
         self, pool: concurrent.futures.Executor, params: Params | None
     ) -> tuple[int, System, concurrent.futures.Future]:
         """Return number, system and future positions of the next geometry; a chain computes one after another."""
         number = self._number
-        source = number % len(self._sources)
         self._number += 1
-        positions = pool.submit(_after, self._latest[source], self._sources[source], params)
-        self._latest[source] = positions
-        return number, self._systems[number % len(self._systems)], positions
+        member = number % len(self._systems)
+        source = self._source(number)
+        positions = pool.submit(_after, source.latest, source.draw, params)
+        source.latest = positions
+        return number, self._systems[member], positions
+
+    def _source(self, number: int) -> "_Source":
+        """Return the source of a geometry; it is created at this geometry if it does not exist any more, or yet."""
+        drawn, index = divmod(number, len(self._systems) * self._sampling.chains)
+        chain, member = divmod(index, len(self._systems))
+        if index not in self._sources:
+            seed = [self._seed, self._members[member], chain]
+            self._sources[index] = _Source(self._sampling.source(self._systems[member], self._model, seed, drawn))
+        self._sources.move_to_end(index)
+        if len(self._sources) > MAX_SOURCES:
+            self._sources.popitem(last=False)
+        return self._sources[index]
 
     def is_local(self, number: int) -> bool:
         """Return true if the lane of a geometry belongs to this process."""
