@@ -208,7 +208,8 @@ def test_a_charge_said_later_is_heeded(atoms):
 CASES = [
     ("water", scf.RHF, {}), ("water", dft.RKS, {"basis": "cc-pvdz"}),
     ("water", dft.RKS, {"basis": "6-31g*", "cart": True}),
-    ("[O-][O+]=O", dft.RKS, {}), ("[CH3]", dft.UKS, {"spin": 1}), ("[NH2]", scf.UHF, {"spin": 1, "basis": "def2-svp"}),
+    ("[O-][O+]=O", dft.RKS, {}), ("[CH3]", dft.UKS, {"spin": 1}),
+    ("[NH2]", scf.UHF, {"spin": 1, "basis": "def2-svp"}),
     ("C=O", dft.RKS, {"symmetry": True}), ("C#N", dft.RKS, {"basis": "def2-svp"}),
 ]
 

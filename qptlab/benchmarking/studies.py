@@ -480,7 +480,7 @@ def _train(plain: CorrectionPredictor, config: TrainConfig, test: TestSet) -> tu
         "curve": [*curve, [state.seconds, final.errors.energy_mae_mev]],
         **_errors(final),
         "steps": state.step, "geometries": metrics.geometries, "seconds": state.seconds, "skipped": skipped,
-        "data_wait_s": sum(waiting), "compile_s": sum(compiling), "padding": added_share(systems),
+        "data_wait_s": sum(waiting), "compile_s": sum(compiling), "padding": list(added_share(systems)),
         "seconds_per_geometry": final.seconds_per_geometry,
         "pyscf_seconds_per_geometry": final.pyscf_seconds_per_geometry,
     }
