@@ -91,7 +91,7 @@ def main(
     record = {"command": command, "machine": machine, "rows": rows}
     page = [
         "# Time of a prediction and of PySCF's SCF", "", f"    {command}", "", bench.describe(machine), "",
-        f"def2-SVP, grid level 1, network `micro`; medians of {GEOMETRIES} geometries, PySCF with "
+        f"def2-SVP, grid level 1, the default network; medians of {GEOMETRIES} geometries, PySCF with "
         f"{rows[0]['threads']:.0f} threads; ratios are PySCF's time over ours. Only trained models have errors.",
         "",
         _table(rows), "",

@@ -140,7 +140,7 @@ class CorrectionPredictor:
         for system in {id(system): system for _, system, _ in located}.values():
             self.in_frame(system, system.frame.reference_positions)  # compiles once, not in each thread
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            yield from pool.map(lambda arguments: self._predict(*arguments), located)
+            yield from pool.map(lambda arguments: self._predict(*arguments, threads=1), located)
 
     def forces(self, mol: Molecule) -> Float[np.ndarray, "natm 3"]:
         """Return minus the derivative of the predicted energy with respect to positions, hartree per bohr.
@@ -209,8 +209,8 @@ class CorrectionPredictor:
             "you use it.", stacklevel=stacklevel,
         )
 
-    def _predict(self, mol: Molecule, system: System, pose: Pose) -> Prediction:
-        prediction = to_input_frame(self.in_frame(system, pose.positions), system, pose)
+    def _predict(self, mol: Molecule, system: System, pose: Pose, threads: int | None = None) -> Prediction:
+        prediction = to_input_frame(self.in_frame(system, pose.positions, threads), system, pose)
         method = system.method
         return prediction._replace(
             dipole=dipole_debye(mol, method, prediction.dm) / AU_DEBYE,
@@ -238,9 +238,17 @@ class CorrectionPredictor:
             bonded = [system for system in isomers if system.molecule.charge == mol.charge]
         return bonded[0] if bonded else None
 
-    def in_frame(self, system: System, positions: Float[np.ndarray, "natm 3"]) -> Prediction:
-        """Predict a geometry from positions in the molecule's frame, bohr; without dipole moment and charges."""
-        sample = system.sample(system.host_integrals(positions))
+    def in_frame(
+        self, system: System, positions: Float[np.ndarray, "natm 3"], threads: int | None = None
+    ) -> Prediction:
+        """Predict a geometry from positions in the molecule's frame, bohr; without dipole moment and charges.
+
+        Args:
+          system: the molecule.
+          positions: positions in its frame, bohr.
+          threads: number of OpenMP threads for the integrals; None for PySCF's setting.
+        """
+        sample = system.sample(system.host_integrals(positions, threads))
         padded = jax.tree.map(np.asarray, self.model.compiled_predict(self.params, sample))
         nao, nocc = system.template.nao, int(padded.nocc)  # orbitals of padding come last, with the highest energies
         levels = padded.mo_energy[:nao]

@@ -102,13 +102,16 @@ class System:
         """Molecule at its reference geometry."""
         return self.frame.molecule
 
-    def host_integrals(self, positions: Float[np.ndarray, "natm 3"]) -> HostIntegrals:
+    def host_integrals(
+        self, positions: Float[np.ndarray, "natm 3"], threads: int | None = 1
+    ) -> HostIntegrals:
         """Return libcint's integrals of a geometry.
 
         Args:
           positions: nuclear positions in the molecule's frame, bohr.
+          threads: number of OpenMP threads; None for PySCF's setting.
         """
-        return self.template.host_integrals(positions)
+        return self.template.host_integrals(positions, threads)
 
     def sample(self, host: HostIntegrals) -> Sample:
         """Return the input of a model, computed on the device; compiled once for all molecules of one shape."""

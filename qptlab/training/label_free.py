@@ -168,7 +168,8 @@ class LabelFree(Objective):
         """Return the errors of the model, of DFT iterations without the network, and of PySCF stopped early."""
         predictor = self.predictor(params)
         pairs = zip(validation.systems, validation.positions, strict=True)
-        predictions = [predictor.in_frame(system, positions) for system, positions in pairs]
+        # One thread, because threads of the stream use the other cores.
+        predictions = [predictor.in_frame(system, positions, threads=1) for system, positions in pairs]
         return [
             (title_of(self.kind), reference.errors(predictions, validation.converged)),
             ("no_network", reference.errors(validation.no_network, validation.converged)),
