@@ -111,7 +111,8 @@ def page(record: dict) -> str:
         f"in {trained['seconds'] / 60:.0f} min, no labels. Angles are turned rigidly; errors are against PySCF with "
         "the same density fitting. Against exact integrals, the error on unseen geometries of the sampler is "
         f"{significant(trained['validation_mae_mev'])} meV, and without the network "
-        f"{significant(trained['no_network_mae_mev'])} meV: that is the error of the fit in this basis.", "", tables.table(titles, lines), "", "![map](peptide.png)", "",
+        f"{significant(trained['no_network_mae_mev'])} meV: that is the error of the fit in this basis.", "",
+        tables.table(titles, lines), "", "![map](peptide.png)", "",
     ])
 
 

@@ -81,3 +81,21 @@ def test_molecules_of_one_model_share_shapes():
     assert shapes[0] == shapes[1] != shapes[2] == shapes[3]
     assert systems[0].template.layout == systems[1].template.layout
     assert "H 1s" in kinds
+
+
+@pytest.mark.filterwarnings("ignore:.*is not among the")
+def test_a_new_molecule_shares_the_shape_of_those_that_a_model_was_trained_on():
+    """Nothing is compiled for it, and the prediction is that without padding. A larger molecule has its own shape."""
+    mols = ql.read_molecules(["water", "ammonia", "methane", "ethanol"])
+    config = ql.EquivariantConfig("small")
+    systems, kinds = ql.make_systems(mols, ql.Method("lda", "sto-3g", grid_level=0), config)
+    model = ql.CorrectionModel(config, kinds)
+    predict = ql.CorrectionPredictor(model, cases.awake(model.init(jax.random.key(0))), systems)
+    ether, peroxide, pentane = (ql.Molecule.parse(text) for text in ("COC", "OO", "CCCCC"))
+    system, pose = predict.locate(ether)
+    assert system.sizes == systems[3].sizes
+    alone = predict.in_frame(system.unpadded(), pose.positions)
+    assert predict(ether).energy == pytest.approx(alone.energy, abs=1e-9)
+    np.testing.assert_allclose(predict(ether).fock, alone.fock, atol=1e-7)
+    assert predict.locate(peroxide)[0].padding is None, "it would grow too much"
+    assert predict.locate(pentane)[0].padding is None, "it is too large"

@@ -9,8 +9,11 @@ import cases
 import jax
 import numpy as np
 import pytest
+from pyscf.scf import hf
 
 import qptlab as ql
+from qptlab.dft import scf as engine
+from qptlab.evaluation import reference
 from qptlab.models.systems import System
 from qptlab.sampling import register
 from qptlab.training import stream as stream_module
@@ -130,6 +133,24 @@ def test_molecules_have_their_turn_as_often_as_there_are_of_them():
 def test_a_fault_in_the_source_reaches_the_one_who_asks():
     with stream(sampler="torsions") as batches, pytest.raises(ql.InputError, match="a rotatable bond"):
         next(batches)
+
+
+def test_training_needs_no_label_and_no_scf(monkeypatch):
+    """Neither PySCF's SCF nor that of the engine runs, and no reference is computed, for molecules of two shapes."""
+    def forbidden(*_, **__):
+        raise AssertionError("Expected a training without labels, got an SCF.")
+
+    for owner, name in (
+        (hf, "kernel"), (hf.SCF, "kernel"), (hf.SCF, "scf"), (reference, "_run"), (engine, "solve"),
+        (engine, "minimise"),
+    ):
+        monkeypatch.setattr(owner, name, forbidden)
+    mols = [ql.Molecule.from_name(name) for name in ("water", "methane", "ethanol")]
+    objective = LabelFree.of(mols, METHOD, ql.EquivariantConfig("small"))
+    states = list(train(objective, cases.quick(6)))
+    assert states[-1][0].step == 6
+    with pytest.raises(AssertionError, match="got an SCF"):
+        reference.converged(mols[0], METHOD)
 
 
 def test_training_lowers_the_energy_towards_the_solution():

@@ -100,6 +100,24 @@ def buckets(shapes: Sequence[Shape]) -> list[list[int]]:
     return groups
 
 
+def holds(padding: Padding, shape: Shape, nocc: int) -> bool:
+    """Return true if a molecule fits into the sizes, and none of its arrays grows by more than `MAX_GROWTH`.
+
+    Args:
+      padding: sizes with padding.
+      shape: sizes of the molecule.
+      nocc: number of its doubly occupied orbitals.
+    """
+    larger = padding.shape
+    counts = dict(larger.shells)
+    return (
+        all(count <= counts.get(kind, 0) for kind, count in shape.shells)
+        and shape.natm <= larger.natm and shape.ngrids <= larger.ngrids and shape.nminao <= larger.nminao
+        and shape.naux <= larger.naux and (shape.naux > 0) == (larger.naux > 0) and nocc <= padding.nocc
+        and larger.nao <= MAX_GROWTH * shape.nao
+    )
+
+
 def added_share(shapes: Sequence[Shape], paddings: Sequence[Padding]) -> tuple[float, float]:
     """Return the shares of padding among the atomic orbitals and among the grid points of molecules.
 

@@ -292,7 +292,7 @@ def _compare_with_pyscf(
             predictor, [(system, pose.positions) for system, pose in placed], progress
         )
     pairs = list(zip(geometries.systems, geometries.positions, strict=True))
-    for system, positions in {id(system): (system, positions) for system, positions in pairs}.values():
+    for system, positions in {system.sizes: (system, positions) for system, positions in pairs}.values():
         predictor.in_frame(system, positions)  # compiles outside the clock
     began = time.perf_counter()
     predictions = [predictor.in_frame(system, positions) for system, positions in pairs]

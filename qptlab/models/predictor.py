@@ -137,7 +137,7 @@ class CorrectionPredictor:
           InputError: if the model cannot predict one of the molecules (see `locate`), before any is predicted.
         """
         located = [(mol, *self.locate(mol)) for mol in mols]
-        for system in {id(system): system for _, system, _ in located}.values():
+        for system in {system.sizes: system for _, system, _ in located}.values():
             self.in_frame(system, system.frame.reference_positions)  # compiles once, not in each thread
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             yield from pool.map(lambda arguments: self._predict(*arguments, threads=1), located)
@@ -227,7 +227,8 @@ class CorrectionPredictor:
     def _prepared(self, mol: Molecule) -> System:
         # Integrals of the same form as in training: for this molecule `auto` might choose the other form.
         method = dataclasses.replace(self.method, eri=self.systems[0].template.eri)
-        self._untrained_systems.append(make_system(mol, method, self.model.kinds, self.config))
+        paddings = {system.padding for system in self.systems if system.padding is not None}
+        self._untrained_systems.append(make_system(mol, method, self.model.kinds, self.config, paddings))
         return self._untrained_systems[-1]
 
     def _trained_system(self, mol: Molecule) -> System | None:

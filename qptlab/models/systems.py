@@ -6,7 +6,7 @@ when many other molecules were needed since: a model may have thousands of molec
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -261,7 +261,10 @@ def added_share(systems: Sequence[System]) -> tuple[float, float]:
     return padding.added_share(shapes, [system.sizes for system in systems])
 
 
-def make_system(mol: Molecule, method: Method, vocabulary: tuple[str, ...], config: CorrectionConfig) -> System:
+def make_system(
+    mol: Molecule, method: Method, vocabulary: tuple[str, ...], config: CorrectionConfig,
+    paddings: Iterable[Padding] = (),
+) -> System:
     """Prepare one more molecule for a model whose vocabulary is fixed.
 
     Args:
@@ -269,6 +272,7 @@ def make_system(mol: Molecule, method: Method, vocabulary: tuple[str, ...], conf
       method: level of theory.
       vocabulary: kinds of tokens that the model knows.
       config: settings of the network.
+      paddings: sizes that functions are compiled for. The smallest ones that the molecule fits into are used.
 
     Raises:
       InputError: if the molecule has unpaired electrons, if the method cannot treat it, or if the vocabulary lacks
@@ -276,7 +280,10 @@ def make_system(mol: Molecule, method: Method, vocabulary: tuple[str, ...], conf
     """
     _check_closed_shell(mol)
     integrals.template(mol, method)  # checks the memory
-    system = System(_frame(mol, config), method, None, vocabulary, config)
+    shape, nocc = integrals.shape(mol, method), mol.occupied[0]
+    fitting = [shared for shared in paddings if padding.holds(shared, shape, nocc)]
+    shared = min(fitting, key=lambda shared: shared.shape.nao, default=None)
+    system = System(_frame(mol, config), method, shared, vocabulary, config)
     system.check_vocabulary()
     return system
 
