@@ -3,8 +3,8 @@
     python benchmarks/md17.py --minutes 10 --molecules water,ethanol            # two cores
     python benchmarks/md17.py --minutes 60 --batch 32 --qpt-preset base --qpt-precision bfloat16   # a GPU
 
-Writes `results/md17-XC.json` and `.md`. Errors are measured on geometries of an independent GFN2-xTB trajectory at
-500 K, on grid level 3.
+Writes `results/md17-XC-MOLECULES.json` and `.md`. Errors are measured on geometries of an independent GFN2-xTB
+trajectory at 500 K, on grid level 3.
 """
 
 import pathlib
@@ -64,7 +64,7 @@ def main(
         for row in studies.measure(Study("", settings, (molecule,)), method, minutes, seeds):
             rows.append({"molecule": molecule, **row})
             record = {"command": command, "machine": bench.machine(), "rows": rows}
-            bench.keep(folder, f"md17-{xc}", record, _page(command, method, rows))
+            bench.keep(folder, f"md17-{xc}-{molecules.replace(',', '-')}", record, _page(command, method, rows))
             typer.echo(_table(rows))
 
 

@@ -24,7 +24,7 @@ from qptlab.models.contract import Params, title_of
 from qptlab.models.correction import CorrectionModel
 from qptlab.models.networks import CorrectionConfig
 from qptlab.models.predictor import CorrectionPredictor
-from qptlab.models.systems import Sample, System, make_systems
+from qptlab.models.systems import Sample, System, added_share, make_systems
 from qptlab.random_streams import Purpose, generator
 from qptlab.sampling import check_sampling, sample
 from qptlab.system.method import Method
@@ -228,6 +228,13 @@ class LabelFree(Objective):
             f"- Network: {title_of(self.kind)}: {network}.",
             f"- Geometries: {config.sampling.summary()}.",
         ]
+        if len(self.systems) > 1:
+            orbitals, points = added_share(self.systems)
+            shapes = len({system.sizes for system in self.systems})
+            lines.append(
+                f"- Molecules: {len(self.systems)}, padded to {shapes} shapes; {orbitals:.0%} of the orbitals and "
+                f"{points:.0%} of the grid points are padding."
+            )
         is_of_one = len(self.molecules) == 1 and self.model.network.inputs.framed
         scope = "no other molecule" if is_of_one else (
             f"molecules of {', '.join(elements)} similar to those trained on; a warning is given for other molecules"
