@@ -184,7 +184,7 @@ def test_the_numbers_of_the_purposes_never_change():
     """A resumed training draws what it would have drawn with version 0.1.0."""
     assert {purpose.name: int(purpose) for purpose in Purpose} == {
         "TRAINING_GEOMETRIES": 0, "VALIDATION_GEOMETRIES": 1, "BATCHES": 2, "WALK": 4, "LABELLED_BATCHES": 5,
-        "SPLIT": 7, "STATISTICS": 8,
+        "SPLIT": 7, "STATISTICS": 8, "SELECTION": 9,
     }
     for purpose in Purpose:
         expected = np.random.default_rng([int(purpose), 3, 1, 8]).normal(size=4)
