@@ -1,8 +1,10 @@
 """Training of networks that correct a Fock matrix: without labels, on a stream of geometries."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import itertools
+import os
 import time
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
@@ -15,6 +17,7 @@ from jaxtyping import Array, Float
 
 from qptlab.dft.energy import energy as total_energy
 from qptlab.dft.energy import kohn_sham
+from qptlab.dft.padding import Padding
 from qptlab.errors import InputError
 from qptlab.evaluation import reference
 from qptlab.evaluation.errors import NO_NETWORK, PYSCF_STOPPED, ErrorSummary
@@ -132,13 +135,26 @@ class LabelFree(Objective):
             return params
         count = max(1, min(FIT_PER_MOLECULE, FIT_GEOMETRIES // len(self.systems)))
         rng = generator(Purpose.STATISTICS, config.seed)
-        feats = []
+        geometries = []
         for system in self.training_systems(config)[:: max(1, len(self.systems) // FIT_GEOMETRIES)]:
-            for _ in range(count):
-                home = system.frame.reference_positions
-                positions = home + FIT_DISPLACEMENT_BOHR * rng.normal(size=home.shape)
-                feats.append(jax.tree.map(np.asarray, system.sample(system.host_integrals(positions)).features))
-        return self.model.fit(params, feats)
+            home = system.frame.reference_positions
+            shifts = FIT_DISPLACEMENT_BOHR * rng.normal(size=(count, *home.shape))
+            geometries += [(system, home + shift) for shift in shifts]
+        of_shape: dict[Padding, list[int]] = {}
+        for index, (system, _) in enumerate(geometries):
+            of_shape.setdefault(system.sizes, []).append(index)
+
+        def features(indices: list[int]) -> list[tuple[int, Any]]:
+            chosen = ((index, *geometries[index]) for index in indices)
+            return [
+                (index, jax.tree.map(np.asarray, system.sample(system.host_integrals(positions)).features))
+                for index, system, positions in chosen
+            ]
+
+        # One thread for each shape: the functions of several shapes are compiled side by side, and each only once.
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            found = itertools.chain.from_iterable(pool.map(features, of_shape.values()))
+            return self.model.fit(params, [feature for _, feature in sorted(found, key=lambda pair: pair[0])])
 
     def feed(self, setting: Setting, params: Params, step: int) -> "StreamFeed":
         """Return the batches from a given step on."""
