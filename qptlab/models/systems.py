@@ -279,9 +279,8 @@ def make_system(
         one of its kinds of tokens.
     """
     _check_closed_shell(mol)
-    integrals.template(mol, method)  # checks the memory
-    shape, nocc = integrals.shape(mol, method), mol.occupied[0]
-    fitting = [shared for shared in paddings if padding.holds(shared, shape, nocc)]
+    template = integrals.template(mol, method)
+    fitting = [shared for shared in paddings if padding.holds(shared, template.shape, template.nocc)]
     shared = min(fitting, key=lambda shared: shared.shape.nao, default=None)
     system = System(_frame(mol, config), method, shared, vocabulary, config)
     system.check_vocabulary()

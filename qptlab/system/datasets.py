@@ -242,9 +242,7 @@ def _hash_of_bonds(mol: Molecule) -> str:
     """Return a text that is equal for molecules with the same bonds, and different for most others."""
     import networkx as nx  # a tenth of a second; an energy does not need it
 
-    graph = nx.Graph(sorted(mol.bonds))
-    graph.add_nodes_from((index, {"symbol": symbol}) for index, symbol in enumerate(mol.symbols))
-    return nx.weisfeiler_lehman_graph_hash(graph, node_attr="symbol")
+    return nx.weisfeiler_lehman_graph_hash(mol.graph(), node_attr="symbol")
 
 
 def _read_several(text: str) -> Iterable[Molecule]:

@@ -8,7 +8,7 @@ import itertools
 import pathlib
 import warnings
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import ase
 import ase.data
@@ -20,6 +20,9 @@ from jaxtyping import Float, Int
 
 from qptlab.errors import MAX_SHOWN, InputError, shown
 from qptlab.units import BOHR_ANGSTROM
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 MAX_ATOMIC_NUMBER = 36
 """Krypton: heavier elements need effective core potentials, which are not implemented."""
@@ -133,14 +136,21 @@ class Molecule:
             return np.arange(len(self.symbols))[None]
         import networkx as nx  # a tenth of a second; an energy does not need it
 
-        graphs = [nx.Graph(), nx.Graph()]
-        for graph, mol in zip(graphs, (self, other), strict=True):
-            graph.add_nodes_from((i, {"symbol": symbol}) for i, symbol in enumerate(mol.symbols))
-            graph.add_edges_from(sorted(mol.bonds))
-        matcher = nx.isomorphism.GraphMatcher(*graphs, node_match=lambda a, b: a["symbol"] == b["symbol"])
+        matcher = nx.isomorphism.GraphMatcher(
+            self.graph(), other.graph(), node_match=lambda a, b: a["symbol"] == b["symbol"]
+        )
         maps = itertools.islice(matcher.isomorphisms_iter(), limit)
         orders = [[mapping[i] for i in range(len(self.symbols))] for mapping in maps]
         return np.array(orders, dtype=int).reshape(-1, len(self.symbols))
+
+    def graph(self) -> "nx.Graph":
+        """Return the graph of the bonds, whose nodes are the indices of the atoms, with their element as `symbol`."""
+        import networkx as nx
+
+        graph = nx.Graph()
+        graph.add_nodes_from((i, {"symbol": symbol}) for i, symbol in enumerate(self.symbols))
+        graph.add_edges_from(sorted(self.bonds))
+        return graph
 
     def with_positions(self, positions: Float[np.ndarray, "natm 3"]) -> "Molecule":
         """Return the molecule at different positions, bohr."""
