@@ -141,8 +141,8 @@ def test_training_needs_no_label_and_no_scf(monkeypatch):
         raise AssertionError("Expected a training without labels, got an SCF.")
 
     for owner, name in (
-        (hf, "kernel"), (hf.SCF, "kernel"), (hf.SCF, "scf"), (reference, "_run"), (engine, "solve"),
-        (engine, "minimise"),
+        (hf, "kernel"), (hf.SCF, "kernel"), (hf.SCF, "scf"), (reference, "_run"), (reference, "_cached_run"),
+        (engine, "solve"), (engine, "minimise"),
     ):
         monkeypatch.setattr(owner, name, forbidden)
     mols = [ql.Molecule.from_name(name) for name in ("water", "methane", "ethanol")]
