@@ -6,7 +6,8 @@ that they take no part of the grid. The atoms and orbitals of the molecule come 
 """
 
 import collections
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +21,11 @@ ENERGY_HARTREE = 1e4
 DISTANCE_BOHR = 1e6
 """Distance from one added nucleus to the next."""
 
+MAX_ADDED_SHARE = 0.15
+"""Largest share of padding among the orbitals, and among the grid points, of all molecules of a model."""
+
 MAX_GROWTH = 1.3
-"""Largest ratio of the number of orbitals after and before padding."""
+"""Largest ratio of the number of orbitals after and before padding of a molecule that is added to a model."""
 
 
 class Shape(NamedTuple):
@@ -81,23 +85,39 @@ def union(shapes: Sequence[Shape]) -> Shape:
 
 
 def buckets(shapes: Sequence[Shape]) -> list[list[int]]:
-    """Group shapes that are padded to one shape, so that none grows by more than `MAX_GROWTH`.
+    """Group shapes that are padded to one shape.
+
+    Neighbours in size are joined, those first that add least to the arrays on the grid, as long as the share of
+    padding stays below `MAX_ADDED_SHARE`. So rare small molecules share a shape, which takes seconds to compile.
 
     Returns:
       Indices of the shapes in each group, small molecules first.
     """
-    groups: list[list[int]] = []
-    shared = None
+    same: dict[Shape, list[int]] = {}
     for index in sorted(range(len(shapes)), key=lambda i: shapes[i].nao):
-        grown = union([shared, shapes[index]]) if shared else shapes[index]
-        # The first member of a group is its smallest.
-        if groups and grown.nao <= MAX_GROWTH * shapes[groups[-1][0]].nao:
-            groups[-1].append(index)
-            shared = grown
-        else:
-            groups.append([index])
-            shared = shapes[index]
-    return groups
+        same.setdefault(shapes[index], []).append(index)
+    groups = list(same.items())
+    own = [(shape, len(members)) for shape, members in groups]
+    unions = [union([first, second]) for (first, _), (second, _) in itertools.pairwise(groups)]
+    while unions:
+        added = [
+            len(first) * (_on_grid(shared) - _on_grid(smaller)) + len(second) * (_on_grid(shared) - _on_grid(larger))
+            for ((smaller, first), (larger, second)), shared in zip(itertools.pairwise(groups), unions, strict=True)
+        ]
+        k = added.index(min(added))
+        proposed = [*groups[:k], (unions[k], groups[k][1] + groups[k + 1][1]), *groups[k + 2 :]]
+        if max(_added_share(own, [(shared, len(members)) for shared, members in proposed])) > MAX_ADDED_SHARE:
+            break
+        groups = proposed
+        del unions[k]
+        for left in {k - 1, k} & set(range(len(unions))):
+            unions[left] = union([groups[left][0], groups[left + 1][0]])
+    return [members for _, members in groups]
+
+
+def _on_grid(shape: Shape) -> int:
+    """Return the number of values of atomic orbitals on the grid, which most of the time of a step depends on."""
+    return shape.nao * shape.ngrids
 
 
 def holds(padding: Padding, shape: Shape, nocc: int) -> bool:
@@ -125,9 +145,16 @@ def added_share(shapes: Sequence[Shape], paddings: Sequence[Padding]) -> tuple[f
       shapes: sizes without padding.
       paddings: sizes with padding, in the same order.
     """
-    pairs = [(shape, padding.shape) for shape, padding in zip(shapes, paddings, strict=True)]
-    orbitals = 1 - sum(shape.nao for shape, _ in pairs) / sum(padded.nao for _, padded in pairs)
-    points = 1 - sum(shape.ngrids for shape, _ in pairs) / max(1, sum(padded.ngrids for _, padded in pairs))
+    return _added_share(collections.Counter(shapes).items(), collections.Counter(p.shape for p in paddings).items())
+
+
+def _added_share(own: Iterable[tuple[Shape, int]], padded: Iterable[tuple[Shape, int]]) -> tuple[float, float]:
+    """Return the shares of padding from the shapes without and with padding, each with its number of molecules."""
+    totals = [
+        [sum(getattr(shape, size) * number for shape, number in counts) for size in ("nao", "ngrids")]
+        for counts in map(list, (own, padded))
+    ]
+    orbitals, points = (1 - before / max(1, after) for before, after in zip(*totals, strict=True))
     return orbitals, points
 
 
