@@ -19,7 +19,7 @@ from qptlab.sampling import register
 from qptlab.training import stream as stream_module
 from qptlab.training.config import TrainConfig
 from qptlab.training.label_free import LabelFree
-from qptlab.training.loop import MAX_SKIPPED, NotFiniteError, initial_state, train
+from qptlab.training.loop import MAX_SKIPPED, NotFiniteError, Watch, initial_state, train
 from qptlab.training.stream import Stream
 
 METHOD = ql.Method("lda", "sto-3g", grid_level=0)
@@ -120,14 +120,33 @@ def test_a_geometry_may_be_used_more_often_than_a_batch_is_large():
 
 
 def test_molecules_have_their_turn_as_often_as_there_are_of_them():
-    """Water and ammonia have the same shape, ethanol has a different one. A batch has one shape."""
-    with stream(("water", "ammonia", "ethanol"), batch=6, reuse=6) as batches:
-        shapes = collections.Counter()
-        for drawn in itertools.islice(batches, 60):
+    """Water and ammonia have the same shape, ethanol has a different one. A batch has one shape, at first the smaller."""
+    with stream(("ethanol", "water", "ammonia"), batch=6, reuse=6) as batches:
+        shapes = []
+        for drawn in itertools.islice(batches, 80):
             formulas = {each.system.molecule.formula for each in drawn}
             assert formulas in ({"H2O", "H3N"}, {"C2H6O"})
-            shapes[len(formulas)] += 1
-    assert shapes[2] / 60 == pytest.approx(2 / 3, abs=0.15)
+            shapes.append(len(formulas))
+    assert set(shapes[:20]) == {2}
+    assert shapes[20:].count(2) / 60 == pytest.approx(2 / 3, abs=0.15)
+
+
+def test_the_functions_of_a_larger_shape_are_compiled_while_smaller_molecules_are_trained_on(monkeypatch):
+    """The order of the batches does not depend on it: trainings with the same seed are equal."""
+    monkeypatch.setattr(stream_module, "CURRICULUM_STEPS", 2)
+
+    class Names(Watch):
+        def compiled(self, name, executable, seconds):
+            names.append(name)
+
+    mols = [ql.Molecule.from_name(name) for name in ("ethanol", "water")]
+    objective = LabelFree.of(mols, METHOD, ql.EquivariantConfig("small"))
+    names, losses = [], []
+    for _ in range(2):
+        names.clear()
+        losses.append([metrics.loss for _, metrics in train(objective, cases.quick(6), watch=Names())])
+        assert sorted(names) == ["correct", "correct", "judge", "judge", "pull", "pull", "update"]
+    assert losses[0] == losses[1]
 
 
 def test_a_fault_in_the_source_reaches_the_one_who_asks():
@@ -145,6 +164,7 @@ def test_training_needs_no_label_and_no_scf(monkeypatch):
         (engine, "solve"), (engine, "minimise"),
     ):
         monkeypatch.setattr(owner, name, forbidden)
+    monkeypatch.setattr(stream_module, "CURRICULUM_STEPS", 2)
     mols = [ql.Molecule.from_name(name) for name in ("water", "methane", "ethanol")]
     objective = LabelFree.of(mols, METHOD, ql.EquivariantConfig("small"))
     states = list(train(objective, cases.quick(6)))

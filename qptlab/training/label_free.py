@@ -286,7 +286,10 @@ class StreamFeed(Feed):
         )
         self._stream.params = params
         self._is_batched = jax.default_backend() != "cpu" or self._devices.count > 1
-        self._compiled: dict[tuple, _Functions] = {}
+        self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+        # Not the pool of the setting, which evaluates geometries meanwhile. One thread waits for the others.
+        self._compilers = concurrent.futures.ThreadPoolExecutor(1 + len(_Functions._fields), "qptlab-compiler")
+        self._compiled: dict[int, concurrent.futures.Future[_Functions]] = {}
 
     def __enter__(self):
         """Start to prepare samples, and prepare again those that an interrupted training held."""
@@ -295,19 +298,18 @@ class StreamFeed(Feed):
             watch = self._setting.watch
             self._stream.refill(lambda done, total: watch.preparing("earlier geometries", done, total))
         except BaseException:
-            self._stream.__exit__()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_):
         """Stop all threads."""
+        self._compilers.shutdown(wait=True, cancel_futures=True)
         self._stream.__exit__()
 
     def gradient(self, params: Params) -> Gradient:
         """Draw the next batch and return its gradient."""
-        compiling = time.perf_counter()
-        functions, is_new = self._functions(params, self._stream.shapes)  # samples are prepared meanwhile
-        compile_s = time.perf_counter() - compiling if is_new else 0.0
+        functions, compile_s = self._functions(self._stream.turn)  # samples are prepared meanwhile
         waited, self._stream.params = self._stream.waited, self._devices.to_first_device(params)
         batch = next(self._stream)
         self._setting.watch.drew(functools.partial(_geometry, batch[0]))
@@ -318,19 +320,30 @@ class StreamFeed(Feed):
             self._stream.drawn,
         )
 
-    def _functions(self, params: Params, sample: Sample) -> "tuple[_Functions, bool]":
-        """Return the compiled functions for samples of one shape; true if they were compiled just now."""
-        key = jax.tree.structure(sample), tuple(leaf.shape for leaf in jax.tree.leaves(sample))
-        if key in self._compiled:
-            return self._compiled[key], False
+    def _functions(self, turn: int) -> "tuple[_Functions, float]":
+        """Return the functions for samples of one shape, and the time waited for them, s.
+
+        Those of the next larger shape are compiled meanwhile.
+        """
+        for index in (turn, turn + 1):
+            if index not in self._compiled and index < len(self._stream.shapes):
+                self._compiled[index] = self._compilers.submit(self._compile, self._stream.shapes[index])
+        began = time.perf_counter()
+        if self._compiled[turn].done():
+            return self._compiled[turn].result(), 0.0
         self._setting.watch.compiling("training step")
+        functions = self._compiled[turn].result()
+        return functions, time.perf_counter() - began
+
+    def _compile(self, sample: Sample) -> "_Functions":
+        """Return the compiled functions for samples of one shape."""
         devices = self._devices
         split, replicated = (
             (devices.batch_sharding, devices.replicated_sharding) if devices.count > 1 else (None, None)
         )
         size = self._config.microbatch or self._config.batch
         part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=split), sample)
-        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), params)
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), self._params)
         deltas = jax.eval_shape(self._correct, params, part.features)
         deltas = jax.ShapeDtypeStruct(deltas.shape, deltas.dtype, sharding=split)
         delta = jax.ShapeDtypeStruct(deltas.shape[1:], deltas.dtype)
@@ -343,10 +356,9 @@ class StreamFeed(Feed):
             jax.jit(self._pull, out_shardings=replicated).lower(params, part.features, deltas),
         )
         # Tracing holds Python's lock; compiling does not, and runs side by side.
-        self._compiled[key] = _Functions(
-            *self._setting.pool.map(self._setting.compile, _Functions._fields, lowered)
-        )
-        return self._compiled[key], True
+        pairs = zip(_Functions._fields, lowered, strict=True)
+        compiled = [self._compilers.submit(self._setting.compile, *pair) for pair in pairs]
+        return _Functions(*(future.result() for future in compiled))
 
     def _evaluate(
         self, functions: "_Functions", params: Params, samples: Sequence[Sample]

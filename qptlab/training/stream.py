@@ -36,6 +36,10 @@ REPLAY_MAX = 1024
 """Largest number of samples in the replay buffer of molecules of one shape."""
 
 
+CURRICULUM_STEPS = 20
+"""Number of batches after which molecules of the next larger shape join. The first batches have the smallest shape, so
+that updates begin before the functions of large shapes are compiled."""
+
 MAX_SOURCES = 512
 """Largest number of sources of geometries of molecules of one shape: those that were used last. A molecule's
 trajectory takes memory. One that was dropped starts again at the place where it was left."""
@@ -54,7 +58,8 @@ class Stream:
     A batch has one lane for each of its geometries. In each batch, `batch / reuse` lanes on average take a new
     geometry, in turn. Every other lane takes one of its earlier geometries, drawn at random from the newest ones that
     fit the memory. So each geometry is used `reuse` times on average. All samples of a batch have one shape;
-    molecules of different shapes take turns, in proportion to their number.
+    molecules of different shapes take turns, in proportion to their number. Larger shapes join one after another (see
+    `CURRICULUM_STEPS`).
 
     Several processes share the lanes, and together have the batches that one process would have. Each process draws
     all geometries, which costs little, and prepares the samples of its lanes only.
@@ -70,6 +75,7 @@ class Stream:
       process: index of this process, and number of processes, which share `batch`.
 
     Attributes:
+      shapes: shapes and types of the samples of each shape of molecules, small ones first.
       waited: time spent in `next` so far, waiting for samples, s.
       drawn: number of new geometries taken so far.
       params: parameters of the model, to be set before each batch if the model draws geometries itself.
@@ -92,6 +98,7 @@ class Stream:
         grouped: dict[tuple, list[int]] = {}
         for index, system in enumerate(systems):
             grouped.setdefault((system.method, system.sizes), []).append(index)
+        grouped = dict(sorted(grouped.items(), key=lambda item: item[0][1].shape.nao))
         turns = _turns([len(members) for members in grouped.values()], batch, reuse, seed)
         past = list(itertools.islice(turns, step))
         drawn = [sum(fresh for bucket, fresh, _ in past if bucket == i) for i in range(len(grouped))]
@@ -101,6 +108,7 @@ class Stream:
             _Bucket(systems, members, sampling, model, seed, memory, batch, before, process)
             for members, before in zip(grouped.values(), drawn, strict=True)
         ]
+        self.shapes = [bucket.shapes for bucket in self._buckets]
         self._turns, ahead = itertools.tee(turns)  # samples are requested some turns before they are used
         self._turn = next(self._turns)
         self._wanted = self._order(ahead)
@@ -122,9 +130,9 @@ class Stream:
             pool.shutdown(wait=True, cancel_futures=True)
 
     @property
-    def shapes(self) -> Sample:
-        """Return shapes and types of the samples of the next batch, which need not be ready."""
-        return self._buckets[self._turn[0]].shapes
+    def turn(self) -> int:
+        """Index in `shapes` of the next batch, which need not be ready."""
+        return self._turn[0]
 
     def __iter__(self):
         """Return the stream itself."""
@@ -191,7 +199,8 @@ def _turns(
     turns = [0] * len(numbers)
     for step in itertools.count():
         rng = generator(Purpose.BATCHES, seed, step)
-        bucket = int(rng.choice(len(numbers), p=np.array(numbers) / sum(numbers)))
+        joined = np.array(numbers[: 1 + step // CURRICULUM_STEPS])
+        bucket = int(rng.choice(len(joined), p=joined / joined.sum()))
         done = turns[bucket]
         # The first step needs a whole batch of new geometries. Later steps need batch / reuse on average; if this is
         # below one, some steps need none.
