@@ -34,10 +34,9 @@ SAME_HARTREE = 1e-7
 def starts(predictor: ql.CorrectionPredictor) -> dict:
     """Return the guesses by name: number of Fock builds, and a function of PySCF's calculation."""
     guesses = {name: (0, lambda mf, key=name: mf.get_init_guess(key=key)) for name in ("minao", "atom", "huckel")}
-    model = predictor.model
-    for n in range(model.config.iterations + 1):
-        for label, params in (("model", predictor.params), ("no network", None)):
-            variant = ql.CorrectionPredictor(model.with_iterations(n), params, predictor.systems)
+    for n in range(predictor.config.iterations + 1):
+        model = predictor.with_iterations(n)
+        for label, variant in (("model", model), ("no network", model.without_network())):
             guesses[f"{label}, n = {n}"] = n + 1, lambda mf, variant=variant: ql.guess(mf.mol, variant)
     return guesses
 

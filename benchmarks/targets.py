@@ -1,6 +1,6 @@
 """Headline results of training on two cores: both networks, with all baselines and the grid's own error.
 
-    python benchmarks/targets.py [water|ethanol|ethanol-def2|uracil|peptide|molecules|qm9] [--seeds N] [--both]
+    python benchmarks/targets.py [water|ethanol|ethanol-def2|uracil|peptide|molecules] [--seeds N] [--both]
 
 Writes `results/target-NAME.json`, `.md` and `.png`. Time counts from the start of the training, compilation included.
 Two DFT iterations follow the network in a prediction, none in training. Training uses grid level 0; predictions and
@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from qptlab.benchmarking import studies
-from qptlab.benchmarking.studies import AsGiven, Setting, Study, TestGroup, small_molecules
+from qptlab.benchmarking.studies import Setting, Study, TestGroup, small_molecules
 from qptlab.models.equivariant import EquivariantConfig
 from qptlab.models.qpt import QPTConfig
 from qptlab.sampling import Sampling
@@ -62,17 +62,6 @@ TARGETS = {
         small_molecules()[:-4], Method("pbe", "sto-3g", 3), 4,
         "unseen 0.05 meV, larger ones 0.1 meV after 4 minutes", 12,
         {"Unseen molecules": TestGroup(small_molecules()[-4:]), "Larger molecules": TestGroup(LARGER)},
-    ),
-    "qm9": Target(
-        ("qm9:max_heavy=5,split=random-train",), Method("b3lyp5", "def2-svp", 3), 60,
-        "unseen 43 meV at n = 0 and 0.5 meV at n = 2; QH9's size test 200 and 10 meV, Fock 69.7 µHa at n = 2", 4,
-        {
-            f"{title}, n = {n}": TestGroup((text,), AsGiven(), iterations=n, each=1)
-            for title, text in (("Held out, up to 5 heavy atoms", "qm9:max_heavy=5,split=random-test,count=20"),
-                                ("Larger: QH9's size test", "qm9:split=size-test,count=20"))
-            for n in (0, 2)
-        },
-        Sampling("modes"),
     ),
 }
 

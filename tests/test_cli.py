@@ -21,6 +21,7 @@ import typer
 import qptlab as ql
 from qptlab.cli import app, lab, main, train
 from qptlab.evaluation import labels
+from qptlab.units import HARTREE_MEV
 
 WATER_XYZ = "3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
 QUICK = ["--xc", "lda", "--basis", "sto-3g", "--grid-level", "0"]
@@ -203,6 +204,20 @@ def test_one_model_of_several_molecules_from_files_predicts_each_and_warns_of_ot
         assert file["H2O/fock"].shape == (1, 7, 7)
         assert file["H3N/fock"].shape == (1, 8, 8)
         assert list(file["H3NO/frame"]) == [2]
+    status, printed, err = call("predict", out, "O", "N", "--json")
+    assert status == 0, err
+    record = json.loads(printed)
+    assert (record["out"], record["molecules"], record["method"]) == (None, ["O", "N"], "LDA/sto-3g")
+    exact = [float(ql.scf(ql.Molecule.parse(text), ql.load(out).method).energy) for text in "ON"]
+    for energy, floor, estimate in zip(record["energy_ha"], exact, record["energy_error_mev"], strict=True):
+        assert estimate == pytest.approx((energy - floor) * HARTREE_MEV, rel=0.5)
+    status, printed, _ = call("predict", out, "O")
+    assert status == 0
+    assert "estimated error, meV" in printed
+    assert f"{record['energy_ha'][0]:.6f}" in printed
+    status, _, err = call("predict", out, "O", "--geometries", tmp_path / "three.xyz")
+    assert status == 2
+    assert "Expected MOLECULES or --geometries, got both" in err
     with pytest.warns(UserWarning, match="H3NO is not among the 2 molecules"):
         ql.load(out)(mols[2])
     status, _, err = call("predict", out, "--geometries", _xyz(tmp_path, "FF"), "--out", tmp_path / "q.h5")

@@ -35,7 +35,8 @@ def test_the_table_has_the_keys_that_others_read(found):
     record = json.loads(found.to_json())
     speeds = {"seconds_per_geometry", "pyscf_seconds_per_geometry", "pyscf_threads"}
     assert (record["kind"], record["method"]) == ("qpt", "LDA/sto-3g")
-    names = {"n", "kind", "method", "n_left_out", "same_fit", "baselines", "residual_correlation"}
+    names = {"n", "kind", "method", "n_left_out", "same_fit", "baselines", "estimated_energy_mae_mev",
+             "estimate_correlation"}
     assert set(record) == names | speeds | ERRORS
     assert record["same_fit"] is None
     assert set(record["baselines"]) == {"no_network", "pyscf_same_fock_builds"}

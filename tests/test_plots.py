@@ -85,10 +85,12 @@ def test_smoothing_averages_and_events_are_marked_where_they_happened():
 def test_parity_plot_shows_every_geometry_and_orbital(trained):
     evaluation = ql.evaluate(trained.predictor, trained.validation)
     traces = plots.parity_traces(evaluation)
-    assert [len(x) for x, _ in traces] == [2, 2, 2, 2, 10, 10, 2, 2], "two geometries, five orbitals"
+    assert [len(x) for x, _ in traces] == [2, 2, 2, 2, 10, 10, 2, 2, 2], "two geometries, five orbitals"
     diagonal, plain, model = traces[:3]
     np.testing.assert_array_equal(diagonal[0], diagonal[1])
     assert np.abs(model[1] - model[0]).max() < np.abs(plain[1] - plain[0]).max()
+    estimates, errors = traces[7]
+    np.testing.assert_allclose(estimates, errors, rtol=0.5, err_msg="the model's own estimate of its error")
 
 
 def test_a_parity_plot_of_several_molecules_has_orbitals_and_zero_of_each():

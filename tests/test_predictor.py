@@ -54,7 +54,7 @@ def test_a_stretched_bond_does_not_make_a_different_molecule(predictor):
 @pytest.mark.parametrize("smiles", ["O", "CCC=O"])
 def test_a_model_of_one_molecule_predicts_others_of_its_elements_with_a_warning(predictor, smiles):
     mol = ql.Molecule.from_smiles(smiles)
-    with pytest.warns(UserWarning, match=rf"{mol.formula} is not .* check the prediction's residual"):
+    with pytest.warns(UserWarning, match=rf"{mol.formula} is not .* check the estimated error"):
         prediction = predictor(mol)
     overlap = cases.rks(mol, METHOD).get_ovlp()
     assert np.sum(prediction.dm * overlap) == pytest.approx(mol.nelectron, abs=1e-8)

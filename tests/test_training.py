@@ -120,7 +120,7 @@ def test_a_geometry_may_be_used_more_often_than_a_batch_is_large():
 
 
 def test_molecules_have_their_turn_as_often_as_there_are_of_them():
-    """Water and ammonia have the same shape, ethanol has a different one. A batch has one shape, at first the smaller."""
+    """Water and ammonia share a shape, ethanol has a larger one. A batch has one shape, at first the smaller."""
     with stream(("ethanol", "water", "ammonia"), batch=6, reuse=6) as batches:
         shapes = []
         for drawn in itertools.islice(batches, 80):

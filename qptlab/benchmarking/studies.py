@@ -154,22 +154,6 @@ class Bends(Sampler):
         return f"one angle changed by {self.smallest:g}° to {self.largest:g}°"
 
 
-@dataclasses.dataclass(frozen=True)
-class AsGiven(Sampler):
-    """The reference geometry of the molecule itself, again and again.
-
-    This sampler is for tests only and is not registered.
-    """
-
-    def draw(self, mol: Molecule, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "natm 3"]]:
-        """Yield the positions of the molecule, bohr."""
-        return itertools.repeat(mol.positions)
-
-    def summary(self) -> str:
-        """Return a description for people."""
-        return "the geometries of the data set"
-
-
 def _bonds(mol: Molecule) -> list[coordinates.Coordinate]:
     """Return the bonds outside of rings."""
     bonds = [coordinate for coordinate in coordinates.coordinates(mol) if len(coordinate.atoms) == 2]
@@ -218,7 +202,6 @@ class TestGroup(NamedTuple):
       sampling: sampler of the geometries.
       xc: functional; None for that of the training.
       basis: basis set; None for that of the training.
-      iterations: DFT iterations after the network; None for those of the setting.
       each: number of geometries of each molecule.
     """
 
@@ -228,7 +211,6 @@ class TestGroup(NamedTuple):
     sampling: Sampler = Sampling("md")
     xc: str | None = None
     basis: str | None = None
-    iterations: int | None = None
     each: int = 2
 
 
@@ -430,8 +412,7 @@ def _rows(
         config = dataclasses.replace(setting.train, minutes=minutes, steps=None, seed=seed)
         row, trained = _train(plain, config, test)
         row["groups"] = {
-            title: group and _errors(evaluate(_with_iterations(trained, selected.groups[title].iterations), group))
-            for title, group in groups.items()
+            title: group and _errors(evaluate(trained, group)) for title, group in groups.items()
         }
         yield {"setting": setting.label, "seed": seed, **row}
 
@@ -446,15 +427,7 @@ def _test_group(plain: CorrectionPredictor, group: TestGroup, method: Method) ->
         if not set(kinds) <= set(plain.model.kinds):
             return None
         systems = [system.with_vocabulary(plain.model.kinds) for system in systems]
-    untrained = _with_iterations(CorrectionPredictor(plain.model, None, systems), group.iterations)
-    return _test_set(untrained, systems, group.sampling, group.each)
-
-
-def _with_iterations(predictor: CorrectionPredictor, iterations: int | None) -> CorrectionPredictor:
-    """Return the model with another number of DFT iterations after the network; None for its own."""
-    if iterations is None:
-        return predictor
-    return CorrectionPredictor(predictor.model.with_iterations(iterations), predictor.params, predictor.systems)
+    return _test_set(CorrectionPredictor(plain.model, None, systems), systems, group.sampling, group.each)
 
 
 def _train(plain: CorrectionPredictor, config: TrainConfig, test: TestSet) -> tuple[Row, CorrectionPredictor]:
@@ -490,7 +463,7 @@ def _train(plain: CorrectionPredictor, config: TrainConfig, test: TestSet) -> tu
 def _errors(evaluation: Evaluation) -> Row:
     """Return the errors of a model and of the baselines."""
     record = evaluation.to_dict()
-    names = ("residual_correlation", "baselines", "n", "n_left_out")
+    names = ("estimated_energy_mae_mev", "estimate_correlation", "baselines", "n", "n_left_out")
     return evaluation.errors.to_dict() | {name: record[name] for name in names}
 
 

@@ -3,16 +3,28 @@
 import pathlib
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.progress import Progress
 
 import qptlab as ql
 from qptlab.cli.console import Geometries, Json, MoleculeArgument, fail, print_json, refuse_existing, stderr
 from qptlab.cli.settings import Options, takes
+from qptlab.tables import table
+from qptlab.units import AU_DEBYE, HARTREE_EV, HARTREE_MEV, significant
 
 ModelArgument = Annotated[
     pathlib.Path, typer.Argument(metavar="MODEL", help="A run's folder, or a model file.")
 ]
+COLUMNS = {
+    "energy_ha": ("energy", "energy, hartree", 1.0),
+    "energy_error_mev": ("energy_error", "estimated error, meV", HARTREE_MEV),
+    "residual_ha": ("residual", "residual, hartree", 1.0),
+    "dipole_debye": ("dipole", "dipole moment, debye", AU_DEBYE),
+    "gap_ev": ("gap", "gap, eV", HARTREE_EV),
+}
+"""Numbers that `predict` reports: property of a prediction, title and unit."""
+
 RELAXATION = Options(ql.relax, ("fmax", "steps"))
 
 
@@ -32,26 +44,47 @@ def evaluate(run: ModelArgument, geometries: Geometries, as_json: Json = False) 
 
 def predict(
     run: ModelArgument,
-    geometries: Geometries,
-    out: Annotated[pathlib.Path, typer.Option("--out", help="A new HDF5 file.")],
+    molecules: Annotated[
+        list[str] | None, typer.Argument(metavar="MOLECULES", help="Built-in names, SMILES or XYZ files (ångström).")
+    ] = None,
+    geometries: Annotated[
+        pathlib.Path | None, typer.Option(help="XYZ file with any number of frames, instead of MOLECULES.")
+    ] = None,
+    out: Annotated[
+        pathlib.Path | None, typer.Option("--out", help="A new HDF5 file for all properties. Default: print a table.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict geometries into an HDF5 file, with every property that the model predicts."""
-    frames = ql.read_xyz(geometries)
+    """Predict molecules, or the geometries of a file: a table, or every property in an HDF5 file."""
+    if (geometries is None) == (not molecules):
+        given = "both" if molecules else "neither"
+        raise ql.InputError(f"Expected MOLECULES or --geometries, got {given}; use one of them.")
+    frames = ql.read_xyz(geometries) if geometries else ql.read_molecules(molecules or [])
     model = ql.load(run)
-    refuse_existing(out)
+    if out is not None:
+        refuse_existing(out)
     with Progress(console=stderr) as bar:
         predictions = list(bar.track(model.map(frames), total=len(frames), description="predicting"))
-    ql.write_predictions(out, frames, predictions, model.label)
-    record = {"out": str(out), "n": len(frames), "energy_ha": [float(p.energy) for p in predictions]}
-    message = f"{len(frames)} predictions written to {out}"
-    if "residual" in model.provides:
-        residuals = record["residual_ha"] = [float(p.residual) for p in predictions]
-        message += f"; residuals from {min(residuals):.2e} to {max(residuals):.2e} hartree"
+    if out is not None:
+        ql.write_predictions(out, frames, predictions, model.label)
+    columns = {key: (title, scale) for key, (name, title, scale) in COLUMNS.items() if name in model.provides}
+    values = {
+        key: [float(np.linalg.norm(getattr(p, COLUMNS[key][0]))) * scale for p in predictions]
+        for key, (_, scale) in columns.items() if key != "energy_ha"
+    }
+    record = {"out": out and str(out), "n": len(frames), "molecules": [mol.name or mol.formula for mol in frames],
+              "method": model.label, "energy_ha": [float(p.energy) for p in predictions], **values}
     if as_json:
         print_json(record)
+    elif out is not None:
+        errors = values.get("energy_error_mev")
+        estimate = f"; estimated errors from {min(errors):.2g} to {max(errors):.2g} meV" if errors else ""
+        typer.echo(f"{len(frames)} predictions written to {out}{estimate}")
     else:
-        typer.echo(message)
+        rows = zip(record["molecules"], *(record[key] for key in columns), strict=True)
+        lines = [[name, f"{energy:.6f}", *(significant(value) for value in others)] for name, energy, *others in rows]
+        typer.echo(table(["molecule", *(f"{title}" for title, _ in columns.values())], lines, "text"))
+        typer.echo(model.label)
 
 
 @takes(RELAXATION)

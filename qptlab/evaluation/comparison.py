@@ -27,11 +27,12 @@ from qptlab.models.contract import Model, Prediction, require, title_of
 from qptlab.models.orbital_gnn import GNNPredictor
 from qptlab.models.predictor import CorrectionPredictor
 from qptlab.system.molecule import Molecule, read_xyz
-from qptlab.units import HARTREE_EV, HARTREE_MEV
+from qptlab.units import HARTREE_EV, HARTREE_MEV, significant
 
 GEOMETRY_COLUMNS = (
     "geometry", "molecule", "energy_ha", "pyscf_energy_ha", "energy_error_mev", "no_network_error_mev",
     "pyscf_same_fock_builds_error_mev", "fock_mae_uha", "mo_energy_mae_uha", "mo_cosine", "residual_ha",
+    "estimated_error_mev",
     "dipole_debye", "pyscf_dipole_debye", "gap_ev", "pyscf_gap_ev", "pyscf_seconds",
 )
 """Columns of `Evaluation.by_geometry` for a model that predicts densities."""
@@ -62,8 +63,9 @@ class Evaluation:
       test_set: geometries with PySCF's references; None for a model that is compared with labels.
       labelled_set: geometries with labels; None for a model that is compared with PySCF.
       same_fit: errors of the model compared with PySCF with the same density fitting; None for exact integrals.
-      residual_correlation: rank correlation, over the geometries, of the residuals of the predictions with their
-        energy errors; it tells how well the residual finds bad predictions. None for fewer than three geometries.
+      estimate_correlation: rank correlation, over the geometries, of the estimated errors of the predictions with
+        their energy errors; it tells how well the estimate finds bad predictions. None for fewer than three
+        geometries.
       pyscf_seconds_per_geometry: time of a converged PySCF calculation, s.
       pyscf_threads: number of threads that PySCF used; the model uses all cores.
     """
@@ -77,7 +79,7 @@ class Evaluation:
     test_set: TestSet | None = None
     labelled_set: LabelledSet | None = None
     same_fit: ErrorSummary | None = None
-    residual_correlation: float | None = None
+    estimate_correlation: float | None = None
     pyscf_seconds_per_geometry: float | None = None
     pyscf_threads: int | None = None
 
@@ -121,6 +123,16 @@ class Evaluation:
         return (np.array([float(p.energy) for p in self.predictions]) - self.reference_energies) * HARTREE_MEV
 
     @property
+    def estimated_energy_mae_mev(self) -> float | None:
+        """Mean of the errors that the model estimates itself, meV; None for a model that does not.
+
+        The estimate is of the distance from self-consistency in the model's own integrals. It does not have the error
+        of density fitting.
+        """
+        estimates = [p.energy_error for p in self.predictions if p.energy_error is not None]
+        return float(np.mean(np.abs(estimates))) * HARTREE_MEV if estimates else None
+
+    @property
     def molecules(self) -> list[Molecule]:
         """The geometries."""
         if self.test_set is None:
@@ -142,7 +154,8 @@ class Evaluation:
             record |= {
                 "n_left_out": self.test_set.left_out,
                 "same_fit": self.same_fit and self.same_fit.to_dict(),
-                "residual_correlation": self.residual_correlation,
+                "estimated_energy_mae_mev": self.estimated_energy_mae_mev,
+                "estimate_correlation": self.estimate_correlation,
                 "pyscf_seconds_per_geometry": self.pyscf_seconds_per_geometry,
                 "pyscf_threads": self.pyscf_threads,
             }
@@ -186,6 +199,7 @@ class Evaluation:
             index, mol.name or mol.formula, float(model.energy), truth.energy,
             *(float(reference.energy_errors_mev([answer], [truth])[0]) for answer in (model, plain, stopped)),
             summary.fock_mae_uha, summary.mo_energy_mae_uha, summary.mo_cosine, float(model.residual),
+            float(model.energy_error) * HARTREE_MEV,
             *(float(np.linalg.norm(dipole)) for dipole in dipoles),
             *(float(gap) * HARTREE_EV for gap in gaps), truth.seconds,
         )
@@ -213,8 +227,10 @@ class Evaluation:
     def __str__(self) -> str:
         """Return the table as text."""
         lines = [self._caption, error_table(self.rows(), "text")]
-        if self.residual_correlation is not None:
-            lines.append(f"rank correlation of the residual with the energy error: {self.residual_correlation:.2f}")
+        if (estimated := self.estimated_energy_mae_mev) is not None:
+            lines.append(f"energy MAE that the model estimates itself: {significant(estimated)} meV")
+        if self.estimate_correlation is not None:
+            lines.append(f"rank correlation of this estimate with the energy error: {self.estimate_correlation:.2f}")
         times = f"seconds per geometry: {title_of(self.kind)} {self.seconds_per_geometry:.3g}"
         if self.pyscf_seconds_per_geometry is not None:
             times += (
@@ -311,7 +327,7 @@ def _compare_with_pyscf(
         seconds_per_geometry=seconds,
         test_set=geometries,
         same_fit=reference.errors(predictions, geometries.same_fit) if geometries.same_fit else None,
-        residual_correlation=_rank_correlation([float(p.residual) for p in predictions], misses),
+        estimate_correlation=_rank_correlation([float(p.energy_error) for p in predictions], misses),
         pyscf_seconds_per_geometry=float(np.mean([answer.seconds for answer in geometries.converged])),
         pyscf_threads=geometries.converged[0].threads,
     )

@@ -217,10 +217,10 @@ def _smooth(values: Shaped[np.ndarray, " n"], span: int) -> Shaped[np.ndarray, "
 
 
 def parity_figure() -> go.Figure:
-    """Return an empty figure for `parity_traces`: energies, orbital energies, and errors against residuals."""
+    """Return an empty figure for `parity_traces`: energies, orbital energies, and errors against estimates."""
     figure = make_subplots(
         cols=3, horizontal_spacing=0.1,
-        subplot_titles=("Total energy", "Valence orbitals and LUMO", "Error and residual"),
+        subplot_titles=("Total energy", "Valence orbitals and LUMO", "Error and its estimate"),
     )
     for col in (1, 2):
         figure.add_scatter(
@@ -239,10 +239,13 @@ def parity_figure() -> go.Figure:
             mode="markers", marker={"color": colour, "symbol": mark, "size": 7}, name=name, row=1, col=3,
             showlegend=False,
         )
+    figure.add_scatter(
+        mode="lines", line={"color": INK, "width": 1, "dash": "dot"}, name="equal", row=1, col=3, showlegend=False
+    )
     for col in (1, 2):
         figure.update_xaxes(title="PySCF, eV", row=1, col=col)
         figure.update_yaxes(title="predicted, eV", row=1, col=col)
-    figure.update_xaxes(title="residual, hartree", type="log", exponentformat="power", nticks=5, row=1, col=3)
+    figure.update_xaxes(title="estimated error, meV", type="log", exponentformat="power", nticks=5, row=1, col=3)
     figure.update_yaxes(title="energy error, meV", type="log", exponentformat="power", nticks=6, row=1, col=3)
     figure.update_layout(height=340, legend=_legend_below(-0.32))
     return _dress(figure)
@@ -275,11 +278,14 @@ def parity_traces(evaluation: Evaluation) -> list[tuple[np.ndarray, np.ndarray]]
         )
         ends = np.array([exact.min(), exact.max()])
         traces += [(ends, ends), (thin(exact), thin(plain)), (thin(exact), thin(model))]
-    answers = test_set.same_fit or test_set.converged
+    answers, ends = test_set.same_fit or test_set.converged, []
     for predictions in (test_set.no_network, evaluation.predictions):
         errors = np.abs(energy_errors_mev(predictions, answers))
-        traces.append((thin(np.array([float(p.residual) for p in predictions])), thin(errors)))
-    return traces
+        estimates = np.abs([float(p.energy_error) * HARTREE_MEV for p in predictions])
+        traces.append((thin(estimates), thin(errors)))
+        ends += [estimates.min(), estimates.max()]
+    diagonal = np.array([min(ends), max(ends)])
+    return [*traces, (diagonal, diagonal)]
 
 
 def errors_figure(evaluation: Evaluation) -> go.Figure:

@@ -34,7 +34,9 @@ class Prediction(NamedTuple):
       mo_energy: orbital energies of `fock`, hartree, in ascending order.
       mo_coeff: orbital coefficients of `fock`, one orbital per column.
       residual: largest element of the commutator FDS − SDF in an orthonormal basis, hartree. It is zero at
-        self-consistency, so it estimates the error without a reference.
+        self-consistency.
+      energy_error: estimated error of `energy`, hartree: its distance from the energy at self-consistency, to second
+        order, without a reference (see `screening.estimated_error`).
       nocc: number of doubly occupied orbitals.
     """
 
@@ -49,6 +51,7 @@ class Prediction(NamedTuple):
     mo_energy: Any = None  # [nmo]
     mo_coeff: Any = None  # [nao, nmo]
     residual: Any = None  # []
+    energy_error: Any = None  # []
     nocc: Any = None  # []
 
 

@@ -17,7 +17,7 @@ from qptlab.dft.energy import commutator, density_from_fock, filled_orbitals, ko
 from qptlab.dft.energy import energy as total_energy
 from qptlab.dft.energy import fock as fock_matrix
 from qptlab.dft.integrals import Integrals
-from qptlab.dft.screening import combination, screened
+from qptlab.dft.screening import combination, estimated_error, screened, screening
 from qptlab.errors import InputError
 from qptlab.models.contract import Params, Prediction, kind_of
 from qptlab.models.networks import Attention, CorrectionConfig, network_of
@@ -136,9 +136,10 @@ class CorrectionModel:
         state = kohn_sham(dm, sample.ints, filled=filled)
         mo_energy, mo_coeff = orbitals(state.fock, sample.ints)
         residual = jnp.max(jnp.abs(commutator(state.fock, dm, sample.ints)))
+        charges = screening(sample.ints) if sample.guess is None else sample.guess.screening
         return Prediction(
             state.terms.e_tot, fock=state.fock, dm=dm, mo_energy=mo_energy, mo_coeff=mo_coeff, residual=residual,
-            nocc=sample.ints.nocc,
+            energy_error=estimated_error(state.fock, dm, sample.ints, charges), nocc=sample.ints.nocc,
         )
 
     @functools.cached_property

@@ -27,7 +27,8 @@ from qptlab.system.molecule import Molecule
 from qptlab.units import AU_DEBYE
 
 PROVIDES = frozenset({
-    "energy", "forces", "dipole", "charges", "gap", "fock", "dm", "mo_energy", "mo_coeff", "residual", "nocc",
+    "energy", "forces", "dipole", "charges", "gap", "fock", "dm", "mo_energy", "mo_coeff", "residual",
+    "energy_error", "nocc",
 })
 
 
@@ -113,6 +114,10 @@ class CorrectionPredictor:
     def charge(self) -> int:
         """Charge of the molecule that the model was trained on; 0 for several molecules."""
         return self.systems[0].molecule.charge if len(self.systems) == 1 else 0
+
+    def with_iterations(self, iterations: int) -> "CorrectionPredictor":
+        """Return the same model with a different number of DFT iterations after the network."""
+        return CorrectionPredictor(self.model.with_iterations(iterations), self.params, self.systems)
 
     def without_network(self) -> "CorrectionPredictor":
         """Return the same model with its network switched off: plain DFT iteration."""
@@ -205,8 +210,8 @@ class CorrectionPredictor:
         count = len(self.systems)
         others = f"among the {count} molecules" if count > 1 else "the molecule"
         warnings.warn(
-            f"{mol.formula} is not {others} that the model was trained on: check the prediction's residual before "
-            "you use it.", stacklevel=stacklevel,
+            f"{mol.formula} is not {others} that the model was trained on: check the estimated error "
+            "(`energy_error`) of the prediction before you use it.", stacklevel=stacklevel,
         )
 
     def _predict(self, mol: Molecule, system: System, pose: Pose, threads: int | None = None) -> Prediction:

@@ -256,8 +256,8 @@ class LabelFree(Objective):
             f"molecules of {', '.join(elements)} similar to those trained on; a warning is given for other molecules"
         )
         limits = (
-            f"Limits: closed shells; geometries similar to those trained on; {scope}. Check the residual of a "
-            "prediction (hartree; zero at self-consistency) before you use it."
+            f"Limits: closed shells; geometries similar to those trained on; {scope}. Check the estimated error "
+            "of a prediction (`energy_error`, hartree) before you use it."
         )
         return f"{title_of(self.kind)} for {', '.join(formulas[:5])}{more}", lines, limits
 

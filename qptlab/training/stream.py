@@ -37,8 +37,8 @@ REPLAY_MAX = 1024
 
 
 CURRICULUM_STEPS = 20
-"""Number of batches after which molecules of the next larger shape join. The first batches have the smallest shape, so
-that updates begin before the functions of large shapes are compiled."""
+"""Number of batches after which molecules of the next larger shape join. The first batches have the smallest shape:
+updates begin before the functions of large shapes are compiled."""
 
 MAX_SOURCES = 512
 """Largest number of sources of geometries of molecules of one shape: those that were used last. A molecule's

@@ -12,6 +12,7 @@ from qptlab.gui.widgets.live import keep_fresh
 from qptlab.gui.widgets.taskbar import TaskBar
 from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
+from qptlab.units import HARTREE_MEV
 
 PARITY, GEOMETRIES, HISTOGRAM, FOCK, TIME = PLOTS = (
     "parity", "error of each geometry", "histogram of errors", "Fock error by atoms", "time",
@@ -113,10 +114,10 @@ class Comparison(View):
         evaluation, index = self.session.comparison.evaluation, self._geometry.value
         if evaluation is None:
             return
-        mol, residual = evaluation.molecules[index], evaluation.predictions[index].residual
+        mol, estimate = evaluation.molecules[index], evaluation.predictions[index].energy_error
         error = float(evaluation.energy_errors_mev[index])
         self._error.value = f"Geometry {index}: energy error {error:+.3g} meV" + (
-            "." if residual is None else f", residual {float(residual):.2g} hartree."
+            "." if estimate is None else f", estimated {float(estimate) * HARTREE_MEV:.2g} meV."
         )
         self.viewer.show(mol.symbols, mol.positions_angstrom, captions=[f"geometry {index}: {error:+.3g} meV"])
         if self._plot.value == FOCK:
@@ -161,13 +162,13 @@ def _words(kind: str, evaluation: Evaluation, index: int) -> str:
         )
     if kind == FOCK:
         return f"Geometry {index}: mean absolute error of the Fock matrix for each pair of atoms."
-    correlation = evaluation.residual_correlation
-    rank = "" if correlation is None else f" Residual and energy error have a rank correlation of {correlation:.2f}."
+    estimated = evaluation.estimated_energy_mae_mev
+    estimate = "" if estimated is None else f" The model's own estimate is {estimated:.3g} meV."
     baselines = "".join(
         f"; {TITLES.get(name, name)}: {summary.energy_mae_mev:.3g} meV"
         for name, summary in evaluation.baselines.items() if summary.energy_mae_mev is not None
     )
     return (
         f"{evaluation.n} geometries: the mean energy error is {errors.energy_mae_mev:.3g} meV, the largest is "
-        f"{errors.energy_max_mev:.3g} meV{baselines}.{rank}"
+        f"{errors.energy_max_mev:.3g} meV{baselines}.{estimate}"
     )

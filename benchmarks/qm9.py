@@ -1,0 +1,239 @@
+"""One model of many molecules, trained on geometries of QM9 without labels, on molecules that it never saw.
+
+    qptlab train qm9:max_heavy=5,split=random-train --xc b3lyp5 --basis def2-svp --grid-level 3 --eri fitted \
+        --sampler modes -n 2 --train-iterations 0 --minutes 60 --out runs/qm9
+    python benchmarks/qm9.py runs/qm9 [--larger 20] [--forces 3]
+
+Tests on the molecules of QH9's random split (Yu et al. 2023, arXiv:2306.09549) that are not in its training part and
+have up to 5 heavy atoms; on the first molecules of its test by size, with 23 atoms or more; on closed-shell ions; and
+on conformers of butan-1-ol. Geometries are those of QM9; ions and conformers are relaxed with MMFF94. References are
+converged PySCF with exact integrals, and are kept in the user's cache: it takes 40 minutes to make them. Writes
+`results/qm9.json` and `.md` after each molecule.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any
+
+import numpy as np
+import platformdirs
+import pyscf
+import typer
+
+import qptlab as ql
+from qptlab import tables
+from qptlab.benchmarking import bench
+from qptlab.dft.properties import dipole_debye
+from qptlab.evaluation import reference
+from qptlab.evaluation.reference import Reference
+from qptlab.models.systems import make_systems
+from qptlab.units import BOHR_ANGSTROM, HARTREE_MEV, significant
+
+IONS = ("[NH4+]", "C[NH3+]", "C[O-]", "[O-]C=O", "[C-]#N", "CC(=O)[O-]")
+REFUSED = ("[CH3]", "[O]N=O", "CS", "CCl")
+"""Two radicals, and two molecules with elements that the model has not seen."""
+ITERATIONS = (0, 2)
+CONFORMERS, CONFORMER_SEED = 5, 20_240_206
+
+PUBLISHED = (("QHNet", 77.7, 69.7), ("SPHNet", 45.5, 43.3), ("QHFlow", 23.0, 20.0), ("QHFlow2", 5.9, None))
+"""Errors of Fock matrices of networks that learned from 104,664 labels, µHa: random split, split by size."""
+
+
+def groups(larger: int) -> Iterator[tuple[str, list[ql.Molecule]]]:
+    """Yield the title and the molecules of each group."""
+    yield "not trained on, up to 5 heavy atoms", ql.read_molecules(
+        ["qm9:max_heavy=5,split=random-test", "qm9:max_heavy=5,split=random-validation"]
+    )
+    yield "larger, 23 atoms or more", ql.read_molecules([f"qm9:split=size-test,count={larger}"])
+    yield "ions", ql.read_molecules(IONS)
+    butanol = ql.Molecule.from_smiles("CCCCO")
+    frames = itertools.islice(ql.sample(butanol, ql.Sampling("conformers"), CONFORMER_SEED), CONFORMERS)
+    yield "conformers", [dataclasses.replace(butanol.with_positions(frame), name="CCCCO") for frame in frames]
+
+
+def kept(mol: ql.Molecule, method: ql.Method, cycles: int | None) -> Reference:
+    """Return a PySCF calculation from the cache, or compute it; converged for `cycles` of None."""
+    key = json.dumps([mol.symbols, mol.positions.tolist(), mol.charge, method.to_dict(), cycles, pyscf.__version__])
+    folder = platformdirs.user_cache_path("qptlab") / "references"
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as arrays:
+            return Reference(**{name: arrays[name][()] for name in Reference._fields})
+    answer = reference.converged(mol, method) if cycles is None else reference.stopped(mol, method, cycles)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **answer._asdict())
+    return answer
+
+
+def errors(answer: Any, truth: Reference, mol: ql.Molecule, method: ql.Method) -> dict[str, float]:
+    """Return the errors of a prediction or of a stopped calculation."""
+    homo, lumo = truth.nocc - 1, truth.nocc
+    gap = (answer.mo_energy[lumo] - answer.mo_energy[homo]) - (truth.mo_energy[lumo] - truth.mo_energy[homo])
+    dipole = dipole_debye(mol, method, answer.dm) - dipole_debye(mol, method, truth.dm)
+    summary = reference.errors([answer], [truth])
+    return {
+        "energy_mev": float(reference.energy_errors_mev([answer], [truth])[0]), "fock_uha": summary.fock_mae_uha,
+        "levels_uha": summary.mo_energy_mae_uha, "gap_mev": float(abs(gap)) * HARTREE_MEV,
+        "dipole_debye": float(np.linalg.norm(dipole)),
+    }
+
+
+def measure(predictor: ql.CorrectionPredictor, larger: int, forces: int) -> Iterator[dict]:
+    """Yield a row for each molecule and number of iterations."""
+    method = predictor.method
+    exact = dataclasses.replace(method, eri="auto")
+    for title, mols in groups(larger):
+        systems, kinds = make_systems(mols, method, predictor.config)
+        assert set(kinds) <= set(predictor.model.kinds)
+        systems = [system.with_vocabulary(predictor.model.kinds) for system in systems]
+        shared = ql.CorrectionPredictor(predictor.model, predictor.params, systems)
+        models = {n: shared.with_iterations(n) for n in ITERATIONS}
+        plain = {n: model.without_network() for n, model in models.items()}
+        for index, mol in enumerate(mols):
+            truth = kept(mol, exact, None)
+            assert truth.converged, f"PySCF does not converge for {mol.name}"
+            for n in ITERATIONS:
+                model = models[n]
+                began = time.perf_counter()
+                prediction = model(mol)
+                row = {
+                    "group": title, "molecule": mol.name or mol.formula, "formula": mol.formula, "n": n,
+                    "atoms": len(mol.symbols), "heavy": sum(symbol != "H" for symbol in mol.symbols),
+                    "seconds": time.perf_counter() - began, "pyscf_seconds": float(truth.seconds),
+                    "estimate_mev": float(prediction.energy_error) * HARTREE_MEV,
+                    "model": errors(prediction, truth, mol, method),
+                    "no network": errors(plain[n](mol), truth, mol, method),
+                    "PySCF": errors(kept(mol, exact, n + 1), truth, mol, method),
+                }
+                if index < forces and title.startswith("not trained"):
+                    row["forces_mev_angstrom"] = _forces_error(model, mol, exact)
+                yield row
+
+
+def _forces_error(model: ql.CorrectionPredictor, mol: ql.Molecule, method: ql.Method) -> float:
+    """Return the mean absolute error of a component of the forces, meV/Å; PySCF's follow the grid."""
+    gradients = reference.calculation(mol, method, fitted=False).run().nuc_grad_method()
+    gradients.grid_response = True
+    difference = np.abs(model.forces(mol) + gradients.kernel()).mean()
+    return float(difference) * HARTREE_MEV / BOHR_ANGSTROM
+
+
+def refusals(predictor: ql.CorrectionPredictor) -> list[str]:
+    """Return the message for each molecule that the model refuses."""
+    messages = []
+    for text in REFUSED:
+        try:
+            predictor(ql.Molecule.parse(text))
+        except ql.InputError as error:
+            messages.append(f"`{text}`: {error}")
+        else:
+            raise AssertionError(f"Expected a refusal of {text}, got a prediction.")
+    return messages
+
+
+def relative(rows: Sequence[dict], key: str) -> float | None:
+    """Return the mean absolute error of energies relative to the mean of all molecules of the same formula, meV."""
+    misses = []
+    for formula in {row["formula"] for row in rows}:
+        values = np.array([row[key]["energy_mev"] for row in rows if row["formula"] == formula])
+        misses += list(values - values.mean()) if len(values) > 1 else []
+    return float(np.abs(misses).mean()) if misses else None
+
+
+def _mean(rows: Sequence[dict], pick: Callable[[dict], float]) -> str:
+    """Return the mean of absolute values with its standard error."""
+    values = np.abs([pick(row) for row in rows])
+    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    return f"{significant(values.mean())} ± {significant(error, 1)}"
+
+
+def page(record: dict) -> str:
+    """Return the tables and their description."""
+    rows, lines, by_size, relatives = record["rows"], [], [], []
+    for title, n in dict.fromkeys((row["group"], row["n"]) for row in rows):
+        members = [row for row in rows if (row["group"], row["n"]) == (title, n)]
+        ratios = [row["estimate_mev"] / abs(row["model"]["energy_mev"]) for row in members]
+        lines.append([
+            title, f"{n}", f"{len(members)}", _mean(members, lambda row: row["model"]["energy_mev"]),
+            _mean(members, lambda row: row["no network"]["energy_mev"]),
+            _mean(members, lambda row: row["PySCF"]["energy_mev"]),
+            *(_mean(members, lambda row, key=key: row["model"][key])
+              for key in ("fock_uha", "levels_uha", "gap_mev", "dipole_debye")),
+            _mean(members, lambda row: row["no network"]["fock_uha"]), f"{statistics.median(ratios):.2f}",
+            f"{statistics.median(row['pyscf_seconds'] / row['seconds'] for row in members):.1f}",
+        ])
+        for heavy in sorted({row["heavy"] for row in members}) if title != "ions" else []:
+            some = [row for row in members if row["heavy"] == heavy]
+            by_size.append([title, f"{n}", f"{heavy}", f"{len(some)}",
+                            *(_mean(some, lambda row, key=key: row[key]["energy_mev"]) for key in KEYS)])
+        if (miss := relative(members, "model")) is not None:
+            others = [relative(members, key) or 0.0 for key in KEYS[1:]]
+            relatives.append([title, f"{n}", *map(significant, (miss, *others))])
+    forces = [row for row in rows if "forces_mev_angstrom" in row]
+    forces_text = "; ".join(
+        f"{row['molecule']}, n = {row['n']}: {significant(row['forces_mev_angstrom'])}" for row in forces
+    )
+    published = [[name, *("" if value is None else f"{value:g}" for value in values)] for name, *values in PUBLISHED]
+    return "\n".join([
+        "# One model of many molecules", "", f"    {record['training']}", f"    {record['command']}", "",
+        bench.describe(record["machine"]), "",
+        f"{record['method']}; {record['molecules']} molecules in the training, {record['updates']} updates in "
+        f"{record['minutes']:.0f} minutes. No label and no SCF enter the training. Means of absolute errors against "
+        "converged PySCF with exact integrals, with standard errors over the molecules. *No network* is the same "
+        "screened iterations from the same guess. *PySCF* is its DIIS, stopped after as many Fock builds. The "
+        "estimate is that of the model; its ratio to the error is a median. *Faster* is the median ratio of PySCF's "
+        "time to that of a prediction, both on all cores, without compilation.", "",
+        tables.table(
+            ["tested on", "n", "molecules", "energy, meV", "no network, meV", "PySCF, meV", "Fock, µHa",
+             "occupied levels, µHa", "gap, meV", "dipole, debye", "no network, Fock, µHa", "estimate / error",
+             "faster"], lines,
+        ), "", f"Forces, mean error of a component, meV/Å: {forces_text or 'not measured'}.", "",
+        "## Published errors of Fock matrices, with labels", "",
+        tables.table(["network", "random split, µHa", "split by size, µHa"], published), "",
+        "These are means over the whole test parts of QH9 (Yu et al. 2023, arXiv:2306.09549) after training on its "
+        "labels.", "", "## By number of heavy atoms: energy, meV", "",
+        tables.table(["tested on", "n", "heavy atoms", "molecules", *KEYS], by_size), "",
+        "## Relative energies", "", "Errors of energies relative to the mean of the molecules of the same formula, "
+        "meV: isomers, and conformers.", "", tables.table(["tested on", "n", *KEYS], relatives), "",
+        "## Refused", "", *(f"- {message}" for message in record["refused"]), "",
+    ])
+
+
+KEYS = ("model", "no network", "PySCF")
+"""Keys of the errors of a row."""
+
+
+def main(
+    run: Annotated[str, typer.Argument(help="Run folder of the model.")],
+    larger: Annotated[int, typer.Option(help="Number of molecules of QH9's test by size.")] = 20,
+    forces: Annotated[int, typer.Option(help="Number of molecules whose forces are tested.")] = 3,
+) -> None:
+    """Measure, and write the tables."""
+    opened, predictor = ql.Run.open(run), ql.load(run)
+    progress = opened.metrics()[-1]
+    record = {
+        "training": TRAINING, "command": f"python benchmarks/qm9.py {run} --larger {larger} --forces {forces}",
+        "machine": bench.machine(), "method": predictor.label, "molecules": len(predictor.systems),
+        "updates": int(progress["step"]), "minutes": progress["seconds"] / 60, "refused": refusals(predictor),
+        "rows": [],
+    }
+    for row in measure(predictor, larger, forces):
+        record["rows"].append(row)
+        bench.keep(pathlib.Path(__file__).parent / "results", "qm9", record, page(record))
+        typer.echo(f"{row['group']}, {row['molecule']}, n = {row['n']}: "
+                   + ", ".join(f"{key} {significant(row[key]['energy_mev'])}" for key in KEYS) + " meV")
+
+
+TRAINING = (
+    "qptlab train qm9:max_heavy=5,split=random-train --xc b3lyp5 --basis def2-svp --grid-level 3 --eri fitted "
+    "--sampler modes -n 2 --train-iterations 0 --minutes 60 --out runs/qm9"
+)
+
+if __name__ == "__main__":
+    typer.run(main)
