@@ -140,7 +140,7 @@ def test_the_functions_of_a_larger_shape_are_compiled_while_smaller_molecules_ar
             names.append(name)
 
     mols = [ql.Molecule.from_name(name) for name in ("ethanol", "water")]
-    objective = LabelFree.of(mols, METHOD, ql.EquivariantConfig("small"))
+    objective = LabelFree.of(mols, METHOD, cases.QUICK_MODEL)
     names, losses = [], []
     for _ in range(2):
         names.clear()
