@@ -271,22 +271,6 @@ def test_the_default_network_of_molecules_is_equivariant():
     assert objective.model_config.scheme == "screened"
 
 
-def test_no_label_reaches_the_training_loop(monkeypatch):
-    """Training on the energy calls neither PySCF's SCF nor qptlab's own."""
-    from pyscf.scf import hf
-
-    def forbidden(*_, **__):
-        raise AssertionError("an SCF was run in the training loop")
-
-    monkeypatch.setattr(hf, "kernel", forbidden)
-    monkeypatch.setattr(hf.SCF, "kernel", forbidden)
-    monkeypatch.setattr(sys.modules["qptlab.dft.scf"], "solve", forbidden)
-    with pytest.raises(AssertionError, match="an SCF was run"):
-        ql.scf(ql.Molecule.from_name("water"), METHOD)
-    qpt, system = cases.model("water", METHOD, 0)
-    assert len(list(train(LabelFree(qpt, [system]), QUICK))) == 6
-
-
 def test_updates_that_are_not_finite_are_skipped_then_reported(monkeypatch):
     """A closed gap gives a gradient of NaN. The parameters do not change, and the error says why training ends."""
     qpt, system = cases.model("water", METHOD, 0)
