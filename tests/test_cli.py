@@ -215,6 +215,17 @@ def test_one_model_of_several_molecules_from_files_predicts_each_and_warns_of_ot
     assert status == 0
     assert "estimated error, meV" in printed
     assert f"{record['energy_ha'][0]:.6f}" in printed
+    status, printed, err = call(
+        "train", "water", "--start", out, "--xc", "pbe", "--sampler", "perturb", "--batch", "4", "-n", "1",
+        "--steps", "2", "--out", tmp_path / "tuned", "--json",
+    )
+    assert status == 0, err
+    tuned, first = ql.load(tmp_path / "tuned"), ql.load(out)
+    assert (tuned.method.xc, tuned.method.grid_level, tuned.config.iterations) == ("pbe", 0, 1)
+    assert tuned.model.kinds == first.model.kinds
+    status, _, err = call("train", "water", "--start", out, "--preset", "base", "--out", tmp_path / "other")
+    assert status == 2
+    assert "Expected the network of the model to start from" in err
     status, _, err = call("predict", out, "O", "--geometries", tmp_path / "three.xyz")
     assert status == 2
     assert "Expected MOLECULES or --geometries, got both" in err

@@ -36,6 +36,38 @@ def test_a_finished_training_beats_both_baselines_on_geometries_that_it_never_sa
     assert last["validation_mae_mev"] < 0.1 * last["pyscf_stopped_mae_mev"]
 
 
+@pytest.mark.filterwarnings("ignore:.* is not the molecule")
+def test_a_training_starts_from_a_trained_model_and_keeps_the_elements_that_it_knows(tmp_path):
+    """Also in a different functional, and after a process that ended before the first update."""
+    network = ql.EquivariantConfig("small", iterations=0)
+    systems, kinds = ql.make_systems([ql.Molecule.from_name("ethanol")], METHOD, network)
+    model = ql.CorrectionModel(network, kinds)
+    known = ql.CorrectionPredictor(model, cases.awake(model.init(jax.random.key(0))), systems)
+    pbe = ql.Method("pbe", "sto-3g", grid_level=0)
+    assert ql.Trainer(WATER, pbe, None, config(2), tmp_path / "a", start=known).method == pbe
+    trainer = ql.Trainer(WATER, None, None, config(2), tmp_path / "b", start=known)
+    before = known(WATER).energy
+    assert trainer.predictor(WATER).energy == pytest.approx(float(before), abs=1e-9)
+    again = ql.Trainer.open(tmp_path / "b")
+    assert again.step == 0
+    assert again.predictor(WATER).energy == pytest.approx(float(before), abs=1e-9)
+    again.run()
+    assert again.step == 2
+    assert "- Start: Equivariant Transformer of ethanol, LDA/sto-3g." in (tmp_path / "b/model-card.md").read_text()
+    ql.load(tmp_path / "b").save(tmp_path / "model.h5")
+    for path in (tmp_path / "b", tmp_path / "model.h5"):
+        assert ql.load(path).model.kinds == known.model.kinds
+    trained = ql.load(tmp_path / "model.h5")
+    assert abs(float(trained(WATER).energy - before)) > 1e-9
+    assert np.isfinite(float(trained(ql.Molecule.from_name("methane")).energy))
+    with pytest.raises(ql.InputError, match="got N 1s"):
+        ql.Trainer(ql.Molecule.from_name("ammonia"), out=tmp_path / "c", start=known)
+    with pytest.raises(ql.InputError, match="Expected the network of the model"):
+        ql.Trainer(WATER, model=ql.EquivariantConfig("base"), out=tmp_path / "c", start=known)
+    with pytest.raises(ql.InputError, match="whose network is switched off"):
+        ql.Trainer(WATER, out=tmp_path / "c", start=known.without_network())
+
+
 def test_metrics_on_disk_are_those_in_memory_without_gap_or_double(trained):
     rows = Run.open(trained.out).metrics()
     assert [row["step"] for row in rows] == list(range(1, 61))

@@ -109,6 +109,10 @@ def train(
     theory: Annotated[
         str | None, typer.Option("--theory", help="Level of theory of the labels, if the file does not state it.")
     ] = None,
+    start: Annotated[
+        pathlib.Path | None,
+        typer.Option("--start", help="Start from this model, a run's folder or a model file. Default: its settings."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     sampler: Sampler = None,
     temperature: Temperature = None,
@@ -129,11 +133,15 @@ def train(
         )
     settings |= {"sampler": sampler, "temperature": temperature, "sigma": sigma, "frames": frames}
     settings |= {"sampler_option": sampler_option}
-    kind = model or (DEFAULT_KIND if molecules else DEFAULT_LABELLED_KIND)
-    config = _network(kind, settings)
+    first = None if start is None else ql.load(start)
+    kind = model or (first.kind if first else DEFAULT_KIND if molecules else DEFAULT_LABELLED_KIND)
+    config = _network(kind, settings, first.config if first else None)
     if labels is None:
         refuse({"tasks": tasks, "theory": theory}, ("tasks", "theory"), "for a training without --labels")
-        data, method = ql.read_molecules(molecules or []), ql.Method(**METHOD.values(settings))
+        data = ql.read_molecules(molecules or [])
+        known = first.method if first else None
+        changes = METHOD.values(settings)
+        method = dataclasses.replace(known, **changes) if known else ql.Method(**changes)
         samples = sampling(sampler, temperature, sigma, frames, sampler_option)
         train_config = ql.TrainConfig(**_training(settings), sampling=samples)
     else:
@@ -142,7 +150,7 @@ def train(
         data = data._replace(theory=theory or data.theory)
         weights = ql.TaskWeights.only(*(task.strip() for task in tasks.split(","))) if tasks else ql.TaskWeights()
         train_config = ql.TrainConfig.supervised(**_training(settings), tasks=weights)
-    trainer = ql.Trainer(data, method, config, train_config, out, resume=resume)
+    trainer = ql.Trainer(data, method, config, train_config, out, resume=resume, start=first)
     try:
         _follow(trainer)
     except KeyboardInterrupt:
@@ -157,8 +165,14 @@ def train(
         _print_summary(trainer, record)
 
 
-def _network(kind: str, settings: dict[str, Any]) -> Any:
-    """Return the settings of a network of a kind. Options of other kinds are refused."""
+def _network(kind: str, settings: dict[str, Any], first: Any = None) -> Any:
+    """Return the settings of a network of a kind. Options of other kinds are refused.
+
+    Args:
+      kind: kind of model.
+      settings: options of the command.
+      first: settings of the model that the training starts from, which options change.
+    """
     cls = config_class(kind)
     if kind not in NETWORKS:
         raise InputError(
@@ -169,7 +183,8 @@ def _network(kind: str, settings: dict[str, Any]) -> Any:
     foreign = {name for group in NETWORKS.values() for name in group.fields} - set(options.fields)
     refuse(settings, sorted(foreign), f"for a model of kind {kind}, which has {', '.join(options.fields)}")
     _check_preset(kind, settings.get("preset"))
-    return cls(**options.values(settings))
+    values = options.values(settings)
+    return dataclasses.replace(first, **values) if isinstance(first, cls) else cls(**values)
 
 
 def _check_preset(kind: str, preset: str | None) -> None:

@@ -68,6 +68,9 @@ class CorrectionPredictor:
         config = config_class(description["kind"])(**description["model"])
         mols = [files.molecule_from(record) for record in description["molecules"]]
         systems, kinds = make_systems(mols, Method(**description["method"]), config)
+        if "kinds" in description:  # it may know more elements than those of its molecules
+            kinds = tuple(description["kinds"])
+            systems = [system.with_vocabulary(kinds) for system in systems]
         model = CorrectionModel(config, kinds)
         if arrays and not files.same_shapes(arrays, model.init):
             raise InputError("Expected arrays of the network in the model file, got different shapes; restore it.")
@@ -80,6 +83,7 @@ class CorrectionPredictor:
             "molecules": [files.molecule_record(system.molecule) for system in self.systems],
             "method": self.method.to_dict(),
             "model": dataclasses.asdict(self.config),
+            "kinds": list(self.model.kinds),
         }
 
     def arrays(self) -> dict:

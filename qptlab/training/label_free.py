@@ -86,18 +86,63 @@ class LabelFree(Objective):
         self.model, self.systems = model, list(systems)
         self.kind, self.model_config = model.kind, model.config
         self.molecules = tuple(system.molecule for system in systems)
+        self.origin = ""
+        self._start: Params | None = None
 
     @classmethod
-    def of(cls, mols: Sequence[Molecule], method: Method, config: CorrectionConfig) -> "LabelFree":
+    def of(
+        cls, mols: Sequence[Molecule], method: Method, config: CorrectionConfig, kinds: Sequence[str] = ()
+    ) -> "LabelFree":
         """Return the objective of a network on molecules.
 
+        Args:
+          mols: molecules.
+          method: level of theory.
+          config: settings of the network.
+          kinds: vocabulary of the network's tokens; by default that of the molecules.
+
         Raises:
-          InputError: if the method cannot treat a molecule.
+          InputError: if the method cannot treat a molecule, or the vocabulary lacks one of its kinds of tokens.
         """
-        systems, kinds = make_systems(mols, method, config)
+        systems, vocabulary = make_systems(mols, method, config)
+        if kinds:
+            vocabulary = tuple(kinds)
+            systems = [system.with_vocabulary(vocabulary) for system in systems]
         # The method as asked for: that of the templates may have fixed how integrals are stored.
-        objective = cls(CorrectionModel(config, kinds), systems)
+        objective = cls(CorrectionModel(config, vocabulary), systems)
         objective.method = method
+        return objective
+
+    @classmethod
+    def starting_from(
+        cls, model: CorrectionPredictor, mols: Sequence[Molecule], method: Method, config: CorrectionConfig
+    ) -> "LabelFree":
+        """Return the objective of a network that starts from the parameters of a trained model.
+
+        The statistics of features are those of the trained model, too.
+
+        Args:
+          model: trained model.
+          mols: molecules of the elements that the model knows.
+          method: level of theory; it may differ from that of the model.
+          config: settings of the network; iterations, guess and scheme may differ from those of the model.
+
+        Raises:
+          InputError: if the settings differ in the network, the model has none, or it does not know an element.
+        """
+        free = {field.name: getattr(model.config, field.name) for field in dataclasses.fields(CorrectionConfig)}
+        if type(config) is not type(model.config) or dataclasses.replace(config, **free) != model.config:
+            raise InputError(
+                f"Expected the network of the model to start from, {model.config}, got {config}; use its settings."
+            )
+        if model.params is None:
+            raise InputError(
+                "Expected a model with parameters to start from, got one whose network is switched off; use ql.load."
+            )
+        objective = cls.of(mols, method, config, model.model.kinds)
+        first, count = model.systems[0].molecule, len(model.systems)
+        trained = f"{count} molecules" if count > 1 else first.name or first.formula
+        objective._start, objective.origin = model.params, f"{title_of(model.kind)} of {trained}, {model.label}"
         return objective
 
     @functools.cached_property
@@ -130,7 +175,12 @@ class LabelFree(Objective):
         return [system.with_vocabulary(self.model.kinds) for system in systems]
 
     def fit(self, params: Params, config: TrainConfig) -> Params:
-        """Return initial parameters with statistics of displaced geometries of the molecules."""
+        """Return initial parameters with statistics of displaced geometries of the molecules.
+
+        These are the parameters of the trained model if there is one to start from.
+        """
+        if self._start is not None:
+            return jax.tree.map(jnp.asarray, self._start)
         if self.model.network.fit is None:
             return params
         count = max(1, min(FIT_PER_MOLECULE, FIT_GEOMETRIES // len(self.systems)))
@@ -205,6 +255,8 @@ class LabelFree(Objective):
             "molecules": [files.molecule_record(mol) for mol in self.molecules],
             "method": self.method.to_dict(),
             "model": dataclasses.asdict(self.model_config),
+            "kinds": list(self.model.kinds),
+            "origin": self.origin,
         }
 
     @classmethod
@@ -216,7 +268,10 @@ class LabelFree(Objective):
           KeyError, TypeError: if something is missing or unknown.
         """
         mols = [files.molecule_from(molecule) for molecule in record["molecules"]]
-        return cls.of(mols, Method(**record["method"]), config)
+        # Folders of version 0.1.0 have no vocabulary: theirs is that of the molecules.
+        objective = cls.of(mols, Method(**record["method"]), config, record.get("kinds", ()))
+        objective.origin = str(record.get("origin", ""))
+        return objective
 
     def difference(self, earlier: Objective) -> tuple[str, Any, Any] | None:
         """Return what differs from an earlier run: its name, the earlier value and this one."""
@@ -243,6 +298,7 @@ class LabelFree(Objective):
             f"- Method: {self.method.label}, grid level {self.method.grid_level}.",
             f"- Network: {title_of(self.kind)}: {network}.",
             f"- Geometries: {config.sampling.summary()}.",
+            *([f"- Start: {self.origin}."] if self.origin else []),
         ]
         if len(self.systems) > 1:
             orbitals, points = added_share(self.systems)

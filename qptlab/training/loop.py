@@ -170,6 +170,7 @@ class Objective(abc.ABC):
       method: level of theory; None if only its name is known.
       budget: fields of `TrainConfig` that may differ when a training is resumed.
       baselines: names of the baselines of a validation, with their titles in tables.
+      origin: trained model that the training starts from, in words; empty if there is none.
     """
 
     budget: tuple[str, ...] = ("minutes", "steps", "validation")
@@ -178,6 +179,7 @@ class Objective(abc.ABC):
     model_config: Any
     molecules: tuple[Molecule, ...]
     method: Method | None
+    origin: str = ""
 
     @abc.abstractmethod
     def check(self, config: TrainConfig) -> None:

@@ -89,6 +89,8 @@ class Trainer:
       out: the run's folder, new or empty; by default a new one in `runs/`.
       resume: if true, continue the run that `out` holds. Data, method, model and training must be the same; the
         budget (minutes, steps) and the number of validation geometries may differ.
+      start: trained model to start from, as in `make_objective`: to continue on a molecule of interest, or in a
+        different functional.
 
     Attributes:
       status: `ready`, `compiling`, `running`, `paused`, `finished`, `stopped` or `failed`.
@@ -115,8 +117,9 @@ class Trainer:
         out: str | pathlib.Path | None = None,
         *,
         resume: bool = False,
+        start: Model | None = None,
     ):
-        self._begin(make_objective(data, method, model), train or default_training(data), out, resume)
+        self._begin(make_objective(data, method, model, start), train or default_training(data), out, resume)
 
     @classmethod
     def of(
@@ -172,6 +175,10 @@ class Trainer:
         folder = pathlib.Path(out) if out else _default_folder(objective.molecules)
         self.run_folder, self._state = self._open(folder, objective, resume, run)
         self._objective = self.run_folder.objective
+        if self._state is None and objective.origin:
+            # The first checkpoint: the folder has to have the parameters that the training starts from.
+            self._state = initial_state(objective, train_config)
+            self.run_folder.save(self._state)
         self._validated_at = self._validation_cost = 0.0
         self._validations = 0
 
