@@ -541,7 +541,8 @@ def test_a_file_that_is_no_model_is_refused(call, labelled):
 def test_an_option_that_is_not_used_has_pythons_default(call, labelled, tmp_path, monkeypatch, arguments, settings):
     recorded = []
 
-    def record(data, *values, resume):
+    def record(data, *values, resume, start):
+        assert not resume and start is None
         recorded.extend(values[:3])
         raise ql.InputError("Expected settings, got them.")
 
