@@ -542,7 +542,8 @@ def test_an_option_that_is_not_used_has_pythons_default(call, labelled, tmp_path
     recorded = []
 
     def record(data, *values, resume, start):
-        assert not resume and start is None
+        assert not resume
+        assert start is None
         recorded.extend(values[:3])
         raise ql.InputError("Expected settings, got them.")
 
