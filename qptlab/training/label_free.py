@@ -343,9 +343,11 @@ class StreamFeed(Feed):
         self._stream.params = params
         self._is_batched = jax.default_backend() != "cpu" or self._devices.count > 1
         self._params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
-        # Not the pool of the setting, which evaluates geometries meanwhile. One thread waits for the others.
-        self._compilers = concurrent.futures.ThreadPoolExecutor(1 + len(_Functions._fields), "qptlab-compiler")
-        self._compiled: dict[int, concurrent.futures.Future[_Functions]] = {}
+        # Not the pool of the setting, which evaluates geometries meanwhile. Tracing holds Python's lock; compiling
+        # does not, and runs side by side.
+        self._tracer = concurrent.futures.ThreadPoolExecutor(1, "qptlab-tracer")
+        self._compilers = concurrent.futures.ThreadPoolExecutor(len(_Functions._fields), "qptlab-compiler")
+        self._compiling: dict[int, concurrent.futures.Future[_Functions]] = {}
 
     def __enter__(self):
         """Start to prepare samples, and prepare again those that an interrupted training held."""
@@ -360,7 +362,8 @@ class StreamFeed(Feed):
 
     def __exit__(self, *_):
         """Stop all threads."""
-        self._compilers.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._tracer, self._compilers):
+            pool.shutdown(wait=True, cancel_futures=True)
         self._stream.__exit__()
 
     def gradient(self, params: Params) -> Gradient:
@@ -382,17 +385,17 @@ class StreamFeed(Feed):
         Those of the next larger shape are compiled meanwhile.
         """
         for index in (turn, turn + 1):
-            if index not in self._compiled and index < len(self._stream.shapes):
-                self._compiled[index] = self._compilers.submit(self._compile, self._stream.shapes[index])
-        began = time.perf_counter()
-        if self._compiled[turn].done():
-            return self._compiled[turn].result(), 0.0
-        self._setting.watch.compiling("training step")
-        functions = self._compiled[turn].result()
-        return functions, time.perf_counter() - began
+            if index not in self._compiling and index < len(self._stream.shapes):
+                self._compiling[index] = self._tracer.submit(self._compile, self._stream.shapes[index])
+        began, traced = time.perf_counter(), self._compiling[turn]
+        is_ready = traced.done() and all(future.done() for future in traced.result())
+        if not is_ready:
+            self._setting.watch.compiling("training step")
+        functions = _Functions(*(future.result() for future in traced.result()))
+        return functions, 0.0 if is_ready else time.perf_counter() - began
 
     def _compile(self, sample: Sample) -> "_Functions":
-        """Return the compiled functions for samples of one shape."""
+        """Return futures of the compiled functions for samples of one shape."""
         devices = self._devices
         split, replicated = (
             (devices.batch_sharding, devices.replicated_sharding) if devices.count > 1 else (None, None)
@@ -411,10 +414,8 @@ class StreamFeed(Feed):
             ),
             jax.jit(self._pull, out_shardings=replicated).lower(params, part.features, deltas),
         )
-        # Tracing holds Python's lock; compiling does not, and runs side by side.
         pairs = zip(_Functions._fields, lowered, strict=True)
-        compiled = [self._compilers.submit(self._setting.compile, *pair) for pair in pairs]
-        return _Functions(*(future.result() for future in compiled))
+        return _Functions(*(self._compilers.submit(self._setting.compile, *pair) for pair in pairs))
 
     def _evaluate(
         self, functions: "_Functions", params: Params, samples: Sequence[Sample]
