@@ -18,6 +18,7 @@ import json
 import pathlib
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
@@ -215,6 +216,7 @@ def main(
     forces: Annotated[int, typer.Option(help="Number of molecules whose forces are tested.")] = 3,
 ) -> None:
     """Measure, and write the tables."""
+    warnings.filterwarnings("ignore", message=".* is not among the .* molecules")
     opened, predictor = ql.Run.open(run), ql.load(run)
     progress = opened.metrics()[-1]
     record = {
