@@ -259,8 +259,7 @@ def probed_systems(
     unseen = [
         mol for mol in mols if set(mol.symbols) <= elements and not any(len(mol.orders(other)) for other in known)
     ]
-    systems, _ = ql.make_systems(unseen, METHOD, model.config)
-    return [system.with_vocabulary(model.kinds) for system in systems]
+    return ql.make_systems(unseen, METHOD, model.config, model.kinds)[0]
 
 
 def main(

@@ -90,9 +90,7 @@ def measure(predictor: ql.CorrectionPredictor, larger: int, forces: int) -> Iter
     method = predictor.method
     exact = dataclasses.replace(method, eri="auto")
     for title, mols in groups(larger):
-        systems, kinds = make_systems(mols, method, predictor.config)
-        assert set(kinds) <= set(predictor.model.kinds)
-        systems = [system.with_vocabulary(predictor.model.kinds) for system in systems]
+        systems, _ = make_systems(mols, method, predictor.config, predictor.model.kinds)
         shared = ql.CorrectionPredictor(predictor.model, predictor.params, systems)
         models = {n: shared.with_iterations(n) for n in ITERATIONS}
         plain = {n: model.without_network() for n, model in models.items()}

@@ -401,8 +401,7 @@ def _rows(
     mols = read_molecules(selected.molecules)
     others = [mol for group in selected.groups.values() for mol in read_molecules(group.molecules)]
     _, kinds = make_systems([*mols, *others], method, setting.model)
-    systems, _ = make_systems(mols[: setting.count], method, setting.model)
-    systems = [system.with_vocabulary(kinds) for system in systems]
+    systems, _ = make_systems(mols[: setting.count], method, setting.model, kinds)
     plain = CorrectionPredictor(CorrectionModel(setting.model, kinds), None, systems)
     tested = systems[:TEST_MOLECULES]
     test = _test_set(plain, tested, Sampling("md"), max(1, selected.geometries // len(tested)))

@@ -83,7 +83,7 @@ def predict(
     else:
         rows = zip(record["molecules"], *(record[key] for key in columns), strict=True)
         lines = [[name, f"{energy:.6f}", *(significant(value) for value in others)] for name, energy, *others in rows]
-        typer.echo(table(["molecule", *(f"{title}" for title, _ in columns.values())], lines, "text"))
+        typer.echo(table(["molecule", *(title for title, _ in columns.values())], lines, "text"))
         typer.echo(model.label)
 
 

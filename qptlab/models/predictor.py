@@ -67,10 +67,8 @@ class CorrectionPredictor:
         """
         config = config_class(description["kind"])(**description["model"])
         mols = [files.molecule_from(record) for record in description["molecules"]]
-        systems, kinds = make_systems(mols, Method(**description["method"]), config)
-        if "kinds" in description:  # it may know more elements than those of its molecules
-            kinds = tuple(description["kinds"])
-            systems = [system.with_vocabulary(kinds) for system in systems]
+        # It may know more elements than those of its molecules.
+        systems, kinds = make_systems(mols, Method(**description["method"]), config, description.get("kinds", ()))
         model = CorrectionModel(config, kinds)
         if arrays and not files.same_shapes(arrays, model.init):
             raise InputError("Expected arrays of the network in the model file, got different shapes; restore it.")

@@ -222,7 +222,7 @@ def _factor(
 
 
 def make_systems(
-    mols: Sequence[Molecule], method: Method, config: CorrectionConfig
+    mols: Sequence[Molecule], method: Method, config: CorrectionConfig, vocabulary: Sequence[str] = ()
 ) -> tuple[list[System], tuple[str, ...]]:
     """Prepare molecules for one model; several molecules are padded to a few shapes.
 
@@ -230,12 +230,14 @@ def make_systems(
       mols: closed-shell molecules at their reference geometries.
       method: level of theory.
       config: settings of the network.
+      vocabulary: kinds of tokens that the model knows; by default those of the molecules.
 
     Returns:
       The prepared molecules, in order, and the vocabulary of the network's tokens.
 
     Raises:
-      InputError: if there is no molecule, if one has unpaired electrons, or if the method cannot treat one.
+      InputError: if there is no molecule, if one has unpaired electrons, if the method cannot treat one, or if the
+        vocabulary lacks one of its kinds of tokens.
     """
     if not mols:
         raise InputError('Expected at least one molecule, got none; use [ql.Molecule.from_name("water")].')
@@ -245,14 +247,18 @@ def make_systems(
         method = dataclasses.replace(method, eri="fitted")
     shapes = [integrals.shape(mol, method) for mol in mols]
     integrals.template(mols[max(range(len(mols)), key=lambda i: shapes[i].nao)], method)  # checks the memory
-    vocabulary = _vocabulary(mols, method, config)
+    kinds = tuple(vocabulary) or _vocabulary(mols, method, config)
     paddings: list[Padding | None] = [None] * len(mols)
     for members in padding.buckets(shapes) if len(mols) > 1 else []:
         shared = Padding(padding.union([shapes[i] for i in members]), max(mols[i].occupied[0] for i in members))
         for i in members:
             paddings[i] = shared
     pairs = zip(mols, paddings, strict=True)
-    return [System(_frame(mol, config), method, shared, vocabulary, config) for mol, shared in pairs], vocabulary
+    systems = [System(_frame(mol, config), method, shared, kinds, config) for mol, shared in pairs]
+    if vocabulary:
+        for system in systems:
+            system.check_vocabulary()
+    return systems, kinds
 
 
 def added_share(systems: Sequence[System]) -> tuple[float, float]:

@@ -104,10 +104,7 @@ class LabelFree(Objective):
         Raises:
           InputError: if the method cannot treat a molecule, or the vocabulary lacks one of its kinds of tokens.
         """
-        systems, vocabulary = make_systems(mols, method, config)
-        if kinds:
-            vocabulary = tuple(kinds)
-            systems = [system.with_vocabulary(vocabulary) for system in systems]
+        systems, vocabulary = make_systems(mols, method, config, kinds)
         # The method as asked for: that of the templates may have fixed how integrals are stored.
         objective = cls(CorrectionModel(config, vocabulary), systems)
         objective.method = method
@@ -171,8 +168,7 @@ class LabelFree(Objective):
         if level is None or level == self.method.grid_level or config.loss == "labels":
             return self.systems
         method = dataclasses.replace(self.method, grid_level=level, eri=self.systems[0].template.eri)
-        systems, _ = make_systems(self.molecules, method, self.model_config)
-        return [system.with_vocabulary(self.model.kinds) for system in systems]
+        return make_systems(self.molecules, method, self.model_config, self.model.kinds)[0]
 
     def fit(self, params: Params, config: TrainConfig) -> Params:
         """Return initial parameters with statistics of displaced geometries of the molecules.
