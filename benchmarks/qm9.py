@@ -2,15 +2,17 @@
 
     qptlab train qm9:max_heavy=5,split=random-train --xc b3lyp5 --basis def2-svp --grid-level 3 --eri fitted \
         --sampler modes -n 2 --train-iterations 0 --minutes 60 --out runs/qm9
-    python benchmarks/qm9.py runs/qm9 [--larger 20] [--forces 3]
+    python benchmarks/qm9.py runs/qm9 [--larger 20] [--forces 3] [--ship qm9-small]
 
 Tests on the molecules of QH9's random split (Yu et al. 2023, arXiv:2306.09549) that are not in its training part and
 have up to 5 heavy atoms; on the first molecules of its test by size, with 23 atoms or more; on closed-shell ions; and
 on conformers of butan-1-ol. Geometries are those of QM9; ions and conformers are relaxed with MMFF94. References are
 converged PySCF with exact integrals, and are kept in the user's cache: it takes 40 minutes to make them. Writes
-`results/qm9.json` and `.md` after each molecule.
+`results/qm9.json` and `.md` after each molecule. With `--ship NAME`, the model with its card and checksum is written
+into `qptlab/pretrained`, from where `qptlab.load(NAME)` reads it.
 """
 
+import collections
 import dataclasses
 import hashlib
 import itertools
@@ -22,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 import platformdirs
 import pyscf
@@ -33,6 +36,7 @@ from qptlab.benchmarking import bench
 from qptlab.dft.properties import dipole_debye
 from qptlab.evaluation import reference
 from qptlab.evaluation.reference import Reference
+from qptlab.models.loading import PRETRAINED
 from qptlab.models.systems import make_systems
 from qptlab.units import BOHR_ANGSTROM, HARTREE_MEV, significant
 
@@ -152,11 +156,62 @@ def _mean(rows: Sequence[dict], pick: Callable[[dict], float]) -> str:
     return f"{significant(values.mean())} ± {significant(error, 1)}"
 
 
+def grouped(rows: Sequence[dict]) -> Iterator[tuple[str, int, list[dict]]]:
+    """Yield title, number of iterations and rows of each group."""
+    for title, n in dict.fromkeys((row["group"], row["n"]) for row in rows):
+        yield title, n, [row for row in rows if (row["group"], row["n"]) == (title, n)]
+
+
+def card(name: str, predictor: ql.CorrectionPredictor, record: dict) -> str:
+    """Return the card of a model that comes with qptlab."""
+    method = predictor.method
+    symbols = [symbol for system in predictor.systems for symbol in sorted(set(system.molecule.symbols))]
+    counts = collections.Counter(sorted(symbols))
+    size = sum(leaf.size for leaf in jax.tree.leaves(predictor.params))
+    lines = [
+        [title, f"{n}", f"{len(members)}",
+         *(_mean(members, lambda row, key=key: row[key]["energy_mev"]) for key in KEYS),
+         _mean(members, lambda row: row["estimate_mev"]), _mean(members, lambda row: row["model"]["fock_uha"])]
+        for title, n, members in grouped(record["rows"])
+    ]
+    return "\n".join([
+        f"# {name}", "",
+        f"{record['molecules']} molecules of {', '.join(counts)} from QM9, {predictor.label}, without labels", "",
+        f"- Network: {predictor.kind}, {size / 1e6:.2g} M parameters, {predictor.config.iterations} DFT iterations "
+        f"after it. It knows the shells of {', '.join(counts)}.",
+        f"- Level of theory: {predictor.label}, {method.eri} two-electron integrals ({method.auxbasis or 'default'} "
+        f"auxiliary basis), grid level {method.grid_level}; closed shells.",
+        f"- Training: {record['updates']} updates in {record['minutes']:.0f} minutes on two CPU cores, on geometries "
+        "that are displaced along normal modes. The loss is the energy of the predicted density; no SCF was "
+        "converged. The command:", "", f"      {record['training']}", "",
+        f"- Test: `{record['command']}`, in the repository. The table has means of absolute errors of energies, meV, "
+        "with standard errors over the molecules, against converged PySCF with exact integrals.",
+        "- Limits: the estimated error of each prediction (`energy_error`) is no bound, and does not contain the "
+        "error of the density fit, the grid or the functional. Charged molecules, larger molecules and broken bonds "
+        "are predicted with larger errors.",
+        "- Molecules with each element: " + ", ".join(f"{symbol} {count}" for symbol, count in counts.items()) + ".",
+        "- Licence: MIT, as qptlab. Geometries: QM9 (Ramakrishnan et al., Sci. Data 1, 140022, 2014).", "",
+        tables.table(
+            ["tested on", "n", "molecules", "model", "no network", "PySCF, as many Fock builds", "estimated",
+             "Fock matrix, µHa"], lines,
+        ), "",
+    ])
+
+
+def ship(name: str, predictor: ql.CorrectionPredictor, record: dict) -> None:
+    """Write the model, its card and its checksum into the package."""
+    PRETRAINED.mkdir(exist_ok=True)
+    path = PRETRAINED / f"{name}.h5"
+    predictor.save(path)
+    path.with_suffix(".md").write_text(card(name, predictor, record), encoding="utf-8")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
+
+
 def page(record: dict) -> str:
     """Return the tables and their description."""
     rows, lines, by_size, relatives = record["rows"], [], [], []
-    for title, n in dict.fromkeys((row["group"], row["n"]) for row in rows):
-        members = [row for row in rows if (row["group"], row["n"]) == (title, n)]
+    for title, n, members in grouped(rows):
         ratios = [row["estimate_mev"] / abs(row["model"]["energy_mev"]) for row in members]
         lines.append([
             title, f"{n}", f"{len(members)}", _mean(members, lambda row: row["model"]["energy_mev"]),
@@ -212,10 +267,15 @@ def main(
     run: Annotated[str, typer.Argument(help="Run folder of the model.")],
     larger: Annotated[int, typer.Option(help="Number of molecules of QH9's test by size.")] = 20,
     forces: Annotated[int, typer.Option(help="Number of molecules whose forces are tested.")] = 3,
+    ship_as: Annotated[str | None, typer.Option("--ship", help="Name under which the model is shipped.")] = None,
 ) -> None:
     """Measure, and write the tables."""
     warnings.filterwarnings("ignore", message=".* is not among the .* molecules")
     opened, predictor = ql.Run.open(run), ql.load(run)
+    train = opened.train_config
+    trained = train.loss, train.minutes, train.seed, train.sampling.sampler, train.iterations
+    if trained != ("energy", 60.0, 0, "modes", 0):
+        raise ql.InputError(f"Expected a run of the command in this script, got one with {trained}; train it so.")
     progress = opened.metrics()[-1]
     record = {
         "training": TRAINING, "command": f"python benchmarks/qm9.py {run} --larger {larger} --forces {forces}",
@@ -228,6 +288,8 @@ def main(
         bench.keep(pathlib.Path(__file__).parent / "results", "qm9", record, page(record))
         typer.echo(f"{row['group']}, {row['molecule']}, n = {row['n']}: "
                    + ", ".join(f"{key} {significant(row[key]['energy_mev'])}" for key in KEYS) + " meV")
+    if ship_as is not None:
+        ship(ship_as, predictor, record)
 
 
 TRAINING = (

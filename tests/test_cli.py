@@ -20,7 +20,7 @@ import typer
 
 import qptlab as ql
 from qptlab.cli import app, lab, main, train
-from qptlab.evaluation import labels
+from qptlab.evaluation import labels, reference
 from qptlab.units import HARTREE_MEV
 
 WATER_XYZ = "3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n"
@@ -180,6 +180,22 @@ def test_training_from_the_shell_writes_a_run_and_one_json_object(call, tmp_path
     assert status == 2
     assert "holds another run" in err
     assert json.loads(call(*arguments, "--steps", "6", "--resume")[1])["steps"] == 6
+
+
+@pytest.mark.slow
+def test_a_model_that_comes_with_qptlab_is_listed_and_predicts_by_its_name(call):
+    status, printed, _ = call("models", "--json")
+    assert (status, list(json.loads(printed))) == (0, ["qm9-small"])
+    status, printed, _ = call("models", "qm9-small")
+    assert (status, printed.splitlines()[0]) == (0, "# qm9-small")
+    assert "qm9-small" in call("models")[1]
+    status, printed, err = call("predict", "qm9-small", "O", "--json")
+    assert status == 0, err
+    exact = reference.converged(ql.Molecule.parse("O"), ql.load("qm9-small").method).energy
+    assert json.loads(printed)["energy_ha"][0] == pytest.approx(exact, abs=1e-4)
+    status, _, err = call("predict", "qm9-large", "O")
+    assert status == 2
+    assert "one of the models qm9-small, got 'qm9-large'" in err
 
 
 @pytest.mark.slow

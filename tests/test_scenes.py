@@ -33,6 +33,20 @@ def test_every_kind_has_two_panels_captions_and_a_summary(subject, kind):
     assert all(np.abs(values).max() > scene.isovalue for values in scene.values), "something to see"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_reference_there_is_the_panel_of_the_prediction(subject, kind):
+    alone = subject._replace(reference=None, no_network=None, step=None)
+    if kind == "density difference":
+        with pytest.raises(ql.InputError, match="a calculation of PySCF"):
+            scenes.draw(kind, alone, points=8)
+        return
+    scene, both = scenes.draw(kind, alone, points=20), scenes.draw(kind, subject, points=20)
+    assert len(scene.captions) == len(scene.values) == 1
+    np.testing.assert_allclose(scene.values[0], both.values[0], atol=1e-6)
+    assert "PySCF" not in scene.summary
+    assert "step" not in scene.name
+
+
 def test_orbitals_have_the_same_sign_and_a_name(subject):
     scene = scenes.draw("orbital", subject, 4, points=24)
     predicted, reference = scene.values

@@ -67,6 +67,7 @@ def test_a_wheel_holds_types_data_and_the_course_and_no_tests(wheel):
     needed = {
         "qptlab/py.typed", "qptlab/system/molecules.xyz", "qptlab/benchmarking/small-molecules.smi",
         f"{STATIC}/3Dmol-min.js", f"{STATIC}/3Dmol-LICENSE", "qptlab/course/benchmarks/results/labels.json",
+        *(f"qptlab/pretrained/qm9-small.{ending}" for ending in ("h5", "md", "sha256")),
         *(f"qptlab/course/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")),
     }
     assert needed <= set(names)
@@ -90,6 +91,7 @@ def test_a_source_archive_builds_the_same_wheel(wheel, tmp_path):
 
 def test_an_installed_wheel_calculates_and_trains_outside_the_repository(outside):
     file = outside("python", "-c", "import qptlab; print(qptlab.__file__)").stdout.strip()
+    assert list(json.loads(outside("qptlab", "models", "--json").stdout)) == ["qm9-small"]
     assert pathlib.Path(file).parent == outside.packages / "qptlab"
     assert json.loads(outside("qptlab", "info", "--json").stdout)["libraries"]["jax"]
     energy = json.loads(outside("qptlab", "energy", "water", *QUICK, "--json").stdout)

@@ -27,6 +27,7 @@ from qptlab.gui.widgets import (
     MoleculePicker,
     Orbitals,
     OrbitalViewer,
+    PredictionView,
     SCFExplorer,
     TrainingMonitor,
     Workbench,
@@ -111,11 +112,41 @@ def test_the_workbench_shows_a_trainer_of_a_script(trained):
     assert ql.workbench(trained).session is app.session, "the cell was run again"
 
 
-@pytest.mark.parametrize(
-    "view", [MoleculePicker, SCFExplorer, TrainingMonitor, Orbitals, Comparison, AttentionView, KernelInspector]
-)
+@pytest.mark.parametrize("view", [
+    MoleculePicker, PredictionView, SCFExplorer, TrainingMonitor, Orbitals, Comparison, AttentionView,
+    KernelInspector,
+])
 def test_every_view_works_alone(view):
     assert view().session.molecule.formula == "H2O"
+
+
+@pytest.mark.slow
+def test_a_prediction_is_shown_with_its_orbitals_and_then_beside_pyscf():
+    view = PredictionView(Session("O"))
+    part = view.session.prediction
+    view._predict._begin.click()
+    part.wait(600)
+    assert view.session.message.text == "", "the model was trained on water"
+    assert view._results.layout.display == "flex"
+    assert len(view.viewer.volumes) == 1
+    assert "orbital 5" in view._caption.value, "the HOMO of water"
+    assert not view._compare.disabled
+    view._choice.value = 5
+    view._compare.click()
+    part.wait(600)
+    assert len(view.viewer.volumes) == 2
+    assert view._choice.value == 5, "the choice is kept"
+    assert "(true)" in view._table.value
+    for kind in ("density", "electrostatic potential"):
+        view._kind.value = kind
+        assert len(view.viewer.captions) == 2
+    view.refresh()
+    assert not view._further.disabled
+    view.session.choose("CO")
+    view.refresh()
+    assert "CH4O" in view._words.value
+    assert view._further.disabled
+    assert "not the predicted one" in view._further.tooltip
 
 
 def test_picker_and_session_show_each_others_choices():

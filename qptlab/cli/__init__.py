@@ -23,8 +23,8 @@ app = typer.Typer(
 
 COMMANDS = {
     command.__name__: app.command()(command) for command in (
-        engine.energy, train.train, models.evaluate, models.predict, models.relax, engine.sample, labels.label,
-        lab.lab, benchmarks.bench, engine.info,
+        engine.energy, train.train, models.models, models.evaluate, models.predict, models.relax,
+        engine.sample, labels.label, lab.lab, benchmarks.bench, engine.info,
     )
 }
 """Functions of the commands by name."""

@@ -14,7 +14,8 @@ from qptlab.tables import table
 from qptlab.units import AU_DEBYE, HARTREE_EV, HARTREE_MEV, significant
 
 ModelArgument = Annotated[
-    pathlib.Path, typer.Argument(metavar="MODEL", help="A run's folder, or a model file.")
+    pathlib.Path,
+    typer.Argument(metavar="MODEL", help="A run's folder, a model file, or a name that `qptlab models` lists."),
 ]
 COLUMNS = {
     "energy_ha": ("energy", "energy, hartree", 1.0),
@@ -26,6 +27,22 @@ COLUMNS = {
 """Numbers that `predict` reports: property of a prediction, title and unit."""
 
 RELAXATION = Options(ql.relax, ("fmax", "steps"))
+
+
+def models(
+    name: Annotated[str | None, typer.Argument(help="Name of a model, to print its card.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the models that come with qptlab, or print the card of one: its training, errors and limits."""
+    if name is not None:
+        card = ql.model_card(name)
+        print_json({"name": name, "card": card}) if as_json else typer.echo(card)
+        return
+    found = {name: ql.model_card(name).splitlines()[2] for name in ql.pretrained_models()}
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(table(["model", "trained on"], [[*line] for line in found.items()], "text"))
 
 
 def evaluate(run: ModelArgument, geometries: Geometries, as_json: Json = False) -> None:

@@ -111,8 +111,8 @@ def train(
     ] = None,
     start: Annotated[
         pathlib.Path | None,
-        typer.Option("--start", help="Start from this model: a run's folder, or a model file. Method and network are "
-                     "its own by default."),
+        typer.Option("--start", help="Start from this model: a run's folder, a model file, or a name that `qptlab "
+                     "models` lists. Method and network are its own by default."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     sampler: Sampler = None,

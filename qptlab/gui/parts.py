@@ -6,33 +6,38 @@
 import contextlib
 import dataclasses
 import pathlib
+import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import traitlets
 
 from qptlab.dft import exploration
 from qptlab.dft.exploration import CYCLES, Exploration
-from qptlab.dft.properties import cube_text
+from qptlab.dft.properties import cube_text, dipole_debye
 from qptlab.dft.scf import GUESSES
 from qptlab.errors import InputError
 from qptlab.evaluation import labels
 from qptlab.evaluation.comparison import Evaluation, evaluate
 from qptlab.evaluation.labels import LabelledSet
-from qptlab.evaluation.reference import TestSet
+from qptlab.evaluation.reference import TestSet, converged
 from qptlab.gui import attention, profiling, scenes
 from qptlab.gui.attention import AttentionHeads
 from qptlab.gui.profiling import Profile
 from qptlab.gui.scenes import Scene, Subject
-from qptlab.models.contract import require, title_of
+from qptlab.models.contract import Model, require, title_of
+from qptlab.models.loading import pretrained_models
 from qptlab.models.networks import CorrectionConfig
+from qptlab.models.predictor import CorrectionPredictor
 from qptlab.runtime.tasks import Cancelled, Report, Task
 from qptlab.sampling import samplers_without_required
 from qptlab.system.molecule import read_xyz
+from qptlab.training import run
 from qptlab.training.config import TrainConfig
 from qptlab.training.supervised import LABELS_FILE
 from qptlab.training.trainer import Trainer
+from qptlab.units import HARTREE_EV, HARTREE_MEV, significant
 
 if TYPE_CHECKING:
     import qptlab.gui.session
@@ -124,6 +129,140 @@ class Part(traitlets.HasTraits):
         message = self.session.message
         if message.is_error and message.topic == self.name:
             raise InputError(message.text)
+
+
+class Predicted(NamedTuple):
+    """Prediction of a molecule by a trained model.
+
+    Attributes:
+      model: the model.
+      subject: the molecule with its prediction and, after a comparison, PySCF's calculation.
+      seconds: time of the prediction, s; with compilation if it was the first of its size.
+    """
+
+    model: CorrectionPredictor
+    subject: Subject
+    seconds: float
+
+    def rows(self) -> list[list[str]]:
+        """Return name and unit, predicted value and PySCF's value of each property, for a table."""
+        mol, method, _, _, model, _, reference, _ = self.subject
+        answers = [model] if reference is None else [model, reference]
+        columns = []
+        for answer in answers:
+            nocc, levels = int(answer.nocc), answer.mo_energy
+            dipole = float(np.linalg.norm(dipole_debye(mol, method, answer.dm)))
+            gap = float(levels[nocc] - levels[nocc - 1]) * HARTREE_EV if nocc < len(levels) else np.nan
+            columns.append([f"{float(answer.energy):.6f}", f"{gap:.3f}", f"{dipole:.3f}"])
+        columns[0] += [significant(self.seconds), significant(float(model.energy_error) * HARTREE_MEV)]
+        if reference is not None:
+            error = abs(float(model.energy) - float(reference.energy)) * HARTREE_MEV
+            columns[1] += [significant(float(reference.seconds)), f"{significant(error)} (true)"]
+        titles = [
+            "energy, hartree", "gap, eV", "dipole moment, debye", "time, s; the first prediction compiles",
+            "error of the energy, meV",
+        ]
+        return [list(row) for row in zip(titles, *columns, strict=True)]
+
+
+class PredictionPart(Part):
+    """Prediction of the session's molecule by a trained model: one that comes with qptlab, or one of the runs.
+
+    Attributes:
+      result: last prediction; None before the first.
+    """
+
+    result: traitlets.Instance[Predicted | None] = traitlets.Instance(  # pyright: ignore[reportAssignmentType]
+        Predicted, allow_none=True
+    )
+
+    def __init__(self, session: "qptlab.gui.session.Session", name: str):
+        super().__init__(session, name)
+        self._loaded: dict[str, Model] = {}
+
+    def models(self) -> list[str]:
+        """Return what `predict` takes: names of the models that come with qptlab, and folders of runs."""
+        return [*pretrained_models(), *map(str, run.find_runs())]
+
+    def predict(self, name: str) -> None:
+        """Predict the session's molecule, in the background.
+
+        Args:
+          name: name or path of a model, as `qptlab.load` takes it.
+        """
+        mol = self.session.molecule
+
+        def work(report: Report) -> Predicted:
+            report(0, 3, f"loading {name}")
+            if name not in self._loaded:
+                model = require(run.load(name), "dm", "mo_coeff", "energy_error")
+                if name not in pretrained_models():  # a run may be trained further
+                    return self._predicted(model, name, mol, report)
+                self._loaded[name] = model
+            return self._predicted(self._loaded[name], name, mol, report)
+
+        def done(result: Predicted) -> None:
+            self.result = result
+            if not result.model.was_trained_on(mol):
+                self.tell(f"{name} was not trained on this molecule: look at the estimated error of its energy.")
+
+        self.begin(work, done)
+
+    def _predicted(self, model: Any, name: str, mol: Any, report: Report) -> Predicted:
+        report(1, 3, "predicting; the first prediction of a size is compiled")
+        began = time.perf_counter()
+        prediction = model(mol)
+        seconds = time.perf_counter() - began
+        report(2, 3, "predicted")
+        return Predicted(model, Subject(mol, model.method, name, None, prediction), seconds)
+
+    def last(self) -> Predicted:
+        """Return the last prediction.
+
+        Raises:
+          InputError: if there is none.
+        """
+        if self.result is None:
+            raise InputError("There is no prediction yet; predict first.")
+        return self.result
+
+    def why_not_further(self) -> str:
+        """Return the reason why `train_further` cannot be used now; an empty text if it can."""
+        if self.result is None:
+            return "There is no prediction yet; predict first."
+        if self.session.training.is_active:
+            return "A training is running; stop it before you start a different one."
+        if self.session.molecule is not self.result.subject.molecule:
+            return "The chosen molecule is not the predicted one; predict it first."
+        return ""
+
+    def train_further(self) -> None:
+        """Train the model of the last prediction on its molecule, with the session's sampler, seed and minutes."""
+        with self.reporting():
+            if reason := self.why_not_further():
+                raise InputError(reason)
+            last = self.last()
+            out = self.session.training.start_from(last.model)
+            self.tell(f"{last.subject.model_title} is trained further in {out}; see the tab Training.")
+
+    def compare(self) -> None:
+        """Calculate the molecule of the last prediction with PySCF, in the background."""
+        with self.reporting():
+            last = self.last()
+            subject = last.subject
+
+            def work(report: Report) -> Predicted:
+                report(0, 1, "SCF of PySCF")
+                reference = converged(subject.molecule, subject.method)
+                report(1, 1, "converged")
+                if not reference.converged:
+                    raise InputError(f"PySCF's SCF of {subject.molecule.formula} did not converge.")
+                return last._replace(subject=subject._replace(reference=reference))
+
+            def done(result: Predicted) -> None:
+                self.result = result
+
+            self.begin(work, done)
 
 
 class SCFPart(Part):
@@ -275,6 +414,27 @@ class TrainingPart(Part):
             session.comparison.evaluation = None
             session.trainer = self._new_trainer().start()
             self.tell(f"{reason}The run is stored in {session.trainer.out}.")
+
+    def start_from(self, model: Model) -> pathlib.Path:
+        """Start to train a model further on the session's molecule, and return the folder of the run.
+
+        The session's choices become those of the model. `start` continues this training when it has ended.
+
+        Args:
+          model: trained model of a network that learns without labels.
+
+        Raises:
+          InputError: if a training is running, or the model cannot be trained on the molecule.
+        """
+        session = self.session
+        if self.is_active:
+            raise InputError("A training is running; stop it before you start a different one.")
+        train = TrainConfig(minutes=session.minutes, seed=session.seed, sampling=session.sampling)
+        trainer = Trainer(session.molecule, train=train, out=session.out or None, start=model)
+        self._opened = trainer
+        self.show(trainer)
+        trainer.start()
+        return trainer.out
 
     def _new_trainer(self) -> Trainer:
         session = self.session

@@ -1,7 +1,7 @@
 """Scenes around a molecule on a box of points: orbitals, densities, errors of densities, and potentials.
 
 A scene has two panels to compare: prediction and PySCF, or the error of the model and the error of the same DFT
-iterations without a network.
+iterations without a network. Without a reference it has the panel of the prediction alone.
 """
 
 from collections.abc import Callable
@@ -39,45 +39,55 @@ SHELL = 2.5
 
 
 class Subject(NamedTuple):
-    """A geometry with its predictions and its reference, all in the molecule's frame.
+    """A geometry with its predictions and its reference, all in one frame.
 
     Attributes:
       molecule: the geometry.
       method: level of theory.
-      model_title: name of the model's kind.
-      step: number of updates that the model has been trained for.
+      model_title: name of the model, or of its kind.
+      step: number of updates that the model has been trained for; None if the model does not say.
       model: prediction of the model.
-      no_network: prediction of the same DFT iterations without a network.
-      reference: converged calculation of PySCF.
+      no_network: prediction of the same DFT iterations without a network; None if there is none.
+      reference: converged calculation of PySCF; None if there is none.
       geometry: number of the geometry in its set.
     """
 
     molecule: Molecule
     method: Method
     model_title: str
-    step: int
+    step: int | None
     model: Prediction
-    no_network: Prediction
-    reference: Reference
+    no_network: Prediction | None = None
+    reference: Reference | None = None
     geometry: int = 0
 
     @property
     def source(self) -> str:
         """Name of the model and number of its updates, for captions."""
-        return f"{self.model_title}, step {self.step}"
+        return self.model_title if self.step is None else f"{self.model_title}, step {self.step}"
+
+    @property
+    def answers(self) -> dict[str, Prediction | Reference]:
+        """The prediction and, if there is one, the reference, by the names of their sources."""
+        reference = {} if self.reference is None else {"PySCF": self.reference}
+        return {self.source: self.model, **reference}
 
     def orbital_labels(self) -> list[str]:
-        """Return number, occupation and PySCF's energy of every orbital; HOMO and LUMO are named."""
-        nocc = self.reference.nocc
+        """Return number, occupation and energy of every orbital; HOMO and LUMO are named.
+
+        Energies are PySCF's if there is a reference, else predicted.
+        """
+        answer = self.reference or self.model
+        nocc = int(answer.nocc)
         names = {nocc - 1: "HOMO", nocc: "LUMO"}
         return [
             f"{i + 1}  {names.get(i, 'occupied' if i < nocc else 'empty')}  {energy * HARTREE_EV:.1f} eV"
-            for i, energy in enumerate(self.reference.mo_energy)
+            for i, energy in enumerate(answer.mo_energy)
         ]
 
 
 class Scene(NamedTuple):
-    """Two volumes around a molecule, one per panel.
+    """Volumes around a molecule, one per panel.
 
     Attributes:
       kind: one of `KINDS`.
@@ -116,7 +126,8 @@ def draw(
       isovalue: value on the surfaces, in the unit of `UNITS`; by default one that shows something.
 
     Raises:
-      InputError: if there is no such kind or orbital, or the isovalue is not positive.
+      InputError: if there is no such kind or orbital, if the isovalue is not positive, or if the kind needs a
+        reference that is missing.
     """
     if kind not in KINDS:
         raise InputError(f"Expected one of {', '.join(KINDS)} to draw, got {kind!r}.")
@@ -126,46 +137,49 @@ def draw(
     box = properties.box(subject.molecule, points)
     index = int(subject.model.nocc) - 1 if index is None else index
     scene = _DRAWERS[kind](subject, box, index, isovalue or ISOVALUES.get(kind))
-    return scene._replace(name=f"{scene.name}-geometry-{subject.geometry}-step-{subject.step}")
+    step = "" if subject.step is None else f"-step-{subject.step}"
+    return scene._replace(name=f"{scene.name}-geometry-{subject.geometry}{step}")
 
 
 def _orbital(subject: Subject, box: Box, index: int, isovalue: float) -> Scene:
-    model, reference, mol = subject.model, subject.reference, subject.molecule
-    last = len(reference.mo_energy) - 1
+    mol, answers = subject.molecule, subject.answers
+    last = len(subject.model.mo_energy) - 1
     if not 0 <= index <= last:
         raise InputError(f"Expected an orbital from 0 to {last}, got {index}.")
-    basis = template(mol, subject.method)
-    coefficients = np.stack([model.mo_coeff[:, index], reference.mo_coeff[:, index]], axis=1)
-    predicted, exact = properties.orbital_on_box(mol, basis, coefficients, box)
-    # The sign of an orbital has no meaning; with equal signs the two can be compared by eye.
-    overlap = float(np.sum(predicted * exact) / (np.linalg.norm(predicted) * np.linalg.norm(exact)))
-    if overlap < 0:
-        exact = -exact
-    occupation = 2 if index < int(model.nocc) else 0
+    coefficients = np.stack([answer.mo_coeff[:, index] for answer in answers.values()], axis=1)
+    predicted, *exact = properties.orbital_on_box(mol, template(mol, subject.method), coefficients, box)
+    occupation = 2 if index < int(subject.model.nocc) else 0
     captions = tuple(
-        f"{source}: orbital {index + 1}, {energy * HARTREE_EV:.3f} eV, occupation {occupation}"
-        for source, energy in (
-            (subject.source, model.mo_energy[index]), ("PySCF", reference.mo_energy[index]),
-        )
+        f"{source}: orbital {index + 1}, {answer.mo_energy[index] * HARTREE_EV:.3f} eV, occupation {occupation}"
+        for source, answer in answers.items()
     )
+    comparison = ""
+    if exact:
+        # The sign of an orbital has no meaning; with equal signs the two can be compared by eye.
+        overlap = float(np.sum(predicted * exact[0]) / (np.linalg.norm(predicted) * np.linalg.norm(exact[0])))
+        exact = [-exact[0] if overlap < 0 else exact[0]]
+        comparison = f" The overlap of the two is {min(abs(overlap), 1):.5f}."
     return Scene(
-        "orbital", mol, box, (predicted, exact), (), captions, isovalue, f"orbital-{index + 1}",
-        f"Orbital {index + 1} of {mol.formula}. {captions[0]}. {captions[1]}. "
-        f"The overlap of the two is {min(abs(overlap), 1):.5f}.",
+        "orbital", mol, box, (predicted, *exact), (), captions, isovalue, f"orbital-{index + 1}",
+        f"Orbital {index + 1} of {mol.formula}. {'. '.join(captions)}.{comparison}",
     )
 
 
 def _density(subject: Subject, box: Box, index: int, isovalue: float) -> Scene:
-    values = _densities(subject, box, subject.model.dm, subject.reference.dm)
-    captions = (f"{subject.source}: electron density", "PySCF: electron density")
+    values = _densities(subject, box, *(answer.dm for answer in subject.answers.values()))
+    captions = tuple(f"{source}: electron density" for source in subject.answers)
     return Scene(
         "density", subject.molecule, box, values, (), captions, isovalue, "density",
-        f"Electron density of {subject.molecule.formula}, predicted and from PySCF.",
+        f"Electron density of {subject.molecule.formula}, from {' and '.join(subject.answers)}.",
     )
 
 
 def _difference(subject: Subject, box: Box, index: int, isovalue: float | None) -> Scene:
-    mol, exact = subject.molecule, subject.reference.dm
+    mol = subject.molecule
+    if subject.reference is None or subject.no_network is None:
+        missing = "a calculation of PySCF" if subject.reference is None else "a prediction without the network"
+        raise InputError(f"Expected {missing} to compare the density with, got none; draw the density instead.")
+    exact = subject.reference.dm
     values = _densities(subject, box, subject.model.dm - exact, subject.no_network.dm - exact)
     volume = float(np.prod(box.spacing))
     misplaced = [float(np.abs(difference).sum() * volume / 2) for difference in values]
@@ -184,20 +198,23 @@ def _difference(subject: Subject, box: Box, index: int, isovalue: float | None) 
 
 
 def _potential(subject: Subject, box: Box, index: int, isovalue: float) -> Scene:
-    mol = subject.molecule
-    values = _densities(subject, box, subject.model.dm, subject.reference.dm)
+    mol, matrices = subject.molecule, [answer.dm for answer in subject.answers.values()]
+    values = _densities(subject, box, *matrices)
     potentials = tuple(
         properties.potential_on_box(
             mol, subject.method, dm, box, (density > isovalue / SHELL) & (density < isovalue * SHELL)
         )
-        for dm, density in zip((subject.model.dm, subject.reference.dm), values, strict=True)
+        for dm, density in zip(matrices, values, strict=True)
     )
-    captions = (f"{subject.source}: potential on the density", "PySCF: potential on the density")
-    limits = [float(limit) for potential in potentials for limit in (potential.min(), potential.max())]
+    captions = tuple(f"{source}: potential on the density" for source in subject.answers)
+    limits = [
+        f"{potential.min():.3f} (red) to {potential.max():.3f} (blue) from {source}"
+        for source, potential in zip(subject.answers, potentials, strict=True)
+    ]
     return Scene(
         "electrostatic potential", mol, box, values, potentials, captions, isovalue, "potential",
         f"Electrostatic potential of {mol.formula} on a surface of its density, hartree per elementary charge: "
-        f"{limits[0]:.3f} (red) to {limits[1]:.3f} (blue) predicted, {limits[2]:.3f} to {limits[3]:.3f} from PySCF.",
+        f"{'; '.join(limits)}.",
     )
 
 

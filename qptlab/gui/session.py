@@ -13,7 +13,16 @@ import traitlets
 from qptlab.dft import estimates
 from qptlab.dft.integrals import template
 from qptlab.errors import InputError, shown
-from qptlab.gui.parts import AttentionPart, ComparisonPart, KernelsPart, OrbitalsPart, Part, SCFPart, TrainingPart
+from qptlab.gui.parts import (
+    AttentionPart,
+    ComparisonPart,
+    KernelsPart,
+    OrbitalsPart,
+    Part,
+    PredictionPart,
+    SCFPart,
+    TrainingPart,
+)
 from qptlab.gui.tabs import find_tab
 from qptlab.models import contract
 from qptlab.models.equivariant import EquivariantConfig
@@ -82,6 +91,7 @@ class Session(traitlets.HasTraits):
       out: folder of the run; empty for a new one under `runs/`.
       trainer: the present training; None before the first.
       message: last sentence for the user, a `Message`.
+      prediction: part of the tab "prediction".
       scf: part of the tab "scf".
       training: part of the tab "training".
       orbitals: part of the tab "orbitals".
@@ -112,6 +122,7 @@ class Session(traitlets.HasTraits):
     def __init__(self, molecule: str | Molecule = "water", **choices: Any):
         super().__init__(molecule=Molecule.parse(molecule) if isinstance(molecule, str) else molecule, **choices)
         self._parts: dict[str, Part] = {}
+        self.prediction: PredictionPart = self.part("prediction")
         self.scf: SCFPart = self.part("scf")
         self.training: TrainingPart = self.part("training")
         self.orbitals: OrbitalsPart = self.part("orbitals")

@@ -2,7 +2,7 @@
 
 >>> from qptlab.gui.tabs import TABS
 >>> list(TABS)
-['molecule', 'scf', 'training', 'orbitals', 'comparison', 'attention', 'kernels']
+['molecule', 'prediction', 'scf', 'training', 'orbitals', 'comparison', 'attention', 'kernels']
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from qptlab.gui.parts import (
     KernelsPart,
     OrbitalsPart,
     Part,
+    PredictionPart,
     SCFPart,
     TrainingPart,
 )
@@ -50,6 +51,7 @@ TABS: dict[str, Tab] = {
     tab.name: tab
     for tab in (
         Tab("molecule", "Molecule", "qptlab.gui.widgets.picker:MoleculePicker"),
+        Tab("prediction", "Prediction", "qptlab.gui.widgets.prediction:PredictionView", PredictionPart),
         Tab("scf", "SCF", "qptlab.gui.widgets.explorer:SCFExplorer", SCFPart),
         Tab("training", "Training", "qptlab.gui.widgets.monitor:TrainingMonitor", TrainingPart),
         Tab("orbitals", "Orbitals", "qptlab.gui.widgets.orbitals:Orbitals", OrbitalsPart),

@@ -191,20 +191,22 @@ class CorrectionPredictor:
             self._warn_of(mol, stacklevel=4)
         return system, system.frame.pose_molecule(mol)
 
+    def was_trained_on(self, mol: Molecule) -> bool:
+        """Return True if the model was trained on this molecule, in any geometry and order of its atoms."""
+        if not isinstance(self.systems[0].frame, LaboratoryFrame):
+            return self._trained_system(mol) is not None
+        # Bonds of a trained molecule may break. New bonds make an isomer or a product of a reaction.
+        return any(
+            (_is_frame_of(system, mol) and mol.bonds <= system.molecule.bonds) or len(system.molecule.orders(mol))
+            for system in self._isomers.get(_elements(mol), [])
+        )
+
     def _as_given(self, mol: Molecule) -> System:
         """Return the system with the molecule's atoms in their order; warn if the model was not trained on it."""
         trained = self._isomers.get(_elements(mol), [])
-        same = [
-            system for system in (*trained, *self._untrained_systems)
-            if isinstance(system.frame, LaboratoryFrame) and system.frame.is_frame_of(mol)
-        ]
-        # Bonds of a trained molecule may break. New bonds make an isomer or a product of a reaction.
-        is_trained = any(
-            (system in same and mol.bonds <= system.molecule.bonds) or len(system.molecule.orders(mol))
-            for system in trained
-        )
+        same = [system for system in (*trained, *self._untrained_systems) if _is_frame_of(system, mol)]
         system = same[0] if same else self._prepared(mol)  # refuses unknown elements before there is a warning
-        if not is_trained:
+        if not self.was_trained_on(mol):
             self._warn_of(mol, stacklevel=5)
         return system
 
@@ -265,6 +267,11 @@ class CorrectionPredictor:
             mo_coeff=padded.mo_coeff[:nao, :nao],
             gap=np.asarray(levels[nocc] - levels[nocc - 1] if nocc < nao else np.nan),
         )
+
+
+def _is_frame_of(system: System, mol: Molecule) -> bool:
+    """Return True if a system without a frame of its own has the atoms of a molecule in their order."""
+    return isinstance(system.frame, LaboratoryFrame) and system.frame.is_frame_of(mol)
 
 
 def _elements(mol: Molecule) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ import numpy as np
 from qptlab.errors import InputError, shown
 from qptlab.evaluation.errors import ErrorSummary, error_table
 from qptlab.models.contract import Model
-from qptlab.models.loading import load_file
+from qptlab.models.loading import PRETRAINED, load_file, pretrained_models
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.training.config import TrainConfig
@@ -353,12 +353,21 @@ def load(path: str | pathlib.Path) -> Model:
     """Return a trained model, ready to predict.
 
     Args:
-      path: run folder, created by `Trainer` or `qptlab train`; or a file that `model.save` wrote.
+      path: run folder, created by `Trainer` or `qptlab train`; a file that `model.save` wrote; or one of
+        `pretrained_models()`, the names of models that come with qptlab. A folder or file of such a name comes first.
 
     Raises:
       InputError: if it holds no model, no checkpoint yet, or a model of a kind that is not registered.
     """
-    return load_file(path) if pathlib.Path(path).is_file() else Run.open(path).predictor()
+    path = pathlib.Path(path)
+    if not path.exists():
+        if str(path) not in pretrained_models():
+            raise InputError(
+                f"Expected a run's folder, a model file, or one of the models {', '.join(pretrained_models())}, got "
+                f"{shown(str(path))}; check the spelling."
+            )
+        path = PRETRAINED / f"{path}.h5"
+    return load_file(path) if path.is_file() else Run.open(path).predictor()
 
 
 def _on_host(state: TrainState) -> dict:

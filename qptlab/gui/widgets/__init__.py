@@ -8,10 +8,11 @@ from qptlab.gui.widgets.monitor import TrainingMonitor
 from qptlab.gui.widgets.orbitals import Orbitals
 from qptlab.gui.widgets.picker import MoleculePicker
 from qptlab.gui.widgets.plot import Plot
+from qptlab.gui.widgets.prediction import PredictionView
 from qptlab.gui.widgets.viewer import OrbitalViewer
 from qptlab.gui.widgets.workbench import Workbench, workbench
 
 __all__ = [
     "AttentionView", "Comparison", "KernelInspector", "MoleculePicker", "OrbitalViewer", "Orbitals", "Plot",
-    "SCFExplorer", "TrainingMonitor", "Workbench", "workbench",
+    "PredictionView", "SCFExplorer", "TrainingMonitor", "Workbench", "workbench",
 ]
