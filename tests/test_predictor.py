@@ -79,3 +79,14 @@ def test_a_model_file_has_the_statistics_and_the_scheme(predictor, tmp_path):
     assert np.ptp(again.arrays()["statistics"]["pair_mean"]) > 0
     mol = cases.molecule("ethanol", displaced=0.05)
     assert float(again(mol).energy) == float(predictor(mol).energy)
+
+
+@pytest.mark.filterwarnings("ignore:.* is not")
+def test_new_molecules_that_are_predicted_together_share_sizes_and_have_the_energies_of_each_alone(predictor):
+    mols = [ql.Molecule.from_smiles(smiles) for smiles in ("CCCO", "OCCO", "CC(=O)O")]
+    alone = [float(ql.CorrectionPredictor(predictor.model, predictor.params, predictor.systems)(mol).energy)
+             for mol in mols]
+    together = ql.CorrectionPredictor(predictor.model, predictor.params, predictor.systems)
+    energies = [float(prediction.energy) for prediction in together.map([*mols, mols[0]])]
+    np.testing.assert_allclose(energies, [*alone, alone[0]], atol=1e-9)
+    assert len({together.locate(mol)[0].sizes for mol in mols}) < len(mols)

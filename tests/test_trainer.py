@@ -190,7 +190,7 @@ def test_nothing_is_written_for_what_cannot_be_used(tmp_path):
 
 
 def test_a_network_too_large_for_the_machine_is_refused_before_anything_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["qptlab.training.loop"], "memory_bytes", lambda: 2**30)
+    monkeypatch.setattr(sys.modules["qptlab.training.loop"], "device_bytes", lambda: 2**30)
     with pytest.raises(ql.InputError, match=r"trained in 1\.0 GiB on cpu, got .*'medium'.*, which takes 5\.[67] GiB"):
         ql.Trainer(WATER, METHOD, ql.QPTConfig("medium"), config(3), out=tmp_path / "w")
     assert not (tmp_path / "w").exists()

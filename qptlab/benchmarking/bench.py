@@ -9,7 +9,6 @@ ours.
 
 import datetime
 import functools
-import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -33,6 +32,7 @@ from qptlab.dft.integrals import template
 from qptlab.dft.scf import SCFResult, scf_batch, solve
 from qptlab.errors import InputError
 from qptlab.evaluation import reference
+from qptlab.runtime.versions import versions
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.units import HARTREE_MEV
@@ -396,7 +396,7 @@ def machine() -> Row:
         "processor": _processor(),
         "python": platform.python_version(),
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
-        "libraries": {name: importlib.metadata.version(name) for name in ("qptlab", "jax", "jaxlib", "pyscf")},
+        "libraries": versions(("qptlab", "jax", "jaxlib", "pyscf")),
     }
 
 

@@ -1,6 +1,5 @@
 """Commands that need no model: energies, geometries, and the versions that are installed."""
 
-import importlib.metadata
 import itertools
 import math
 import os
@@ -31,6 +30,7 @@ from qptlab.cli.settings import Options, takes
 from qptlab.errors import InputError
 from qptlab.evaluation import reference
 from qptlab.runtime import memory
+from qptlab.runtime.versions import versions
 from qptlab.training.run import LIBRARIES
 from qptlab.units import HARTREE_MEV
 
@@ -139,9 +139,9 @@ def info(as_json: Json = False) -> None:
     import jax
 
     record = {
-        "qptlab": importlib.metadata.version("qptlab"),
+        **versions(["qptlab"]),
         "python": platform.python_version(),
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": versions(LIBRARIES),
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "cores": os.cpu_count(),
         "memory_gib": round(memory.allowed_bytes() / 2**30, 1),

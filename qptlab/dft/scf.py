@@ -23,6 +23,7 @@ from qptlab.dft.energy import commutator, density_from_fock, energy, filled_orbi
 from qptlab.dft.integrals import Integrals, Template
 from qptlab.dft.screening import screened_orbitals, screening
 from qptlab.errors import InputError
+from qptlab.runtime import memory
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
@@ -37,6 +38,9 @@ COMMUTATOR_TOLERANCE = 1e-6
 
 MAX_CYCLES = 100
 """Cycles after which an SCF ends without convergence."""
+
+LANE_COPIES = 2
+"""Memory of one geometry of a batch on an accelerator, as a multiple of that of its integrals."""
 
 GUESSES = ("minao", "core", "random", "atomic-density", "atomic-potential")
 """Initial guesses: PySCF's `minao`; the core Hamiltonian; random orbitals; superpositions of the densities, or of the
@@ -195,9 +199,13 @@ def scf_batch(
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, template.max_geometries)) as pool:
         if jax.default_backend() == "cpu":
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *pool.map(converge, mols))
-        hosts = jax.tree.map(lambda *leaves: np.stack(leaves), *pool.map(host, mols))
         lanes = jax.vmap(lambda ints: solve(ints, tolerance=tolerance))
-        return lanes(jax.vmap(template.complete)(hosts))
+        count = max(1, memory.device_bytes() // (LANE_COPIES * template.nbytes))
+        results = []
+        for start in range(0, len(mols), count):
+            hosts = jax.tree.map(lambda *leaves: np.stack(leaves), *pool.map(host, mols[start : start + count]))
+            results.append(lanes(jax.vmap(template.complete)(hosts)))
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *results)
 
 
 def _check_options(solver: str, level_shift: float, damping: float, max_cycles: int, tolerance: float) -> None:

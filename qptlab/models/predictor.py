@@ -53,8 +53,8 @@ class CorrectionPredictor:
         self.model = model
         self.params = params
         self.systems = list(systems)
-        self._untrained_systems: list[System] = []
         self._isomers: dict[tuple[str, ...], list[System]] = {}
+        self._untrained_isomers: dict[tuple[str, ...], list[System]] = {}
         for system in self.systems:
             self._isomers.setdefault(_elements(system.molecule), []).append(system)
 
@@ -140,9 +140,12 @@ class CorrectionPredictor:
     def map(self, mols: Sequence[Molecule]) -> Iterator[Prediction]:
         """Predict several geometries, in order and in parallel.
 
+        Molecules that the model was not trained on share a few sizes, for which functions are compiled.
+
         Raises:
           InputError: if the model cannot predict one of the molecules (see `locate`), before any is predicted.
         """
+        self._prepare_together(mols)
         located = [(mol, *self.locate(mol)) for mol in mols]
         for system in {system.sizes: system for _, system, _ in located}.values():
             self.in_frame(system, system.frame.reference_positions)  # compiles once, not in each thread
@@ -203,9 +206,9 @@ class CorrectionPredictor:
 
     def _as_given(self, mol: Molecule) -> System:
         """Return the system with the molecule's atoms in their order; warn if the model was not trained on it."""
-        trained = self._isomers.get(_elements(mol), [])
-        same = [system for system in (*trained, *self._untrained_systems) if _is_frame_of(system, mol)]
-        system = same[0] if same else self._prepared(mol)  # refuses unknown elements before there is a warning
+        system = self._with_these_atoms(mol)
+        if system is None:
+            system = self._prepared(mol)  # refuses unknown elements before there is a warning
         if not self.was_trained_on(mol):
             self._warn_of(mol, stacklevel=5)
         return system
@@ -228,17 +231,45 @@ class CorrectionPredictor:
 
     def _untrained_system(self, mol: Molecule) -> System:
         """Return the system of a molecule that the model was not trained on; it is built once."""
-        for system in self._untrained_systems:
+        for system in self._untrained_isomers.get(_elements(mol), []):
             if len(system.molecule.orders(mol)):
                 return system
         return self._prepared(mol)
 
+    def _with_these_atoms(self, mol: Molecule) -> System | None:
+        """Return the system without a frame that has the molecule's atoms in their order; None if there is none."""
+        isomers = [group.get(_elements(mol), []) for group in (self._isomers, self._untrained_isomers)]
+        return next((system for group in isomers for system in group if _is_frame_of(system, mol)), None)
+
     def _prepared(self, mol: Molecule) -> System:
-        # Integrals of the same form as in training: for this molecule `auto` might choose the other form.
-        method = dataclasses.replace(self.method, eri=self.systems[0].template.eri)
+        system = self._new_system(mol)
+        self._keep(system)
+        return system
+
+    def _keep(self, system: System) -> None:
+        self._untrained_isomers.setdefault(_elements(system.molecule), []).append(system)
+
+    def _new_system(self, mol: Molecule) -> System:
         paddings = {system.padding for system in self.systems if system.padding is not None}
-        self._untrained_systems.append(make_system(mol, method, self.model.kinds, self.config, paddings))
-        return self._untrained_systems[-1]
+        return make_system(mol, self._method_of_new_systems, self.model.kinds, self.config, paddings)
+
+    @property
+    def _method_of_new_systems(self) -> Method:
+        # Integrals of the same form as in training: for a new molecule `auto` might choose the other form.
+        return dataclasses.replace(self.method, eri=self.systems[0].template.eri)
+
+    def _prepare_together(self, mols: Sequence[Molecule]) -> None:
+        """Pad molecules that fit into no size of the training to sizes that they share."""
+        if not isinstance(self.systems[0].frame, LaboratoryFrame):
+            return
+        distinct = {(mol.symbols, mol.charge): mol for mol in mols}
+        new = [self._new_system(mol) for mol in distinct.values() if self._with_these_atoms(mol) is None]
+        alone = [system.molecule for system in new if system.padding is None]
+        if len(alone) > 1:
+            shared, _ = make_systems(alone, self._method_of_new_systems, self.config, self.model.kinds)
+            new = [*(system for system in new if system.padding is not None), *shared]
+        for system in new:
+            self._keep(system)
 
     def _trained_system(self, mol: Molecule) -> System | None:
         """Return the system with the molecule's bonds or, if bonds are stretched, the only one with its atoms."""

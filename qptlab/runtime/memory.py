@@ -1,8 +1,10 @@
-"""Memory that this process may use."""
+"""Memory that this process may use, on the host and on its device."""
 
 import functools
 import os
 import pathlib
+
+import jax
 
 CONTAINER_LIMITS = [pathlib.Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")]
 """Files in which Linux states a container's memory limit: control groups of version 2 and of version 1."""
@@ -19,3 +21,9 @@ def allowed_bytes() -> int:
 def memory_bytes() -> int:
     """Return the memory that integrals may take, in bytes: half of `allowed_bytes`."""
     return allowed_bytes() // 2
+
+
+def device_bytes() -> int:
+    """Return the memory that arrays of a device may take, bytes: half of JAX's limit; on a CPU, that of the host."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return memory_bytes() if limit is None else int(limit) // 2

@@ -21,7 +21,7 @@ from qptlab.errors import InputError
 from qptlab.evaluation.errors import ErrorSummary
 from qptlab.models.contract import Model, Params
 from qptlab.runtime.devices import Devices
-from qptlab.runtime.memory import memory_bytes
+from qptlab.runtime.memory import device_bytes
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.training.config import TrainConfig
@@ -265,7 +265,7 @@ def check_memory(objective: Objective) -> None:
     """
     shapes = jax.eval_shape(lambda: objective.init(0))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit") or memory_bytes()
+    limit = device_bytes()
     if 5 * size > limit:
         raise InputError(
             f"Expected a network that can be trained in {limit / 2**30:.1f} GiB on "

@@ -19,7 +19,6 @@ import dataclasses
 import datetime
 import functools
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
@@ -37,6 +36,7 @@ from qptlab.errors import InputError, shown
 from qptlab.evaluation.errors import ErrorSummary, error_table
 from qptlab.models.contract import Model
 from qptlab.models.loading import PRETRAINED, load_file, pretrained_models
+from qptlab.runtime.versions import versions
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.training.config import TrainConfig
@@ -429,12 +429,9 @@ def _open_to_append(path: pathlib.Path) -> IO[str]:
 
 
 def _versions() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    versions["python"] = platform.python_version()
-    versions["qptlab"] = importlib.metadata.version("qptlab")
+    found = versions((*LIBRARIES, "qptlab")) | {"python": platform.python_version()}
     # The exact code, also where it is edited between releases.
     code = hashlib.sha256()
     for file in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):
         code.update(file.read_bytes())
-    versions["qptlab_source_sha256"] = code.hexdigest()
-    return versions
+    return found | {"qptlab_source_sha256": code.hexdigest()}

@@ -22,15 +22,15 @@ from qptlab.models.contract import Params
 from qptlab.models.correction import CorrectionModel
 from qptlab.models.systems import Sample, System
 from qptlab.random_streams import Purpose, generator
-from qptlab.runtime.memory import memory_bytes
+from qptlab.runtime.memory import device_bytes
 from qptlab.sampling import Sampler
 
 LOOK_AHEAD = 16
 """Number of samples that are prepared ahead of the one that is trained on; fewer if they are large."""
 
 REPLAY_BYTES, REPLAY_SHARE = 2 * 2**30, 1 / 4
-"""Limits of the replay buffers: a number of bytes, and a share of the memory that integrals may take. The smaller one
-counts; below 16 GiB of allowed memory, that is the share."""
+"""Limits of the replay buffers: a number of bytes on a CPU, and everywhere a share of the memory for arrays. The
+smaller one counts; below 16 GiB of allowed memory, that is the share."""
 
 REPLAY_MAX = 1024
 """Largest number of samples in the replay buffer of molecules of one shape."""
@@ -103,7 +103,8 @@ class Stream:
         past = list(itertools.islice(turns, step))
         drawn = [sum(fresh for bucket, fresh, _ in past if bucket == i) for i in range(len(grouped))]
         self.drawn = sum(drawn)
-        memory = int(min(REPLAY_BYTES, REPLAY_SHARE * memory_bytes())) // len(grouped)
+        limit = REPLAY_BYTES if jax.default_backend() == "cpu" else np.inf
+        memory = int(min(limit, REPLAY_SHARE * device_bytes())) // len(grouped)
         self._buckets = [
             _Bucket(systems, members, sampling, model, seed, memory, batch, before, process)
             for members, before in zip(grouped.values(), drawn, strict=True)

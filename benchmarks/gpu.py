@@ -1,0 +1,325 @@
+"""What there is to measure on a machine with a GPU, in one command.
+
+    python benchmarks/gpu.py --minutes 9 --out benchmarks/results/gpu
+    python benchmarks/gpu.py --minutes 9 --only uracil --out benchmarks/results/gpu
+    python benchmarks/gpu.py --minutes 15 --only molecules --molecules qm9.xyz --out benchmarks/results/gpu
+    python benchmarks/gpu.py --rehearse --out FOLDER        # small sizes, for a CPU
+
+Each stage has a process and a time limit of its own, and writes its rows to `OUT/STAGE.json` as it goes. A stage that
+fails or takes too long loses its last row only, and the next one runs. The stages, by their worth:
+
+    right       energies, Fock matrices, forces and a gradient of the loss on the device, compared with the CPU
+    uracil      error against time of a training on uracil in B3LYP/def2-SVP
+    throughput  SCFs per second in batches, and PySCF on all cores
+    profile     what bounds a training step: operations, roofline, and the raw trace
+    sizes       time and memory of a step for several networks and batches
+    molecules   one model of many molecules: geometries per second and the share of waiting
+
+No stage needs RDKit, plotly or the widgets. For the last one, `python benchmarks/gpu.py --write-molecules qm9.xyz`
+writes geometries of QM9, on a machine that has them.
+"""
+
+import dataclasses
+import gzip
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import typer
+
+import qptlab as ql
+from qptlab.benchmarking import bench
+from qptlab.dft.scf import scf_batch
+from qptlab.evaluation import reference
+from qptlab.gui import profiling
+from qptlab.models.systems import make_systems
+
+MAX_TRACE_BYTES = 16 * 2**20
+"""Largest trace, compressed, that is kept."""
+
+QM9 = "qm9:max_heavy=6,split=random-train"
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How large the measurements are.
+
+    Attributes:
+      molecules: molecules, from small to large.
+      basis: basis set.
+      grid_level: level of the grid.
+      batches: numbers of geometries.
+      networks: settings of networks.
+      seconds: time of the stage.
+      out: folder of the results.
+      geometries: file with the molecules of the last stage; None for built-in ones.
+    """
+
+    molecules: tuple[str, ...]
+    basis: str
+    grid_level: int
+    batches: tuple[int, ...]
+    networks: tuple[ql.CorrectionConfig, ...]
+    seconds: float
+    out: pathlib.Path
+    geometries: pathlib.Path | None
+
+    @property
+    def network(self) -> ql.CorrectionConfig:
+        """Settings of the network of medium size among the equivariant ones."""
+        return self.networks[min(1, len(self.networks) - 1)]
+
+    def method(self, xc: str, eri: str) -> ql.Method:
+        """Return a level of theory."""
+        return ql.Method(xc, self.basis, self.grid_level, eri=eri)
+
+
+def scale(rehearse: bool, seconds: float, out: pathlib.Path, geometries: pathlib.Path | None) -> Scale:
+    """Return the sizes of a measurement or of a rehearsal."""
+    if rehearse:
+        small = ql.EquivariantConfig("small", iterations=0)
+        return Scale(("hydrogen", "water"), "sto-3g", 0, (1, 2), (small,), seconds, out, geometries)
+    networks = (
+        *(ql.EquivariantConfig(preset, iterations=0) for preset in ("small", "base", "large")),
+        *(ql.QPTConfig(preset, precision, iterations=0) for preset in ("micro", "small", "base", "medium")
+          for precision in ("float32", "bfloat16")),
+    )
+    return Scale(("water", "ethanol", "uracil"), "def2-svp", 3, (1, 16, 256), networks, seconds, out, geometries)
+
+
+def displaced(mol: ql.Molecule, count: int, seed: int = 0) -> list[ql.Molecule]:
+    """Return geometries with small random displacements."""
+    rng = np.random.default_rng(seed)
+    noise = bench.DISPLACEMENT_BOHR * rng.normal(size=(count, *mol.positions.shape))
+    return [mol.with_positions(mol.positions + shift) for shift in noise]
+
+
+# Stages ---------------------------------------------------------------------------------------
+
+
+def right(sizes: Scale) -> Iterator[Row]:
+    """Compare the device with the CPU."""
+    places = {"cpu": jax.devices("cpu")[0], "device": jax.devices()[0]}
+    for name in sizes.molecules:
+        mol = displaced(ql.Molecule.from_name(name), 1)[0]
+        for xc in ("pbe", "b3lyp", "r2scan"):
+            for eri in ("exact", "fitted"):
+                method, answers = sizes.method(xc, eri), {}
+                for key, place in places.items():
+                    with jax.default_device(place):
+                        result = ql.scf(mol, method)
+                        forces = ql.forces(mol, method, result.fock)
+                        answers[key] = float(result.energy), np.asarray(result.fock), np.asarray(forces)
+                pairs = zip(*answers.values(), strict=True)
+                energy, fock, force = (float(np.abs(np.subtract(*pair)).max()) for pair in pairs)
+                yield {"molecule": name, "method": f"{method.label}, {eri}", "energy_ha": energy, "fock_ha": fock,
+                       "forces_ha_per_bohr": force}
+    mol = ql.Molecule.from_name(sizes.molecules[1])
+    method, geometries = sizes.method("pbe", "fitted"), displaced(mol, max(sizes.batches[:2]))
+    singly = [float(ql.scf(geometry, method).energy) for geometry in geometries]
+    together = np.asarray(scf_batch(geometries, method).energy)
+    yield {"molecule": f"{len(geometries)} geometries of {mol.name}", "method": method.label,
+           "energy_ha": float(np.abs(together - singly).max())}
+    config = dataclasses.replace(sizes.network, iterations=1)
+    objective = ql.make_objective(mol, method, config)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.01 * rng.normal(size=leaf.shape).astype(leaf.dtype), objective.init(0)
+    )
+    gradients = []
+    for place in places.values():
+        with jax.default_device(place):
+            (system,), kinds = make_systems([mol], method, config)
+            model = ql.CorrectionModel(config, kinds)
+            sample = system.sample(system.host_integrals(mol.positions))
+            gradients.append(jax.tree.map(np.asarray, jax.grad(model.energy)(params, sample)))
+    flat = [np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]) for gradient in gradients]
+    yield {"molecule": mol.name, "method": f"gradient of the loss, {method.label}",
+           "relative": float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[0]))}
+
+
+def uracil(sizes: Scale) -> Iterator[Row]:
+    """Train, and yield the course and then the errors."""
+    mol = ql.Molecule.from_name(sizes.molecules[-1])
+    batch = 4 if jax.default_backend() == "cpu" else 32
+    train = ql.TrainConfig(minutes=max(sizes.seconds - 60, 10) / 60, batch=batch, validation=2)
+    config = dataclasses.replace(sizes.network, iterations=2)
+    trainer = ql.Trainer(mol, sizes.method("b3lyp5", "fitted"), config, train, out=sizes.out / "uracil-run")
+    trainer.start()
+    while trainer.is_alive:
+        time.sleep(min(10, train.minutes * 6))
+        if trainer.rows:
+            yield {"course": trainer.rows[-1]}
+    if trainer.error is not None:
+        raise RuntimeError(str(trainer.error))
+    trainer.make_validation()
+    evaluation = ql.evaluate(trainer.predictor, trainer.validation)
+    yield {"batch": batch, "updates": trainer.step, **evaluation.to_dict()}
+
+
+def throughput(sizes: Scale) -> Iterator[Row]:
+    """Yield SCFs per second."""
+    for name in (sizes.molecules[0], sizes.molecules[-1]):
+        mol, method = ql.Molecule.from_name(name), sizes.method("pbe", "fitted")
+        began = time.perf_counter()
+        reference.converged(displaced(mol, 1, 9)[0], method)
+        yield {"molecule": name, "engine": "PySCF, all cores, exact integrals", "batch": 1,
+               "per_second": 1 / (time.perf_counter() - began)}
+        for batch in sizes.batches:
+            cold, warm = (_seconds(scf_batch, displaced(mol, batch, seed), method) for seed in (0, 1))
+            yield {"molecule": name, "engine": "qptlab, fitted integrals", "batch": batch, "cold_s": cold,
+                   "per_second": batch / warm}
+
+
+def profile(sizes: Scale) -> Iterator[Row]:
+    """Profile a training, and keep its trace."""
+    mol = ql.Molecule.from_name(sizes.molecules[-1])
+    train = ql.TrainConfig(minutes=sizes.seconds / 60, batch=max(sizes.batches[:2]), validation=1)
+    trainer = ql.Trainer(mol, sizes.method("pbe", "fitted"), sizes.network, train, out=sizes.out / "profile-run")
+    trainer.start()
+    try:
+        found = profiling.profile(trainer, 4)
+    finally:
+        trainer.stop()
+    yield {"summary": found.summary(), **_plain(found)}
+    trace = max(found.path.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    packed = gzip.compress(trace.read_bytes())
+    if len(packed) <= MAX_TRACE_BYTES:
+        (sizes.out / "trace.xplane.pb.gz").write_bytes(packed)
+    yield {"trace_bytes": len(packed)}
+
+
+def sizes_of_networks(sizes: Scale) -> Iterator[Row]:
+    """Yield time and memory of a step."""
+    mol, method = ql.Molecule.from_name(sizes.molecules[-1]), sizes.method("pbe", "fitted")
+    for config in sizes.networks:
+        for batch in sizes.batches[:2]:
+            train = ql.TrainConfig(minutes=None, steps=10, batch=batch, validation=1)
+            trainer = ql.Trainer(mol, method, config, train, out=sizes.out / f"sizes-{time.monotonic_ns()}")
+            trainer.start()
+            while trainer.is_alive:
+                time.sleep(0.05)
+            seconds = np.diff([row["seconds"] for row in trainer.rows[-6:]])
+            stats = jax.local_devices()[0].memory_stats() or {}
+            yield {"network": str(config), "batch": batch, "step_s": float(np.median(seconds)),
+                   "compile_s": sum(row["compile_s"] for row in trainer.rows),
+                   "peak_mib_so_far": stats.get("peak_bytes_in_use", 0) / 2**20}
+
+
+def molecules(sizes: Scale) -> Iterator[Row]:
+    """Train one model of many molecules."""
+    mols = ql.read_xyz(sizes.geometries) if sizes.geometries else [*map(ql.Molecule.from_name, sizes.molecules)]
+    train = ql.TrainConfig(minutes=0.8 * sizes.seconds / 60, sampling=ql.Sampling("modes"), validation=1)
+    config = dataclasses.replace(sizes.network, iterations=2)
+    trainer = ql.Trainer(mols, sizes.method("b3lyp5", "fitted"), config, train, out=sizes.out / "molecules-run")
+    trainer.start()
+    while trainer.is_alive:
+        time.sleep(min(10, train.minutes * 6))
+        if trainer.rows:
+            last = trainer.rows[-1]
+            yield {"molecules": len(mols), **last, "geometries_per_second": last["geometries"] / last["seconds"],
+                   "waiting_share": sum(row["data_wait_s"] for row in trainer.rows) / last["seconds"]}
+    if trainer.error is not None:
+        raise RuntimeError(str(trainer.error))
+
+
+STAGES: dict[str, tuple[Callable[[Scale], Iterator[Row]], float]] = {
+    "right": (right, 3), "uracil": (uracil, 6), "throughput": (throughput, 3), "profile": (profile, 2),
+    "sizes": (sizes_of_networks, 2), "molecules": (molecules, 2),
+}
+"""Functions of the stages, and their shares of the time."""
+
+
+def _seconds(function: Callable, *arguments: Any) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - began
+
+
+def _plain(value: Any) -> Any:
+    """Return named tuples as dictionaries, and paths as texts."""
+    if hasattr(value, "_asdict"):
+        return {key: _plain(item) for key, item in value._asdict().items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, pathlib.Path) else value
+
+
+# One command ------------------------------------------------------------------------------------
+
+
+def run_stage(name: str, sizes: Scale, command: str) -> None:
+    """Run a stage in this process; its rows are written one by one."""
+    record: Row = {"command": command, "machine": bench.machine(), "stage": name, "ended": "time limit", "rows": []}
+    record["machine"]["precision"] = str(jnp.zeros(1).dtype)
+    path = sizes.out / f"{name}.json"
+    try:
+        for row in STAGES[name][0](sizes):
+            record["rows"].append(row)
+            path.write_text(json.dumps(record, indent=1) + "\n")
+        record["ended"] = "complete"
+    except Exception as error:
+        record["ended"] = f"{type(error).__name__}: {error}"
+        raise typer.Exit(1) from error
+    finally:
+        path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def main(
+    out: Annotated[pathlib.Path, typer.Option(help="Folder of the results.")],
+    minutes: Annotated[float, typer.Option(help="Time of all stages, min.")] = 9.0,
+    only: Annotated[list[str] | None, typer.Option(help="Stage to run; may be repeated.")] = None,
+    molecules_file: Annotated[
+        pathlib.Path | None, typer.Option("--molecules", help="XYZ file with the molecules of the last stage.")
+    ] = None,
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="Small sizes, for a CPU.")] = False,
+    write_molecules: Annotated[
+        pathlib.Path | None, typer.Option(help="Write molecules of QM9 to this XYZ file, and end.")
+    ] = None,
+    stage: Annotated[str | None, typer.Option(hidden=True)] = None,
+    seconds: Annotated[float, typer.Option(hidden=True)] = 0.0,
+) -> None:
+    """Run the stages, one after another."""
+    names = only or list(STAGES)
+    if unknown := sorted({*names} - {*STAGES}):
+        raise typer.BadParameter(f"Expected stages among {', '.join(STAGES)}, got {', '.join(unknown)}.")
+    if write_molecules is not None:
+        write_molecules.write_text("".join(mol.to_xyz() for mol in ql.read_molecules([QM9])))
+        return
+    arguments = ["--out", str(out), "--minutes", f"{minutes:g}", *(["--rehearse"] if rehearse else []),
+                 *(["--molecules", str(molecules_file)] if molecules_file else [])]
+    if stage is not None:
+        command = " ".join(["python benchmarks/gpu.py", *arguments])
+        run_stage(stage, scale(rehearse, seconds, out, molecules_file), command)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * minutes
+    for index, name in enumerate(names):
+        rest = sum(STAGES[other][1] for other in names[index:])
+        limit = (end - time.monotonic()) * STAGES[name][1] / rest
+        began = time.monotonic()
+        ended = _run([sys.executable, __file__, "--stage", name, "--seconds", f"{limit:.0f}", *arguments], limit)
+        typer.echo(f"{name}: {ended} after {time.monotonic() - began:.0f} s of {limit:.0f} s")
+
+
+def _run(command: list[str], limit: float) -> str:
+    """Run a process for a limited time, and return how it ended."""
+    try:
+        done = subprocess.run(command, timeout=max(limit, 1), capture_output=True, text=True, check=False)
+    except subprocess.TimeoutExpired:
+        return "stopped at its time limit"
+    lines = done.stderr.strip().splitlines() or ["no message"]
+    return "complete" if done.returncode == 0 else f"failed: {lines[-1]}"
+
+
+if __name__ == "__main__":
+    typer.run(main)
