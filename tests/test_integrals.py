@@ -10,7 +10,9 @@ import tolerances as tol
 import qptlab as ql
 from qptlab.dft import libcint
 from qptlab.dft.integrals import build_integrals, template
+from qptlab.evaluation import reference
 from qptlab.runtime import memory
+from qptlab.units import HARTREE_MEV
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,25 @@ def test_unusable_bases_are_refused_with_one_sentence(name, method, said):
     with pytest.raises(ql.InputError, match=said) as caught:
         template(ql.Molecule.parse(name), ql.Method("pbe", **method))
     assert "\n" not in str(caught.value)
+
+
+def test_an_even_tempered_fit_with_a_smaller_ratio_has_a_smaller_error():
+    """All are energies of one density."""
+    mol = ql.Molecule.from_smiles("NC=O")
+    dm = reference.converged(mol, ql.Method("b3lyp", "def2-svp", 0)).dm
+    exact, default, finer = (
+        float(ql.energy(dm, template(mol, method).build(mol.positions))) for method in (
+            ql.Method("b3lyp", "def2-svp", 0, eri="exact"), ql.Method("b3lyp", "def2-svp", 0, eri="fitted"),
+            ql.Method("b3lyp", "def2-svp", 0, auxbasis="etb-1.8"),
+        )
+    )
+    assert abs(finer - exact) * HARTREE_MEV < 0.3 < abs(default - exact) * HARTREE_MEV < 1
+
+
+@pytest.mark.parametrize("ratio", ["etb-1.2", "etb-0", "etb-1.8e3", "etb-", "etb-9", "etb-1.8;x", " etb-1.8"])
+def test_other_ratios_and_texts_are_no_even_tempered_basis(ratio):
+    with pytest.raises(ql.InputError, match="as auxiliary basis, got"):
+        ql.Method(auxbasis=ratio)
 
 
 @pytest.mark.parametrize(("eri", "alternative"), [("exact", "use eri='fitted'"), ("fitted", "a smaller basis")])

@@ -319,6 +319,8 @@ def auxiliary_basis(mol: gto.Mole, method: Method) -> str | dict:
         named = mol.copy(deep=False)  # pyright: ignore[reportCallIssue]
         named.basis = method.basis  # PySCF chooses by the name
         return df.addons.make_auxbasis(named, xc="hf" if _has_exchange(method) else "pbe")
+    if (ratio := basis_sets.even_tempered_ratio(method.auxbasis)) is not None:
+        return df.addons.aug_etb(mol, beta=ratio)
     for symbol in sorted({atom[0] for atom in mol._atom}):
         if not _from_library(gto.basis.load, method.auxbasis, symbol):
             raise InputError(

@@ -67,7 +67,7 @@ def disable_eval() -> None:
 
 disable_eval()
 
-EXAMPLES = {"basis": "sto-3g, 6-31g*, def2-svp or cc-pvdz", "auxiliary basis": "def2-universal-jkfit"}
+EXAMPLES = {"basis": "sto-3g, 6-31g*, def2-svp or cc-pvdz", "auxiliary basis": "def2-universal-jkfit or etb-1.8"}
 """Names to suggest, of each kind of basis."""
 
 MAX_CHARACTERS = 60
@@ -78,6 +78,23 @@ _TRUNCATION = re.compile(r"(?=.)(\d{1,2}s)?(\d{1,2}p)?(\d{1,2}d)?(\d{1,2}f)?")
 
 _POPLE = re.compile(r"(?P<plain>\d{3,4}\+{0,2}g)\(([1-9]?[a-z]){1,3}(,([1-9]?[a-z]){1,3})?\)")
 """Pople's names with polarization functions in brackets, such as 631g(d,p); the letters become names of files."""
+
+
+_EVEN_TEMPERED = re.compile(r"etb-([1-3](?:\.\d{1,3})?)")
+"""Even-tempered auxiliary basis, with the ratio of its exponents."""
+
+MIN_RATIO = 1.3
+"""Smallest ratio of exponents; with smaller ones the auxiliary functions are linearly dependent."""
+
+
+def even_tempered_ratio(name: object) -> float | None:
+    """Return the ratio of the exponents of an even-tempered auxiliary basis; None for the name of another basis.
+
+    >>> even_tempered_ratio("etb-1.8"), even_tempered_ratio("def2-universal-jkfit")
+    (1.8, None)
+    """
+    match = _EVEN_TEMPERED.fullmatch(name) if isinstance(name, str) else None
+    return float(match[1]) if match and float(match[1]) >= MIN_RATIO else None
 
 
 def is_known(name: object) -> bool:
