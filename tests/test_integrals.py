@@ -110,7 +110,7 @@ def test_unusable_bases_are_refused_with_one_sentence(name, method, said):
 def test_an_even_tempered_fit_with_a_smaller_ratio_has_a_smaller_error():
     """All are energies of one density."""
     mol = ql.Molecule.from_smiles("NC=O")
-    dm = reference.converged(mol, ql.Method("b3lyp", "def2-svp", 0)).dm
+    dm = jnp.asarray(reference.converged(mol, ql.Method("b3lyp", "def2-svp", 0)).dm)
     exact, default, finer = (
         float(ql.energy(dm, template(mol, method).build(mol.positions))) for method in (
             ql.Method("b3lyp", "def2-svp", 0, eri="exact"), ql.Method("b3lyp", "def2-svp", 0, eri="fitted"),
