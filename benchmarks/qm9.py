@@ -240,7 +240,7 @@ def page(record: dict) -> str:
         bench.describe(record["machine"]), "",
         f"{record['method']}; {record['molecules']} molecules in the training, {record['updates']} updates in "
         f"{record['minutes']:.0f} minutes. Predictions have the auxiliary basis {record['auxbasis']}; that of the "
-        "training, PySCF's default, is smaller and has errors of 0.3 to 3 meV. No label and no SCF enter the "
+        "training, PySCF's default, is half as large and has errors of 0.2 to 3 meV. No label and no SCF enter the "
         "training. Means of absolute errors against "
         "converged PySCF with exact integrals, with standard errors over the molecules. *No network* is the same "
         "screened iterations from the same guess. *PySCF* is its DIIS, stopped after as many Fock builds. The "

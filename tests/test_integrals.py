@@ -107,9 +107,9 @@ def test_unusable_bases_are_refused_with_one_sentence(name, method, said):
     assert "\n" not in str(caught.value)
 
 
-def test_an_even_tempered_fit_with_a_smaller_ratio_has_a_smaller_error():
+def test_an_even_tempered_fit_has_a_smaller_error_than_the_default():
     """All are energies of one density."""
-    mol = ql.Molecule.from_smiles("NC=O")
+    mol = ql.Molecule.from_smiles("CC#N")
     dm = jnp.asarray(reference.converged(mol, ql.Method("b3lyp", "def2-svp", 0)).dm)
     exact, default, finer = (
         float(ql.energy(dm, template(mol, method).build(mol.positions))) for method in (
@@ -117,7 +117,8 @@ def test_an_even_tempered_fit_with_a_smaller_ratio_has_a_smaller_error():
             ql.Method("b3lyp", "def2-svp", 0, auxbasis="etb-1.8"),
         )
     )
-    assert abs(finer - exact) * HARTREE_MEV < 0.3 < abs(default - exact) * HARTREE_MEV < 1
+    assert abs(finer - exact) * HARTREE_MEV < 0.1
+    assert 0.4 < abs(default - exact) * HARTREE_MEV < 1
 
 
 @pytest.mark.parametrize("ratio", ["etb-1.2", "etb-0", "etb-1.8e3", "etb-", "etb-9", "etb-1.8;x", " etb-1.8"])
