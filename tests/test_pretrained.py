@@ -74,7 +74,7 @@ def test_a_file_of_the_users_comes_before_a_name_and_a_wrong_name_lists_the_mode
 def test_a_prediction_in_a_session_is_compared_with_pyscf_and_its_model_trained_further(tmp_path):
     from qptlab.gui.session import Session
 
-    session = Session("C=C")
+    session = Session("hydrogen")
     part = session.prediction
     assert part.models()[0] == NAME
     for work in (part.compare, part.train_further):

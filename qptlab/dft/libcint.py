@@ -356,7 +356,7 @@ def electrostatic_potential(
       InputError: if `pyscf_molecule` raises it.
     """
     basis = pyscf_molecule(mol, method)
-    aux = df.addons.make_auxmol(basis, method.auxbasis or POTENTIAL_AUXBASIS)
+    aux = df.addons.make_auxmol(basis, auxiliary_basis(basis, method) if method.auxbasis else POTENTIAL_AUXBASIS)
     doubled = 2 * dm - np.diag(np.diag(dm))  # the sum below visits each pair once
     int3c = df.incore.aux_e2(basis, aux, "int3c2e", aosym="s2ij")
     fit = np.linalg.solve(aux.intor_symmetric("int2c2e"), doubled[np.tril_indices(basis.nao)] @ int3c)
