@@ -117,7 +117,9 @@ def test_the_workbench_shows_a_trainer_of_a_script(trained):
     KernelInspector,
 ])
 def test_every_view_works_alone(view):
-    assert view().session.molecule.formula == "H2O"
+    shown = view()
+    assert shown.session.molecule.formula == "H2O"
+    assert repr(shown), "which a cell calls; no attribute may hide one of ipywidgets'"
 
 
 @pytest.mark.slow
@@ -130,9 +132,9 @@ def test_a_prediction_is_shown_with_its_orbitals_and_then_beside_pyscf():
     assert view._results.layout.display == "flex"
     assert len(view.viewer.volumes) == 1
     assert "orbital 5" in view._caption.value, "the HOMO of water"
-    assert not view._compare.disabled
+    assert not view._check.disabled
     view._choice.value = 5
-    view._compare.click()
+    view._check.click()
     part.wait(600)
     assert len(view.viewer.volumes) == 2
     assert view._choice.value == 5, "the choice is kept"

@@ -35,7 +35,7 @@ class PredictionView(View):
         )
         self._find = ipw.Button(icon="refresh", tooltip="Look for runs again", layout={"width": "40px"})
         self._predict = TaskBar(part, "Predict", "bolt", lambda: part.predict(self._model.value), self._why_not)
-        self._compare = ipw.Button(
+        self._check = ipw.Button(
             description="Compare with PySCF", icon="balance-scale", disabled=True, layout={"width": "190px"},
         )
         self._further = ipw.Button(
@@ -48,14 +48,14 @@ class PredictionView(View):
         self._caption = ipw.HTML()
         self.viewer = OrbitalViewer(height=300)
         self._results = ipw.VBox([
-            self._table, ipw.HBox([self._compare, self._further]), ipw.HBox([self._kind, self._choice]), self.viewer,
+            self._table, ipw.HBox([self._check, self._further]), ipw.HBox([self._kind, self._choice]), self.viewer,
             self._caption,
         ], layout={"display": "none"})
         super().__init__([
             ipw.HBox([self._model, self._find]), self._words, self._predict, self._results,
         ])
         self._find.on_click(lambda _: self._find_models())
-        self._compare.on_click(lambda _: part.compare())
+        self._check.on_click(lambda _: part.compare())
         self._further.on_click(lambda _: part.train_further())
         self._kind.observe(self._choose, "value")
         self._choice.observe(self._choose, "value")
@@ -87,8 +87,8 @@ class PredictionView(View):
         self._predict.refresh()
         result, is_busy = self.session.prediction.result, self.session.prediction.task is not None
         is_compared = result is not None and result.subject.reference is not None
-        self._compare.disabled = result is None or is_compared or is_busy
-        self._compare.tooltip = (
+        self._check.disabled = result is None or is_compared or is_busy
+        self._check.tooltip = (
             "Already compared" if is_compared else "Calculate the same molecule with PySCF's SCF"
         )
         reason = self.session.prediction.why_not_further()
