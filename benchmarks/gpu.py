@@ -203,15 +203,12 @@ def sizes_of_networks(sizes: Scale) -> Iterator[Row]:
     mol, method = ql.Molecule.from_name(sizes.molecules[-1]), sizes.method("pbe", "fitted")
     for config in sizes.networks:
         for batch in sizes.batches[:2]:
-            train = ql.TrainConfig(minutes=None, steps=10, batch=batch, validation=1)
-            trainer = ql.Trainer(mol, method, config, train, out=sizes.out / f"sizes-{time.monotonic_ns()}")
-            trainer.start()
-            while trainer.is_alive:
-                time.sleep(0.05)
-            seconds = np.diff([row["seconds"] for row in trainer.rows[-6:]])
+            train = ql.TrainConfig(minutes=None, steps=10, batch=batch)
+            steps = [metrics for _, metrics in ql.train(ql.make_objective(mol, method, config), train)]
             stats = jax.local_devices()[0].memory_stats() or {}
-            yield {"network": str(config), "batch": batch, "step_s": float(np.median(seconds)),
-                   "compile_s": sum(row["compile_s"] for row in trainer.rows),
+            yield {"network": str(config), "batch": batch, "compile_s": sum(step.compile_s for step in steps),
+                   "step_s": float(np.median(np.diff([step.seconds for step in steps[-6:]]))),
+                   "waited_s": sum(step.data_wait_s for step in steps[-6:]),
                    "peak_mib_so_far": stats.get("peak_bytes_in_use", 0) / 2**20}
 
 

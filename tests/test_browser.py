@@ -165,6 +165,12 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     time.sleep(1)
     opened.screenshot("scf")
 
+    opened.show("prediction")
+    opened.press("Predict")
+    expect(page.locator("th", has_text="qm9-small")).to_be_visible(timeout=120_000)
+    wait_until(lambda: any(min(lab.shares(pixels)) > 0.002 for pixels in opened.canvas_pixels()))
+    opened.screenshot("prediction")
+
     opened.dark()
     for name in TABS:
         opened.show(name)

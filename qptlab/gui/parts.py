@@ -154,7 +154,8 @@ class Predicted(NamedTuple):
             dipole = float(np.linalg.norm(dipole_debye(mol, method, answer.dm)))
             gap = float(levels[nocc] - levels[nocc - 1]) * HARTREE_EV if nocc < len(levels) else np.nan
             columns.append([f"{float(answer.energy):.6f}", f"{gap:.3f}", f"{dipole:.3f}"])
-        columns[0] += [significant(self.seconds), significant(float(model.energy_error) * HARTREE_MEV)]
+        estimate = f"{significant(float(model.energy_error) * HARTREE_MEV)} (estimated)"
+        columns[0] += [significant(self.seconds), estimate]
         if reference is not None:
             error = abs(float(model.energy) - float(reference.energy)) * HARTREE_MEV
             columns[1] += [significant(float(reference.seconds)), f"{significant(error)} (true)"]

@@ -43,8 +43,8 @@ class PredictionView(View):
         )
         self._words = ipw.HTML()
         self._table = ipw.HTML()
-        self._kind = ipw.Dropdown(options=KINDS, description="Show", style=narrow, layout={"width": "230px"})
-        self._choice = ipw.Dropdown(description="Orbital", style=narrow, layout={"width": "280px"})
+        self._kind = ipw.Dropdown(options=KINDS, description="Draw", style=narrow, layout={"width": "230px"})
+        self._choice = ipw.Dropdown(description="MO", style=narrow, layout={"width": "280px"})
         self._caption = ipw.HTML()
         self.viewer = OrbitalViewer(height=300)
         self._results = ipw.VBox([
