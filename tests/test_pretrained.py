@@ -90,7 +90,8 @@ def test_a_prediction_in_a_session_is_compared_with_pyscf_and_its_model_trained_
     (title, predicted, true), *_, (_, estimated, error) = part.result.rows()
     assert title == "energy, hartree"
     assert float(true) == pytest.approx(exact.energy, abs=1e-6)
-    assert float(estimated.split()[0]) == pytest.approx(float(before.subject.model.energy_error) * HARTREE_MEV, rel=0.05)
+    estimate_mev = float(before.subject.model.energy_error) * HARTREE_MEV
+    assert float(estimated.split()[0]) == pytest.approx(estimate_mev, rel=0.05)
     assert float(error.split()[0]) == pytest.approx(abs(float(predicted) - exact.energy) * HARTREE_MEV, abs=0.05)
     assert np.shape(before.rows()) == (5, 2)
     session.minutes, session.sampler, session.out = 0.01, "modes", str(tmp_path / "further")
