@@ -57,6 +57,7 @@ class Scale:
       molecules: molecules, from small to large.
       basis: basis set.
       grid_level: level of the grid.
+      functionals: functionals whose energies are compared.
       batches: numbers of geometries.
       networks: settings of networks.
       seconds: time of the stage.
@@ -67,6 +68,7 @@ class Scale:
     molecules: tuple[str, ...]
     basis: str
     grid_level: int
+    functionals: tuple[str, ...]
     batches: tuple[int, ...]
     networks: tuple[ql.CorrectionConfig, ...]
     seconds: float
@@ -87,13 +89,14 @@ def scale(rehearse: bool, seconds: float, out: pathlib.Path, geometries: pathlib
     """Return the sizes of a measurement or of a rehearsal."""
     if rehearse:
         small = ql.EquivariantConfig("small", iterations=0)
-        return Scale(("hydrogen", "water"), "sto-3g", 0, (1, 2), (small,), seconds, out, geometries)
+        return Scale(("hydrogen", "water"), "sto-3g", 0, ("pbe",), (1, 2), (small,), seconds, out, geometries)
     networks = (
         *(ql.EquivariantConfig(preset, iterations=0) for preset in ("small", "base", "large")),
         *(ql.QPTConfig(preset, precision, iterations=0) for preset in ("micro", "small", "base", "medium")
           for precision in ("float32", "bfloat16")),
     )
-    return Scale(("water", "ethanol", "uracil"), "def2-svp", 3, (1, 16, 256), networks, seconds, out, geometries)
+    names, functionals = ("water", "ethanol", "uracil"), ("pbe", "b3lyp", "r2scan")
+    return Scale(names, "def2-svp", 3, functionals, (1, 16, 256), networks, seconds, out, geometries)
 
 
 def displaced(mol: ql.Molecule, count: int, seed: int = 0) -> list[ql.Molecule]:
@@ -111,7 +114,7 @@ def right(sizes: Scale) -> Iterator[Row]:
     places = {"cpu": jax.devices("cpu")[0], "device": jax.devices()[0]}
     for name in sizes.molecules:
         mol = displaced(ql.Molecule.from_name(name), 1)[0]
-        for xc in ("pbe", "b3lyp", "r2scan"):
+        for xc in sizes.functionals:
             for eri in ("exact", "fitted"):
                 method, answers = sizes.method(xc, eri), {}
                 for key, place in places.items():
@@ -141,7 +144,7 @@ def right(sizes: Scale) -> Iterator[Row]:
             (system,), kinds = make_systems([mol], method, config)
             model = ql.CorrectionModel(config, kinds)
             sample = system.sample(system.host_integrals(mol.positions))
-            gradients.append(jax.tree.map(np.asarray, jax.grad(model.energy)(params, sample)))
+            gradients.append(jax.tree.map(np.asarray, jax.jit(jax.grad(model.energy))(params, sample)))
     flat = [np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]) for gradient in gradients]
     yield {"molecule": mol.name, "method": f"gradient of the loss, {method.label}",
            "relative": float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[0]))}
@@ -161,8 +164,7 @@ def uracil(sizes: Scale) -> Iterator[Row]:
             yield {"course": trainer.rows[-1]}
     if trainer.error is not None:
         raise RuntimeError(str(trainer.error))
-    trainer.make_validation()
-    evaluation = ql.evaluate(trainer.predictor, trainer.validation)
+    evaluation = ql.evaluate(trainer.predictor, ql.read_xyz(trainer.out / "validation.xyz"))
     yield {"batch": batch, "updates": trainer.step, **evaluation.to_dict()}
 
 
@@ -215,7 +217,7 @@ def sizes_of_networks(sizes: Scale) -> Iterator[Row]:
 def molecules(sizes: Scale) -> Iterator[Row]:
     """Train one model of many molecules."""
     mols = ql.read_xyz(sizes.geometries) if sizes.geometries else [*map(ql.Molecule.from_name, sizes.molecules)]
-    train = ql.TrainConfig(minutes=0.8 * sizes.seconds / 60, sampling=ql.Sampling("modes"), validation=1)
+    train = ql.TrainConfig(minutes=0.6 * sizes.seconds / 60, sampling=ql.Sampling("modes"), validation=1)
     config = dataclasses.replace(sizes.network, iterations=2)
     trainer = ql.Trainer(mols, sizes.method("b3lyp5", "fitted"), config, train, out=sizes.out / "molecules-run")
     trainer.start()
