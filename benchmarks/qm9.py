@@ -237,7 +237,7 @@ def page(record: dict) -> str:
     published = [[name, *("" if value is None else f"{value:g}" for value in values)] for name, *values in PUBLISHED]
     return "\n".join([
         "# One model of many molecules", "", f"    {record['training']}", f"    {record['command']}", "",
-        bench.describe(record["machine"]), "",
+        bench.describe(record["machine"]), "", *([record["note"], ""] if record["note"] else []),
         f"{record['method']}; {record['molecules']} molecules in the training, {record['updates']} updates in "
         f"{record['minutes']:.0f} minutes. Predictions have the auxiliary basis {record['auxbasis']}; that of the "
         "training, PySCF's default, is half as large and has errors of 0.2 to 3 meV. No label and no SCF enter the "
@@ -273,6 +273,7 @@ def main(
     auxbasis: Annotated[
         str, typer.Option(help="Auxiliary basis of predictions; the training has PySCF's default, which is smaller.")
     ] = "etb-1.8",
+    note: Annotated[str, typer.Option(help="What else ran on the machine.")] = "",
     ship_as: Annotated[str | None, typer.Option("--ship", help="Name under which the model is shipped.")] = None,
 ) -> None:
     """Measure, and write the tables."""
@@ -290,7 +291,7 @@ def main(
         "training": TRAINING, "command": f"python benchmarks/qm9.py {run} --larger {larger} --forces {forces} "
                    f"--auxbasis {auxbasis}",
         "machine": bench.machine(), "method": predictor.label, "molecules": len(predictor.systems),
-        "auxbasis": auxbasis, "updates": int(progress["step"]), "minutes": progress["seconds"] / 60,
+        "note": note, "auxbasis": auxbasis, "updates": int(progress["step"]), "minutes": progress["seconds"] / 60,
         "refused": refusals(predictor), "rows": [],
     }
     for row in measure(predictor, larger, forces):
