@@ -106,6 +106,17 @@ def displaced(mol: ql.Molecule, count: int, seed: int = 0) -> list[ql.Molecule]:
     return [mol.with_positions(mol.positions + shift) for shift in noise]
 
 
+def course(trainer: ql.Trainer, minutes: float) -> Iterator[Row]:
+    """Train, and yield the last row of the metrics from time to time; raise the error that ended the training."""
+    trainer.start()
+    while trainer.is_alive:
+        time.sleep(min(10, minutes * 6))
+        if trainer.rows:
+            yield trainer.rows[-1]
+    if trainer.error is not None:
+        raise RuntimeError(str(trainer.error))
+
+
 # Stages ---------------------------------------------------------------------------------------
 
 
@@ -157,13 +168,8 @@ def uracil(sizes: Scale) -> Iterator[Row]:
     train = ql.TrainConfig(minutes=max(sizes.seconds - 60, 10) / 60, batch=batch, validation=2)
     config = dataclasses.replace(sizes.network, iterations=2)
     trainer = ql.Trainer(mol, sizes.method("b3lyp5", "fitted"), config, train, out=sizes.out / "uracil-run")
-    trainer.start()
-    while trainer.is_alive:
-        time.sleep(min(10, train.minutes * 6))
-        if trainer.rows:
-            yield {"course": trainer.rows[-1]}
-    if trainer.error is not None:
-        raise RuntimeError(str(trainer.error))
+    for last in course(trainer, train.minutes):
+        yield {"course": last}
     evaluation = ql.evaluate(trainer.predictor, ql.read_xyz(trainer.out / "validation.xyz"))
     yield {"batch": batch, "updates": trainer.step, **evaluation.to_dict()}
 
@@ -220,15 +226,9 @@ def molecules(sizes: Scale) -> Iterator[Row]:
     train = ql.TrainConfig(minutes=0.6 * sizes.seconds / 60, sampling=ql.Sampling("modes"), validation=1)
     config = dataclasses.replace(sizes.network, iterations=2)
     trainer = ql.Trainer(mols, sizes.method("b3lyp5", "fitted"), config, train, out=sizes.out / "molecules-run")
-    trainer.start()
-    while trainer.is_alive:
-        time.sleep(min(10, train.minutes * 6))
-        if trainer.rows:
-            last = trainer.rows[-1]
-            yield {"molecules": len(mols), **last, "geometries_per_second": last["geometries"] / last["seconds"],
-                   "waiting_share": sum(row["data_wait_s"] for row in trainer.rows) / last["seconds"]}
-    if trainer.error is not None:
-        raise RuntimeError(str(trainer.error))
+    for last in course(trainer, train.minutes):
+        yield {"molecules": len(mols), **last, "geometries_per_second": last["geometries"] / last["seconds"],
+               "waiting_share": sum(row["data_wait_s"] for row in trainer.rows) / last["seconds"]}
 
 
 STAGES: dict[str, tuple[Callable[[Scale], Iterator[Row]], float]] = {

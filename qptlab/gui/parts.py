@@ -195,12 +195,10 @@ class PredictionPart(Part):
 
         def work(report: Report) -> Predicted:
             report(0, 3, f"loading {name}")
-            if name not in self._loaded:
-                model = require(run.load(name), "dm", "mo_coeff", "energy_error")
-                if name not in pretrained_models():  # a run may be trained further
-                    return self._predicted(model, name, mol, report)
+            model = self._loaded.get(name) or require(run.load(name), "dm", "mo_coeff", "energy_error")
+            if name in pretrained_models():  # a run may be trained further
                 self._loaded[name] = model
-            return self._predicted(self._loaded[name], name, mol, report)
+            return self._predicted(model, name, mol, report)
 
         def done(result: Predicted) -> None:
             self.result = result

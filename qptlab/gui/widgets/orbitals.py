@@ -15,7 +15,6 @@ from qptlab.gui.widgets.live import keep_fresh
 from qptlab.gui.widgets.message import MessageLine
 from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
-from qptlab.units import BOHR_ANGSTROM
 
 
 class Orbitals(View):
@@ -166,12 +165,7 @@ class Orbitals(View):
         self._draw_levels()
         with self._isovalue.hold_trait_notifications():
             self._isovalue.value = scene.isovalue
-        self.viewer.name = scene.name
-        self.viewer.show(
-            scene.molecule.symbols, scene.molecule.positions_angstrom, scene.values, scene.captions,
-            scene.box.origin * BOHR_ANGSTROM, scene.box.spacing * BOHR_ANGSTROM, potentials=scene.potentials,
-            isovalue=scene.isovalue,
-        )
+        self.viewer.show_scene(scene)
 
     def _draw_levels(self) -> None:
         subject = self.session.orbitals.subject(self._geometry.value)

@@ -14,7 +14,6 @@ from qptlab.gui.widgets.live import keep_fresh
 from qptlab.gui.widgets.taskbar import TaskBar
 from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
-from qptlab.units import BOHR_ANGSTROM
 
 KINDS = ("orbital", "density", "electrostatic potential")
 """Kinds of scenes that need no reference."""
@@ -129,9 +128,4 @@ class PredictionView(View):
             self.session.prediction.refuse(str(error))
             return
         self._caption.value = html.escape(scene.summary)
-        self.viewer.name = scene.name
-        self.viewer.show(
-            scene.molecule.symbols, scene.molecule.positions_angstrom, scene.values, scene.captions,
-            scene.box.origin * BOHR_ANGSTROM, scene.box.spacing * BOHR_ANGSTROM, potentials=scene.potentials,
-            isovalue=scene.isovalue,
-        )
+        self.viewer.show_scene(scene)

@@ -12,7 +12,9 @@ import numpy as np
 import traitlets
 from jaxtyping import Float
 
+from qptlab.gui.scenes import Scene
 from qptlab.gui.widgets.library import LibraryWidget, module
+from qptlab.units import BOHR_ANGSTROM
 
 _HERE = pathlib.Path(__file__).parent
 
@@ -107,6 +109,15 @@ class OrbitalViewer(LibraryWidget):
             if isovalue is not None:
                 self.isovalue = isovalue
             self.revision += 1
+
+    def show_scene(self, scene: Scene) -> None:
+        """Show a scene, under its name; see `scenes.draw`."""
+        self.name = scene.name
+        self.show(
+            scene.molecule.symbols, scene.molecule.positions_angstrom, scene.values, scene.captions,
+            scene.box.origin * BOHR_ANGSTROM, scene.box.spacing * BOHR_ANGSTROM, potentials=scene.potentials,
+            isovalue=scene.isovalue,
+        )
 
 
 def _check(
