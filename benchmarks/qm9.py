@@ -3,13 +3,15 @@
     qptlab train qm9:max_heavy=5,split=random-train --xc b3lyp5 --basis def2-svp --grid-level 3 --eri fitted \
         --sampler modes -n 2 --train-iterations 0 --minutes 60 --out runs/qm9
     python benchmarks/qm9.py runs/qm9 [--larger 20] [--forces 3] [--auxbasis etb-1.8] [--ship qm9-small]
+    python benchmarks/qm9.py qm9-small [--larger 20]
 
 Tests on the molecules of QH9's random split (Yu et al. 2023, arXiv:2306.09549) that are not in its training part and
 have up to 5 heavy atoms; on the first molecules of its test by size, with 23 atoms or more; on closed-shell ions; and
 on conformers of butan-1-ol. Geometries are those of QM9; ions and conformers are relaxed with MMFF94. References are
 converged PySCF with exact integrals, and are kept in the user's cache: it takes 40 minutes to make them. Writes
 `results/qm9.json` and `.md` after each molecule. With `--ship NAME`, the model with its card and checksum is written
-into `qptlab/pretrained`, from where `qptlab.load(NAME)` reads it.
+into `qptlab/pretrained`, from where `qptlab.load(NAME)` reads it. For a model that was shipped so, the second command
+continues: the rows that `results/qm9.json` has are kept, the others are measured, and the card is written anew.
 """
 
 import collections
@@ -21,7 +23,7 @@ import pathlib
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Annotated, Any
 
 import jax
@@ -59,7 +61,10 @@ def groups(larger: int) -> Iterator[tuple[str, list[ql.Molecule]]]:
     yield "ions", ql.read_molecules(IONS)
     butanol = ql.Molecule.from_smiles("CCCCO")
     frames = itertools.islice(ql.sample(butanol, ql.Sampling("conformers"), CONFORMER_SEED), CONFORMERS)
-    yield "conformers", [dataclasses.replace(butanol.with_positions(frame), name="CCCCO") for frame in frames]
+    yield "conformers", [
+        dataclasses.replace(butanol.with_positions(frame), name=f"CCCCO, conformer {number}")
+        for number, frame in enumerate(frames, start=1)
+    ]
 
 
 def kept(mol: ql.Molecule, method: ql.Method, cycles: int | None) -> Reference:
@@ -89,8 +94,10 @@ def errors(answer: Any, truth: Reference, mol: ql.Molecule, method: ql.Method) -
     }
 
 
-def measure(predictor: ql.CorrectionPredictor, larger: int, forces: int) -> Iterator[dict]:
-    """Yield a row for each molecule and number of iterations."""
+def measure(
+    predictor: ql.CorrectionPredictor, larger: int, forces: int, finished: Set[tuple[str, str]]
+) -> Iterator[dict]:
+    """Yield a row for each molecule and number of iterations, except those that are finished."""
     method = predictor.method
     exact = dataclasses.replace(method, eri="auto", auxbasis=None)
     for title, mols in groups(larger):
@@ -99,6 +106,8 @@ def measure(predictor: ql.CorrectionPredictor, larger: int, forces: int) -> Iter
         models = {n: shared.with_iterations(n) for n in ITERATIONS}
         plain = {n: model.without_network() for n, model in models.items()}
         for index, mol in enumerate(mols):
+            if (title, _name(mol)) in finished:
+                continue
             truth = kept(mol, exact, None)
             assert truth.converged, f"PySCF does not converge for {mol.name}"
             for n in ITERATIONS:
@@ -106,7 +115,7 @@ def measure(predictor: ql.CorrectionPredictor, larger: int, forces: int) -> Iter
                 began = time.perf_counter()
                 prediction = model(mol)
                 row = {
-                    "group": title, "molecule": mol.name or mol.formula, "formula": mol.formula, "n": n,
+                    "group": title, "molecule": _name(mol), "formula": mol.formula, "n": n,
                     "atoms": len(mol.symbols), "heavy": sum(symbol != "H" for symbol in mol.symbols),
                     "seconds": time.perf_counter() - began, "pyscf_seconds": float(truth.seconds),
                     "estimate_mev": float(prediction.energy_error) * HARTREE_MEV,
@@ -117,6 +126,10 @@ def measure(predictor: ql.CorrectionPredictor, larger: int, forces: int) -> Iter
                 if index < forces and title.startswith("not trained"):
                     row["forces_mev_angstrom"] = _forces_error(model, mol, exact)
                 yield row
+
+
+def _name(mol: ql.Molecule) -> str:
+    return mol.name or mol.formula
 
 
 def _forces_error(model: ql.CorrectionPredictor, mol: ql.Molecule, method: ql.Method) -> float:
@@ -199,12 +212,11 @@ def card(name: str, predictor: ql.CorrectionPredictor, record: dict) -> str:
     ])
 
 
-def ship(name: str, predictor: ql.CorrectionPredictor, record: dict) -> None:
-    """Write the model, its card and its checksum into the package."""
+def ship(name: str, predictor: ql.CorrectionPredictor) -> None:
+    """Write the model and its checksum into the package."""
     PRETRAINED.mkdir(exist_ok=True)
     path = PRETRAINED / f"{name}.h5"
     predictor.save(path)
-    path.with_suffix(".md").write_text(card(name, predictor, record), encoding="utf-8")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
 
@@ -266,41 +278,55 @@ KEYS = ("model", "no network", "PySCF")
 """Keys of the errors of a row."""
 
 
+def trained(run: str, auxbasis: str) -> tuple[ql.CorrectionPredictor, dict]:
+    """Return the model of a run folder in another auxiliary basis, and the record of its training."""
+    opened, model = ql.Run.open(run), ql.load(run)
+    train = opened.train_config
+    settings = train.loss, train.minutes, train.seed, train.sampling.sampler, train.iterations
+    if settings != ("energy", 60.0, 0, "modes", 0):
+        raise ql.InputError(f"Expected a run of the command in this script, got one with {settings}; train it so.")
+    description = model.description()
+    description["method"]["auxbasis"] = auxbasis
+    progress = opened.metrics()[-1]
+    return ql.CorrectionPredictor.rebuild(description, model.arrays()), {
+        "training": TRAINING, "auxbasis": auxbasis, "updates": int(progress["step"]),
+        "minutes": progress["seconds"] / 60, "note": "", "rows": [],
+    }
+
+
 def main(
-    run: Annotated[str, typer.Argument(help="Run folder of the model.")],
+    model: Annotated[str, typer.Argument(help="Run folder, or name of a model that was shipped from here.")],
     larger: Annotated[int, typer.Option(help="Number of molecules of QH9's test by size.")] = 20,
     forces: Annotated[int, typer.Option(help="Number of molecules whose forces are tested.")] = 3,
-    auxbasis: Annotated[
-        str, typer.Option(help="Auxiliary basis of predictions; the training has PySCF's default, which is smaller.")
-    ] = "etb-1.8",
+    auxbasis: Annotated[str, typer.Option(
+        help="Auxiliary basis of a run's predictions; the training has PySCF's default, which is smaller."
+    )] = "etb-1.8",
     note: Annotated[str, typer.Option(help="What else ran on the machine.")] = "",
-    ship_as: Annotated[str | None, typer.Option("--ship", help="Name under which the model is shipped.")] = None,
+    ship_as: Annotated[str | None, typer.Option("--ship", help="Name under which a run's model is shipped.")] = None,
 ) -> None:
     """Measure, and write the tables."""
     warnings.filterwarnings("ignore", message=".* is not among the .* molecules")
-    opened, trained_model = ql.Run.open(run), ql.load(run)
-    description = trained_model.description()
-    description["method"]["auxbasis"] = auxbasis
-    predictor = ql.CorrectionPredictor.rebuild(description, trained_model.arrays())
-    train = opened.train_config
-    trained = train.loss, train.minutes, train.seed, train.sampling.sampler, train.iterations
-    if trained != ("energy", 60.0, 0, "modes", 0):
-        raise ql.InputError(f"Expected a run of the command in this script, got one with {trained}; train it so.")
-    progress = opened.metrics()[-1]
-    record = {
-        "training": TRAINING, "command": f"python benchmarks/qm9.py {run} --larger {larger} --forces {forces} "
-                   f"--auxbasis {auxbasis}",
+    results = pathlib.Path(__file__).parent / "results"
+    name = model if model in ql.pretrained_models() else ship_as
+    if name == model:
+        predictor, record = ql.load(model), json.loads((results / "qm9.json").read_text())
+    else:
+        predictor, record = trained(model, auxbasis)
+        if name is not None:
+            ship(name, predictor)
+    record |= {
+        "command": f"python benchmarks/qm9.py {model} --larger {larger} --forces {forces}",
         "machine": bench.machine(), "method": predictor.label, "molecules": len(predictor.systems),
-        "note": note, "auxbasis": auxbasis, "updates": int(progress["step"]), "minutes": progress["seconds"] / 60,
-        "refused": refusals(predictor), "rows": [],
+        "note": f"{record['note']} {note}".strip(), "refused": refusals(predictor),
     }
-    for row in measure(predictor, larger, forces):
+    finished = {(row["group"], row["molecule"]) for row in record["rows"] if row["n"] == ITERATIONS[-1]}
+    for row in measure(predictor, larger, forces, finished):
         record["rows"].append(row)
-        bench.keep(pathlib.Path(__file__).parent / "results", "qm9", record, page(record))
+        bench.keep(results, "qm9", record, page(record))
         typer.echo(f"{row['group']}, {row['molecule']}, n = {row['n']}: "
                    + ", ".join(f"{key} {significant(row[key]['energy_mev'])}" for key in KEYS) + " meV")
-    if ship_as is not None:
-        ship(ship_as, predictor, record)
+    if name is not None:
+        (PRETRAINED / f"{name}.md").write_text(card(name, predictor, record), encoding="utf-8")
 
 
 TRAINING = (
