@@ -1,19 +1,21 @@
-"""Cycles and time of PySCF's SCF with charge screening (`ql.accelerate`), from minao and from a model's density.
+"""Fock matrices and time of PySCF's SCF with the electrons' response (`ql.accelerate`), from minao and from a model.
 
-    python benchmarks/accelerate.py [--count 5] [--model qm9-small]
+    python benchmarks/accelerate.py [--count 5] [--model qm9-small] [--note "..."]
+    python benchmarks/accelerate.py --harder [--note "..."]
 
-The molecules are those with which QH9 measures the acceleration of DFT (Yu et al. 2023, arXiv:2306.09549), at the
-geometries of QM9, in def2-SVP and grid level 3, with PBE and B3LYP. All SCFs have PySCF's default criteria and exact
-integrals, and run one after another on all cores. The plain one is PySCF's DIIS from minao. The screened ones start
-from minao and from the density of a model of B3LYP (`ql.with_guess`), whose prediction counts as time. They run
-twice: the first time may include a compilation. Rows are written after each molecule, to `results/accelerate.json`
-and `.md`.
+The first command has the molecules with which QH9 measures the acceleration of DFT (Yu et al. 2023, arXiv:2306.09549),
+at the geometries of QM9, in def2-SVP. The SCFs start from minao and from the density of a model of B3LYP
+(`ql.with_guess`), without and with its DFT iterations. The second has harder cases from MMFF94:
+anions, small gaps, radicals (UKS) and def2-TZVP, without a model. All SCFs have PySCF's default criteria, exact
+integrals and grid level 3, and run one after another. Rows are written after each molecule, to
+`results/accelerate.json` and `.md`, or `results/accelerate-harder.json` and `.md`.
 """
 
 import pathlib
 import statistics
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
@@ -31,83 +33,135 @@ INDICES = (
 )
 """Positions in QM9 of QH9's molecules."""
 
+HARDER = {
+    "def2-svp": (
+        "[OH-]", "[F-]", "[C-]#N", "[O-]N=O", "CC(=O)[O-]", "[NH2-]", "C[O-]", "C[S-]", "[CH3-]", "[O-]c1ccccc1",
+        "[O-][O+]=O", "O=C1C=CC(=O)C=C1", "O=[N+]([O-])c1ccccc1", "c1ccc2cccc2cc1", "CN=O", "N#CC(C#N)=C(C#N)C#N",
+        "[CH3]", "[OH]", "[O]N=O", "[O][O]", "CO[O]", "[CH2]C=C", "[O]c1ccccc1", "[NH2]", "[CH2]",
+    ),
+    "def2-tzvp": ("CC(C)=O", "c1ccncc1", "CS(C)=O", "CBr", "CC(=O)[O-]"),
+}
+"""SMILES by basis."""
+
 SAME_HARTREE = 1e-7
+EXTRA_BUILDS = 2
+"""Fock matrices that PySCF builds beside those of its cycles: of the first density, and of its last check."""
 
 
-def measure(mol: ql.Molecule, xc: str, model: ql.Model) -> dict:
-    """Return cycles and times of all SCFs."""
+def molecules(count: int, *, harder: bool) -> Iterator[tuple[ql.Molecule, str]]:
+    """Yield molecules and basis sets."""
+    if not harder:
+        yield from ((mol, "def2-svp") for mol in ql.datasets.qm9().take(INDICES[:count]))
+        return
+    for basis, texts in HARDER.items():
+        yield from ((ql.Molecule.parse(text), basis) for text in texts[:count])
 
-    def from_model(mf):
-        return ql.with_guess(ql.accelerate(mf), model)
 
-    plain = dft.RKS(libcint.pyscf_molecule(mol, ql.Method(xc, "def2-svp")))
-    plain.xc, plain.verbose = xc, 0
-    row = {"molecule": mol.name, "xc": xc, "nao": plain.mol.nao}
-    for key, prepare in (
-        ("pyscf", lambda mf: mf), ("cold", ql.accelerate), ("screened", ql.accelerate),
-        ("cold_model", from_model), ("model", from_model),
-    ):
-        mf = prepare(plain.copy())
+def measure(
+    mol: ql.Molecule, xc: str, basis: str, schemes: dict[str, tuple[int, Callable]]
+) -> dict:
+    """Return cycles, Fock matrices, times and energies of all SCFs."""
+    mole = libcint.pyscf_molecule(mol, ql.Method(xc, basis))
+    plain = (dft.UKS if mol.spin else dft.RKS)(mole, xc=xc)
+    plain.verbose = 0
+    row = {"molecule": mol.name or mol.formula, "xc": xc, "basis": basis, "nao": mole.nao, "schemes": {}}
+    for key, (hidden, prepare) in schemes.items():
         began = time.perf_counter()
+        mf = prepare(plain.copy())
         mf.kernel()
-        row |= {f"{key}_s": time.perf_counter() - began, f"{key}_cycles": int(mf.cycles)}
-        if not mf.converged or abs(mf.e_tot - row.setdefault("energy", float(mf.e_tot))) > SAME_HARTREE:
-            row["failed"] = key
+        row["schemes"][key] = {
+            "seconds": time.perf_counter() - began, "cycles": int(mf.cycles), "energy": float(mf.e_tot),
+            "builds": int(mf.cycles) + EXTRA_BUILDS + hidden, "converged": bool(mf.converged),
+        }
     return row
 
 
 def ratio(row: dict, key: str, unit: str) -> float:
-    """Return the ratio of cycles or of seconds to those of PySCF's DIIS."""
-    return row[f"{key}_{unit}"] / row[f"pyscf_{unit}"]
+    """Return the ratio of cycles, Fock matrices or seconds to those of PySCF's own SCF."""
+    return row["schemes"][key][unit] / row["schemes"]["PySCF"][unit]
+
+
+def remarks(row: dict) -> str:
+    """Return what the SCFs of a row ended at, if not at one energy."""
+    usual = row["schemes"]["PySCF"]
+    texts = [] if usual["converged"] else ["PySCF does not converge"]
+    for key, found in list(row["schemes"].items())[1:]:
+        difference = found["energy"] - usual["energy"]
+        if not found["converged"]:
+            texts.append(f"{key} does not converge")
+        elif usual["converged"] and abs(difference) > SAME_HARTREE:
+            texts.append(f"{key} ends at another state, {difference:+.1e} hartree")
+    return "; ".join(texts)
 
 
 def table(rows: list[dict]) -> str:
     """Return a row for each molecule and functional, and the medians."""
-    titles = ["molecule, functional", "AOs", "PySCF, cycles", "screened", "from the model", "PySCF, s", "screened",
-              "from the model", "screened, first time", "from the model, first time", "screened / PySCF, time",
-              "from the model / PySCF, time"]
+    schemes = list(rows[0]["schemes"])
+    titles = ["molecule", "method", "AOs", *(f"{key}, cycles" for key in schemes),
+              *(f"{key}, s" for key in schemes), *(f"{key} / PySCF, time" for key in schemes[1:]), "remarks"]
     lines = [
-        [f"{row['molecule']}, {row['xc'].upper()}", row["nao"], *(row[f"{key}_cycles"] for key in SCFS),
-         *(f"{row[f'{key}_s']:.1f}" for key in (*SCFS, "cold", "cold_model")),
-         *(f"{ratio(row, key, 's'):.2f}" for key in SCFS[1:])] for row in rows
+        [row["molecule"], f"{row['xc'].upper()}/{row['basis']}", row["nao"],
+         *(row["schemes"][key]["cycles"] for key in schemes),
+         *(f"{row['schemes'][key]['seconds']:.1f}" for key in schemes),
+         *(f"{ratio(row, key, 'seconds'):.2f}" for key in schemes[1:]), remarks(row)] for row in rows
     ]
+    return tables.table(titles, lines, text_columns=2)
+
+
+def summary(rows: list[dict]) -> str:
+    """Return median and largest ratios of each functional."""
+    titles = ["functional", "scheme", "SCFs", "cycles", "Fock matrices", "largest", "time", "longest"]
+    lines = []
     for xc in sorted({row["xc"] for row in rows}):
-        members = [row for row in rows if row["xc"] == xc]
-        cycles, seconds = (
-            [f"{statistics.median(ratio(row, key, unit) for row in members):.2f}" for key in SCFS[1:]]
-            for unit in ("cycles", "s")
-        )
-        lines.append([f"median ratio, {xc.upper()}", "", "1", *cycles, "1", *seconds, "", "", *seconds])
-    return tables.table(titles, lines)
-
-
-SCFS = ("pyscf", "screened", "model")
-"""Keys of the SCFs in a row."""
+        members = [row for row in rows if row["xc"] == xc and row["schemes"]["PySCF"]["converged"]]
+        for key in list(rows[0]["schemes"])[1:]:
+            cycles, builds, seconds = (
+                [ratio(row, key, unit) for row in members] for unit in ("cycles", "builds", "seconds")
+            )
+            lines.append([xc.upper(), key, len(members), f"{statistics.median(cycles):.2f}",
+                          f"{statistics.median(builds):.2f}", f"{max(builds):.2f}", f"{statistics.median(seconds):.2f}",
+                          f"{max(seconds):.2f}"])
+    return tables.table(titles, lines, text_columns=2)
 
 
 def main(
-    count: Annotated[int, typer.Option(help="Number of molecules, the first ones.")] = len(INDICES),
+    count: Annotated[int, typer.Option(help="Number of molecules (of each basis), the first ones.")] = len(INDICES),
     model: Annotated[str, typer.Option(help="Model whose density is a guess.")] = "qm9-small",
+    harder: Annotated[bool, typer.Option("--harder", help="Measure the harder cases, without a model.")] = False,
+    note: Annotated[str, typer.Option(help="What else ran on the machine.")] = "",
 ) -> None:
-    """Measure, and write the table."""
-    rows, predictor = [], ql.load(model)
+    """Measure, and write the tables."""
     warnings.filterwarnings("ignore", message=".* is not among the .* molecules")
-    for mol in ql.datasets.qm9().take(INDICES[:count]):
+    schemes: dict[str, tuple[int, Callable]] = {"PySCF": (0, lambda mf: mf), "response": (0, ql.accelerate)}
+    if not harder:
+        predictor = ql.load(model)
+        for n in sorted({0, predictor.config.iterations}):
+            variant = predictor.with_iterations(n)
+            schemes[f"model, n = {n}, and response"] = (
+                n + 2, lambda mf, variant=variant: ql.with_guess(ql.accelerate(mf), variant)
+            )
+            for mol, _ in molecules(1, harder=False):
+                variant(mol)  # compiles
+    name = "accelerate-harder" if harder else "accelerate"
+    command = "python benchmarks/accelerate.py " + (f"--harder --count {count}" if harder else
+                                                   f"--count {count} --model {model}")
+    rows: list[dict] = []
+    for mol, basis in molecules(count, harder=harder):
         for xc in ("pbe", "b3lyp"):
-            rows.append(measure(mol, xc, predictor))
-            command = f"python benchmarks/accelerate.py --count {count} --model {model}"
-            record = {"command": command, "machine": bench.machine(), "rows": rows}
-            failed = [f"{row['molecule']}, {row['xc']}" for row in rows if "failed" in row]
-            builds = predictor.config.iterations + 2
-            bench.keep(pathlib.Path(__file__).parent / "results", "accelerate", record, "\n".join([
-                "# Charge screening and a predicted guess in PySCF's SCF", "", f"    {command}", "",
-                bench.describe(record["machine"]), "",
-                f"def2-SVP, grid level 3, exact integrals; {len(rows)} of {2 * len(INDICES)} rows. All end at the "
-                f"same energy, except: {'; '.join(failed) or 'none'}. A prediction of the model builds {builds} Fock "
-                f"matrices in {predictor.label} with fitted integrals; they are part of the time, and not of the "
-                "cycles.", "", table(rows), "",
+            rows.append(measure(mol, xc, basis, schemes))
+            record = {"command": command, "machine": bench.machine(), "note": note, "rows": rows}
+            bench.keep(pathlib.Path(__file__).parent / "results", name, record, "\n".join([
+                "# The electrons' response" + (": harder cases" if harder else ", and a predicted guess, in PySCF's SCF"),
+                "", f"    {command}", "", bench.describe(record["machine"]), "", *([note, ""] if note else []),
+                f"PySCF's default criteria, grid level 3, exact integrals; {len(rows)} rows. *PySCF* starts from minao "
+                "with its DIIS, *response* from minao with `ql.accelerate`. Ratios are to *PySCF*. Fock matrices "
+                "are those of the cycles, of the first density and of the check after convergence"
+                + ("." if harder else ", and those of the model, which has its functional, B3LYP5, and fitted "
+                   "integrals; the time of the prediction counts, its compilation does not, unless the molecule has "
+                   "a new size."), "", "## Medians", "", summary(rows), "", "## All", "", table(rows), "",
             ]))
-            typer.echo(rows[-1])
+            typer.echo({key: (found["cycles"], round(found["seconds"], 1)) for key, found in
+                        rows[-1]["schemes"].items()} | {"row": rows[-1]["molecule"], "xc": xc, "!": remarks(rows[-1])})
 
 
 if __name__ == "__main__":

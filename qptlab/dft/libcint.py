@@ -375,26 +375,6 @@ def dipole_integrals(mol: gto.Mole) -> Float[np.ndarray, "3 nao nao"]:
     return mol.intor_symmetric("int1e_r", comp=3)
 
 
-def shell_repulsion(mol: gto.mole.MoleBase) -> tuple[Float[np.ndarray, "nshell nshell"], Int[np.ndarray, " nao"]]:
-    """Return the average repulsion (ii|jj) of the orbitals of two shells, hartree, and the shell of each orbital."""
-    sizes = np.diff(mol.ao_loc_nr())
-    contractions = [mol.bas_nctr(ib) for ib in range(mol.nbas)]
-    starts = np.concatenate([[0], np.cumsum(contractions)])
-    gamma = np.zeros((starts[-1], starts[-1]))
-    for a in range(mol.nbas):
-        for b in range(a + 1):
-            pairs = np.einsum("iijj->ij", mol.intor_by_shell("int2e", (a, a, b, b)))
-            pairs = pairs.reshape(contractions[a], -1, contractions[b], sizes[b] // contractions[b])
-            rows, columns = slice(starts[a], starts[a + 1]), slice(starts[b], starts[b + 1])
-            gamma[rows, columns] = pairs.mean(axis=(1, 3))
-            gamma[columns, rows] = gamma[rows, columns].T
-    shells = [
-        np.repeat(first + np.arange(count), size // count)
-        for first, count, size in zip(starts, contractions, sizes, strict=False)
-    ]
-    return gamma, np.concatenate(shells)
-
-
 def _moved(mol: gto.Mole, positions: Float[np.ndarray, "natm 3"]) -> gto.Mole:
     """Return a copy at different positions. `_env` holds the coordinates, so nothing is parsed again."""
     moved = mol.copy(deep=False)  # pyright: ignore[reportCallIssue]

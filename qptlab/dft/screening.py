@@ -187,29 +187,6 @@ def estimated_error(
     return jnp.sum(fock * (dm - solution.dm)) - 0.5 * moved @ model.gamma @ moved
 
 
-@functools.partial(jax.jit, static_argnames=("columns",))
-def charge_potential(
-    columns: int,
-    focks: Float[Array, "nspin nao nao"],
-    charges: Float[Array, " nshell"],
-    gamma: Float[Array, "nshell nshell"],
-    shells: Float[Array, "nao nshell"],
-    nocc: Int[Array, " nspin"],
-) -> tuple[Float[Array, " nshell"], Float[Array, ""]]:
-    """Return the potential of the moved charges at each shell and its largest error, hartree; without a derivative.
-
-    Args:
-      columns: a number of orbitals that is not below the numbers of filled orbitals.
-      focks: Fock matrices in Löwdin's basis, hartree: one for a closed shell, two for an open one.
-      charges: electrons in each shell of the density of these Fock matrices.
-      gamma: repulsion of two shells, hartree.
-      shells: one-hot matrix that assigns each orbital to its shell.
-      nocc: number of filled orbitals of each Fock matrix.
-    """
-    point, _ = _newton(columns, focks, charges, gamma, shells, nocc)
-    return gamma @ point.moved, jnp.max(jnp.abs(gamma @ point.remainder))
-
-
 def _in_lowdins_basis(
     fock: Float[Array, "*spin nao nao"], dm: Float[Array, "*spin nao nao"], ints: Integrals, model: Screening
 ) -> tuple[Float[Array, "nspin nao nao"], Float[Array, " nshell"], Int[Array, " nspin"], float]:

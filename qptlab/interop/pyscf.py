@@ -1,4 +1,4 @@
-"""PySCF's SCF with fewer cycles and the same result: predicted densities as initial guesses, and charge screening."""
+"""PySCF's SCF with fewer cycles and the same result: predicted densities as guesses, and the electrons' response."""
 
 import dataclasses
 from typing import cast
@@ -9,8 +9,9 @@ from jaxtyping import Float
 from pyscf import gto, lib
 from pyscf.scf import diis, hf, rohf, uhf
 
-from qptlab.dft import libcint, padding, screening
+from qptlab.dft import libcint
 from qptlab.errors import InputError
+from qptlab.interop.response import MAX_ATOMIC_NUMBER, Response
 from qptlab.models.contract import Model, require
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
@@ -93,18 +94,19 @@ class _FromModel(hf.SCF):
 
 
 def accelerate(mf: hf.SCF) -> hf.SCF:
-    """Return a mean-field object whose SCF needs fewer Fock matrices, by charge screening.
+    """Return a mean-field object whose SCF needs fewer Fock matrices, with the response of the electrons.
 
-    In each cycle, the Fock matrix that DIIS combines gets the potential of the charges that move when it is
-    diagonalised (see `dft.screening`). The criteria of convergence are PySCF's, and so is the result. Where the
-    charge model has no solution, the cycle is one of DIIS alone. Level shifts, damping and other options stay in
-    force.
+    In each cycle, the Fock matrix that DIIS combines gets the potential of the electrons that move when it is
+    diagonalised (see `interop.response`). The criteria of convergence are PySCF's, and so is the result; if there are
+    several self-consistent states, it may be a different one of them. Level shifts, damping and other options stay in
+    force. Where the response needs more than half of `mf.max_memory`, PySCF's log says so, and its own DIIS is used.
 
     Args:
       mf: restricted or unrestricted mean-field object of PySCF.
 
     Raises:
-      InputError: if the mean field is neither restricted nor unrestricted, or does not fill its lowest orbitals.
+      InputError: if the mean field is neither restricted nor unrestricted, does not fill its lowest orbitals, or has
+        an element without an auxiliary basis.
 
     >>> import qptlab as ql
     >>> from pyscf import dft, gto
@@ -113,27 +115,33 @@ def accelerate(mf: hf.SCF) -> hf.SCF:
     True
     """
     _check_mean_field(mf)
-    # The charge model fills the lowest orbitals; with other occupations its potential would not vanish at the end.
-    if "get_occ" in vars(mf) or type(mf).get_occ.__module__ not in _AUFBAU_MODULES:
+    symbols = {mf.mol.atom_pure_symbol(i) for i in range(mf.mol.natm)}
+    if missing := sorted(symbol for symbol in symbols if ase.data.atomic_numbers.get(symbol, 0) > MAX_ATOMIC_NUMBER):
+        raise InputError(
+            f"Expected elements up to Rn, got {', '.join(missing)}; use the mean field without ql.accelerate."
+        )
+    # The response fills the lowest orbitals; with other occupations its potential would not vanish at the end.
+    own = "get_occ" in vars(mf) or type(mf).get_occ.__module__ not in _AUFBAU_MODULES
+    if own or getattr(mf, "irrep_nelec", None):
         raise InputError(
             f"Expected a mean field that fills its lowest orbitals, got {type(mf).__name__} with occupations of its "
             "own, such as smearing; use it without ql.accelerate."
         )
     accelerated = mf.copy()
-    accelerated.DIIS = ScreenedDIIS
-    accelerated.diis_start_cycle = 0  # the charges of a guess move most
+    accelerated.DIIS = ResponseDIIS
+    accelerated.diis_start_cycle = 0  # most electrons move from the guess
     return accelerated
 
 
 _AUFBAU_MODULES = tuple(f"pyscf.scf.{name}" for name in ("hf", "uhf", "hf_symm", "uhf_symm"))
 
 
-class ScreenedDIIS(diis.CDIIS):
-    """PySCF's DIIS, whose Fock matrix has the potential of the charges that move when it is diagonalised."""
+class ResponseDIIS(diis.CDIIS):
+    """PySCF's DIIS, whose Fock matrix has the potential of the electrons that move when it is diagonalised."""
 
     def __init__(self, mf=None, filename=None, Corth=None):
         super().__init__(mf, filename, Corth)
-        self._charges: _ChargeModel | None = None
+        self._response: Response | None = None
 
     def update(self, s, d, f, mf, *_, f_prev=None, **__):
         """Return the next Fock matrix to diagonalise. Densities are combined with the weights of Fock matrices."""
@@ -143,64 +151,15 @@ class ScreenedDIIS(diis.CDIIS):
         fock, dm = lib.diis.DIIS.update(self, np.stack([f, d]), xerr=error)
         if self.rollback and len(self._bookkeep) == self.space:
             self._bookkeep = self._bookkeep[-self.rollback :]
-        if self._charges is None:
-            self._charges = _ChargeModel(mf.mol, s, getattr(mf, "nelec", mf.mol.nelec))
-        return fock + self._charges.potential(fock, dm)
-
-
-PADDED_ORBITALS, PADDED_SHELLS = 32, 16
-"""Numbers of orbitals and of shells are padded to multiples of these, so that molecules share compiled functions."""
-
-
-class _ChargeModel:
-    """Charge model of a molecule of PySCF.
-
-    Args:
-      mole: the molecule.
-      overlap: overlap matrix of the atomic orbitals.
-      nelec: number of electrons of each spin.
-    """
-
-    def __init__(self, mole: gto.mole.MoleBase, overlap: Float[np.ndarray, "nao nao"], nelec: tuple[int, int]):
-        repulsion, shell_of = libcint.shell_repulsion(mole)
-        eigenvalues, vectors = np.linalg.eigh(overlap)
-        self._root = (vectors * np.sqrt(eigenvalues)) @ vectors.T
-        self._inverse_root = (vectors / np.sqrt(eigenvalues)) @ vectors.T
-        self._nocc = np.array(nelec)
-        nao, nshell = (
-            -(-count // multiple) * multiple
-            for count, multiple in ((len(overlap), PADDED_ORBITALS), (len(repulsion), PADDED_SHELLS))
-        )
-        self._shell_of = shell_of
-        self._gamma = np.eye(nshell)
-        self._gamma[: len(repulsion), : len(repulsion)] = screening.SCALE * repulsion
-        self._shells = np.zeros((nao, nshell))
-        self._shells[np.arange(len(shell_of)), shell_of] = 1.0
-        self._columns = min(nao, -(-int(max(self._nocc)) // PADDED_SHELLS) * PADDED_SHELLS)
-
-    def potential(
-        self, fock: Float[np.ndarray, "*spin nao nao"], dm: Float[np.ndarray, "*spin nao nao"]
-    ) -> Float[np.ndarray, "nao nao"]:
-        """Return the potential of the charges that move, hartree; zero if the charge model has no solution.
-
-        Args:
-          fock: Fock matrix, hartree; for an open shell, one for each spin.
-          dm: its density matrix, electrons per AO pair.
-        """
-        nao, padded = len(self._root), len(self._shells)
-        focks = self._inverse_root @ fock.reshape(-1, nao, nao) @ self._inverse_root
-        filled = np.zeros((len(focks), padded, padded))
-        filled[:, np.arange(padded), np.arange(padded)] = padding.ENERGY_HARTREE
-        filled[:, :nao, :nao] = 0.5 * (focks + focks.transpose(0, 2, 1))
-        total = self._root @ dm.reshape(-1, nao, nao).sum(axis=0) @ self._root
-        charges = np.bincount(self._shell_of, np.diagonal(total), minlength=len(self._gamma))
-        nocc = self._nocc[: len(focks)]
-        shift, error = screening.charge_potential(
-            self._columns, filled, charges, self._gamma, self._shells, nocc
-        )
-        if not error <= screening.TOLERANCE:
-            return np.zeros_like(self._root)
-        return self._root @ (np.asarray(shift)[self._shell_of, None] * self._root)
+        if Response.nbytes(mf.mol) > mf.max_memory * 1e6 / 2:
+            lib.logger.warn(
+                mf, "Expected %.0f MB of memory for the response of ql.accelerate, got max_memory = %.0f; DIIS "
+                "continues without it. Set a larger mf.max_memory.", Response.nbytes(mf.mol) * 2e-6, mf.max_memory,
+            )
+            return fock
+        if self._response is None:
+            self._response = Response(mf, d)
+        return self._response.fock(mf, fock, dm, s)
 
 
 def _check_mean_field(mf: hf.SCF) -> None:
