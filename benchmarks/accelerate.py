@@ -3,12 +3,12 @@
     python benchmarks/accelerate.py [--count 5] [--model qm9-small] [--note "..."]
     python benchmarks/accelerate.py --harder [--note "..."]
 
-The first command has the molecules with which QH9 measures the acceleration of DFT (Yu et al. 2023, arXiv:2306.09549),
-at the geometries of QM9, in def2-SVP. The SCFs start from minao and from the density of a model of B3LYP
-(`ql.with_guess`), without and with its DFT iterations. The second has harder cases from MMFF94:
+The first command has the molecules with which QH9 measures the acceleration of DFT (Yu et al. 2023,
+arXiv:2306.09549), at the geometries of QM9, in def2-SVP. The SCFs start from minao and from the density of a model of
+B3LYP (`ql.with_guess`), without and with its DFT iterations. The second has harder cases, at geometries of MMFF94:
 anions, small gaps, radicals (UKS) and def2-TZVP, without a model. All SCFs have PySCF's default criteria, exact
-integrals and grid level 3, and run one after another. Rows are written after each molecule, to
-`results/accelerate.json` and `.md`, or `results/accelerate-harder.json` and `.md`.
+integrals and grid level 3, and run one after another. Rows are written after each SCF, to `results/accelerate.json`
+and `.md`, or to `results/accelerate-harder.json` and `.md`.
 """
 
 import pathlib
@@ -118,9 +118,11 @@ def summary(rows: list[dict]) -> str:
             cycles, builds, seconds = (
                 [ratio(row, key, unit) for row in members] for unit in ("cycles", "builds", "seconds")
             )
-            lines.append([xc.upper(), key, len(members), f"{statistics.median(cycles):.2f}",
-                          f"{statistics.median(builds):.2f}", f"{max(builds):.2f}", f"{statistics.median(seconds):.2f}",
-                          f"{max(seconds):.2f}"])
+            numbers = (
+                statistics.median(cycles), statistics.median(builds), max(builds), statistics.median(seconds),
+                max(seconds),
+            )
+            lines.append([xc.upper(), key, len(members), *(f"{number:.2f}" for number in numbers)])
     return tables.table(titles, lines, text_columns=2)
 
 
@@ -143,25 +145,28 @@ def main(
             for mol, _ in molecules(1, harder=False):
                 variant(mol)  # compiles
     name = "accelerate-harder" if harder else "accelerate"
-    command = "python benchmarks/accelerate.py " + (f"--harder --count {count}" if harder else
-                                                   f"--count {count} --model {model}")
+    options = f"--harder --count {count}" if harder else f"--count {count} --model {model}"
+    command = f"python benchmarks/accelerate.py {options}"
+    title = "# PySCF's SCF with the electrons' response" + (": harder cases" if harder else ", and with a predicted guess")
     rows: list[dict] = []
     for mol, basis in molecules(count, harder=harder):
         for xc in ("pbe", "b3lyp"):
             rows.append(measure(mol, xc, basis, schemes))
             record = {"command": command, "machine": bench.machine(), "note": note, "rows": rows}
             bench.keep(pathlib.Path(__file__).parent / "results", name, record, "\n".join([
-                "# The electrons' response" + (": harder cases" if harder else ", and a predicted guess, in PySCF's SCF"),
-                "", f"    {command}", "", bench.describe(record["machine"]), "", *([note, ""] if note else []),
-                f"PySCF's default criteria, grid level 3, exact integrals; {len(rows)} rows. *PySCF* starts from minao "
-                "with its DIIS, *response* from minao with `ql.accelerate`. Ratios are to *PySCF*. Fock matrices "
-                "are those of the cycles, of the first density and of the check after convergence"
+                title, "", f"    {command}", "", bench.describe(record["machine"]), "", *([note, ""] if note else []),
+                f"PySCF's default criteria, grid level 3, exact integrals; {len(rows)} rows. *PySCF* starts from "
+                "minao with its DIIS, *response* from minao with `ql.accelerate`. Ratios are to *PySCF*, of the SCFs "
+                "for which it converges. Fock matrices are those of the cycles, of the first density and of the check "
+                "after convergence"
                 + ("." if harder else ", and those of the model, which has its functional, B3LYP5, and fitted "
                    "integrals; the time of the prediction counts, its compilation does not, unless the molecule has "
                    "a new size."), "", "## Medians", "", summary(rows), "", "## All", "", table(rows), "",
             ]))
-            typer.echo({key: (found["cycles"], round(found["seconds"], 1)) for key, found in
-                        rows[-1]["schemes"].items()} | {"row": rows[-1]["molecule"], "xc": xc, "!": remarks(rows[-1])})
+            found = rows[-1]["schemes"].items()
+            typer.echo(f"{rows[-1]['molecule']}, {xc}: " + ", ".join(
+                f"{key} {scf['cycles']} cycles, {scf['seconds']:.1f} s" for key, scf in found
+            ) + f" {remarks(rows[-1])}")
 
 
 if __name__ == "__main__":

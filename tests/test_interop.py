@@ -13,7 +13,7 @@ from pyscf.pbc import gto as periodic
 from scipy.spatial.transform import Rotation
 
 import qptlab as ql
-from qptlab.interop.response import Response
+from qptlab.dft.response import Response
 from qptlab.units import AU_DEBYE, BOHR_ANGSTROM
 
 WATER = ql.Molecule.from_name("water")

@@ -21,6 +21,7 @@ from pyscf import gto
 
 from qptlab.dft import libcint
 from qptlab.dft.properties import charges, dipole_debye
+from qptlab.dft.response import accelerated
 from qptlab.errors import InputError
 from qptlab.evaluation import reference
 from qptlab.models.contract import Model, require
@@ -104,7 +105,7 @@ def from_pyscf(mol: Molecule, method: Method) -> Label:
       InputError: if the molecule has unpaired electrons or an element beyond argon, or the SCF does not converge.
     """
     _check(mol)
-    mf = reference.calculation(mol, method, fitted=libcint.moles(mol, method).aux is not None)
+    mf = accelerated(reference.calculation(mol, method, fitted=libcint.moles(mol, method).aux is not None))
     mf.kernel()
     if not mf.converged:
         raise InputError(

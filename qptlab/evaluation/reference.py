@@ -18,6 +18,7 @@ from pyscf.scf import hf
 
 from qptlab.dft import libcint, padding
 from qptlab.dft.libcint import HostIntegrals
+from qptlab.dft.response import accelerated
 from qptlab.errors import InputError
 from qptlab.evaluation.errors import ErrorSummary
 from qptlab.models.contract import Prediction
@@ -103,7 +104,8 @@ class Labelled(System):
         positions = np.asarray(host.positions)[: len(template.symbols)]
         # Computed each time, not cached: the comparison includes the cost of labels.
         mol = self.molecule.with_positions(positions)
-        answer = _run(mol, template.method, MAX_CYCLES, threads=1)  # there is one worker per core
+        # There is one worker per core. With the response, a label costs half as much.
+        answer = _run(mol, template.method, MAX_CYCLES, threads=1, response=True)
         if not answer.converged:
             raise InputError(
                 f"Expected geometries for which PySCF converges, got one of {mol.formula} that needs a label; use "
@@ -132,23 +134,32 @@ def converged(mol: Molecule, method: Method, *, fitted: bool = False, threads: i
     return _cached_run(*key, MAX_CYCLES, fitted, threads)
 
 
-def stopped(mol: Molecule, method: Method, cycles: int, *, threads: int | None = None) -> Reference:
-    """Return a PySCF calculation (DIIS) that is stopped after a number of diagonalisations.
+def stopped(
+    mol: Molecule, method: Method, cycles: int, *, response: bool = False, threads: int | None = None
+) -> Reference:
+    """Return a PySCF calculation that is stopped after a number of cycles.
 
     A model with n iterations diagonalises n + 1 times and builds n + 2 Fock matrices, the last for the energy. PySCF
-    does the same if it is stopped after n + 1 cycles.
+    builds as many if it is stopped after n + 1 cycles.
+
+    Args:
+      mol: molecule.
+      method: level of theory.
+      cycles: number of cycles.
+      response: if true, the cycles have the response of the electrons (`dft.response`); else they are PySCF's DIIS.
+      threads: number of threads for PySCF; None for its own setting.
     """
     key = mol.symbols, mol.positions.tobytes(), mol.charge, mol.spin, method
-    return _cached_run(*key, cycles, False, threads)
+    return _cached_run(*key, cycles, False, threads, response)
 
 
 @functools.lru_cache(maxsize=CACHE_SIZE)
 def _cached_run(
     symbols: tuple[str, ...], positions: bytes, charge: int, spin: int, method: Method, max_cycles: int, fitted: bool,
-    threads: int | None,
+    threads: int | None, response: bool = False,
 ) -> Reference:
     mol = Molecule(symbols, np.frombuffer(positions).reshape(-1, 3), charge, spin=spin)
-    return _run(mol, method, max_cycles=max_cycles, fitted=fitted, threads=threads)
+    return _run(mol, method, max_cycles=max_cycles, fitted=fitted, threads=threads, response=response)
 
 
 def make_test_set(
@@ -224,11 +235,13 @@ def _pyscf_name(method: Method) -> str:
 
 
 def _run(
-    mol: Molecule, method: Method, max_cycles: int, *, fitted: bool = False, threads: int | None = None
+    mol: Molecule, method: Method, max_cycles: int, *, fitted: bool = False, threads: int | None = None,
+    response: bool = False,
 ) -> Reference:
     began = time.perf_counter()
     with lib.with_omp_threads(threads):
         mf = calculation(mol, method, fitted=fitted)
+        mf = accelerated(mf) if response else mf
         mf.max_cycle = max_cycles
         mf.kernel()
         seconds = time.perf_counter() - began

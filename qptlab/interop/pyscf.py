@@ -7,11 +7,10 @@ import ase.data
 import numpy as np
 from jaxtyping import Float
 from pyscf import gto, lib
-from pyscf.scf import diis, hf, rohf, uhf
+from pyscf.scf import hf, rohf, uhf
 
-from qptlab.dft import libcint
+from qptlab.dft import libcint, response
 from qptlab.errors import InputError
-from qptlab.interop.response import MAX_ATOMIC_NUMBER, Response
 from qptlab.models.contract import Model, require
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
@@ -97,7 +96,7 @@ def accelerate(mf: hf.SCF) -> hf.SCF:
     """Return a mean-field object whose SCF needs fewer Fock matrices, with the response of the electrons.
 
     In each cycle, the Fock matrix that DIIS combines gets the potential of the electrons that move when it is
-    diagonalised (see `interop.response`). The criteria of convergence are PySCF's, and so is the result; if there are
+    diagonalised (see `dft.response`). The criteria of convergence are PySCF's, and so is the result; if there are
     several self-consistent states, it may be a different one of them. Level shifts, damping and other options stay in
     force. Where the response needs more than half of `mf.max_memory`, PySCF's log says so, and its own DIIS is used.
 
@@ -116,7 +115,8 @@ def accelerate(mf: hf.SCF) -> hf.SCF:
     """
     _check_mean_field(mf)
     symbols = {mf.mol.atom_pure_symbol(i) for i in range(mf.mol.natm)}
-    if missing := sorted(symbol for symbol in symbols if ase.data.atomic_numbers.get(symbol, 0) > MAX_ATOMIC_NUMBER):
+    numbers = {symbol: ase.data.atomic_numbers.get(symbol, 0) for symbol in symbols}  # none for a ghost atom
+    if missing := sorted(symbol for symbol in symbols if numbers[symbol] > response.MAX_ATOMIC_NUMBER):
         raise InputError(
             f"Expected elements up to Rn, got {', '.join(missing)}; use the mean field without ql.accelerate."
         )
@@ -127,39 +127,10 @@ def accelerate(mf: hf.SCF) -> hf.SCF:
             f"Expected a mean field that fills its lowest orbitals, got {type(mf).__name__} with occupations of its "
             "own, such as smearing; use it without ql.accelerate."
         )
-    accelerated = mf.copy()
-    accelerated.DIIS = ResponseDIIS
-    accelerated.diis_start_cycle = 0  # most electrons move from the guess
-    return accelerated
+    return response.accelerated(mf)
 
 
 _AUFBAU_MODULES = tuple(f"pyscf.scf.{name}" for name in ("hf", "uhf", "hf_symm", "uhf_symm"))
-
-
-class ResponseDIIS(diis.CDIIS):
-    """PySCF's DIIS, whose Fock matrix has the potential of the electrons that move when it is diagonalised."""
-
-    def __init__(self, mf=None, filename=None, Corth=None):
-        super().__init__(mf, filename, Corth)
-        self._response: Response | None = None
-
-    def update(self, s, d, f, mf, *_, f_prev=None, **__):
-        """Return the next Fock matrix to diagonalise. Densities are combined with the weights of Fock matrices."""
-        if self.damp and f_prev is not None:
-            f = f * (1 - self.damp) + f_prev * self.damp
-        error = diis.get_err_vec(s, d, f, self.Corth)
-        fock, dm = lib.diis.DIIS.update(self, np.stack([f, d]), xerr=error)
-        if self.rollback and len(self._bookkeep) == self.space:
-            self._bookkeep = self._bookkeep[-self.rollback :]
-        if Response.nbytes(mf.mol) > mf.max_memory * 1e6 / 2:
-            lib.logger.warn(
-                mf, "Expected %.0f MB of memory for the response of ql.accelerate, got max_memory = %.0f; DIIS "
-                "continues without it. Set a larger mf.max_memory.", Response.nbytes(mf.mol) * 2e-6, mf.max_memory,
-            )
-            return fock
-        if self._response is None:
-            self._response = Response(mf, d)
-        return self._response.fock(mf, fock, dm, s)
 
 
 def _check_mean_field(mf: hf.SCF) -> None:

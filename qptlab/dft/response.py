@@ -20,7 +20,7 @@ import scipy.linalg
 from jaxtyping import Float
 from pyscf import df, dft, gto, lib
 from pyscf.dft.rks import KohnShamDFT
-from pyscf.scf import hf
+from pyscf.scf import diis, hf
 
 AUXILIARY_BASIS, MAX_ANGULAR_MOMENTUM, MAX_ATOMIC_NUMBER = "def2-universal-jfit", 2, 86
 """Auxiliary basis: its name, its largest angular momentum that is used, and the heaviest element that it has."""
@@ -298,6 +298,40 @@ class Response:
             weights = np.tile(occupations[is_large], len(self._fit))
             exchanges.append(-self._exact_exchange / self._electrons * (half * weights) @ half.T)
         return np.array(exchanges)
+
+
+def accelerated(mf: hf.SCF) -> hf.SCF:
+    """Return a copy of a mean field that fills its lowest orbitals, with `ResponseDIIS`."""
+    copy = mf.copy()
+    copy.DIIS = ResponseDIIS
+    copy.diis_start_cycle = 0  # most electrons move from the guess
+    return copy
+
+
+class ResponseDIIS(diis.CDIIS):
+    """PySCF's DIIS, whose Fock matrix has the potential of the electrons that move when it is diagonalised."""
+
+    def __init__(self, mf=None, filename=None, Corth=None):
+        super().__init__(mf, filename, Corth)
+        self._response: Response | None = None
+
+    def update(self, s, d, f, mf, *_, f_prev=None, **__):
+        """Return the next Fock matrix to diagonalise. Densities are combined with the weights of Fock matrices."""
+        if self.damp and f_prev is not None:
+            f = f * (1 - self.damp) + f_prev * self.damp
+        error = diis.get_err_vec(s, d, f, self.Corth)
+        fock, dm = lib.diis.DIIS.update(self, np.stack([f, d]), xerr=error)
+        if self.rollback and len(self._bookkeep) == self.space:
+            self._bookkeep = self._bookkeep[-self.rollback :]
+        if Response.nbytes(mf.mol) > mf.max_memory * 1e6 / 2:
+            lib.logger.warn(
+                mf, "Expected %.0f MB of memory for the response of the electrons, got max_memory = %.0f; DIIS "
+                "continues without it. Set a larger mf.max_memory.", Response.nbytes(mf.mol) * 2e-6, mf.max_memory,
+            )
+            return fock
+        if self._response is None:
+            self._response = Response(mf, d)
+        return self._response.fock(mf, fock, dm, s)
 
 
 def _by_spin(matrix: Float[np.ndarray, "*spin n m"]) -> Float[np.ndarray, "nspin n m"]:
