@@ -147,7 +147,7 @@ def main(
     name = "accelerate-harder" if harder else "accelerate"
     options = f"--harder --count {count}" if harder else f"--count {count} --model {model}"
     command = f"python benchmarks/accelerate.py {options}"
-    title = "# PySCF's SCF with the electrons' response" + (": harder cases" if harder else ", and with a predicted guess")
+    title = f"# PySCF's SCF with the electrons' response, {'harder cases' if harder else 'and with a predicted guess'}"
     rows: list[dict] = []
     for mol, basis in molecules(count, harder=harder):
         for xc in ("pbe", "b3lyp"):
@@ -157,8 +157,8 @@ def main(
                 title, "", f"    {command}", "", bench.describe(record["machine"]), "", *([note, ""] if note else []),
                 f"PySCF's default criteria, grid level 3, exact integrals; {len(rows)} rows. *PySCF* starts from "
                 "minao with its DIIS, *response* from minao with `ql.accelerate`. Ratios are to *PySCF*, of the SCFs "
-                "for which it converges. Fock matrices are those of the cycles, of the first density and of the check "
-                "after convergence"
+                "for which it converges. Fock matrices are those of the cycles, of the first density and of the "
+                "check after convergence"
                 + ("." if harder else ", and those of the model, which has its functional, B3LYP5, and fitted "
                    "integrals; the time of the prediction counts, its compilation does not, unless the molecule has "
                    "a new size."), "", "## Medians", "", summary(rows), "", "## All", "", table(rows), "",
