@@ -147,7 +147,7 @@ def main(
     name = "accelerate-harder" if harder else "accelerate"
     options = f"--harder --count {count}" if harder else f"--count {count} --model {model}"
     command = f"python benchmarks/accelerate.py {options}"
-    title = f"# PySCF's SCF with the electrons' response, {'harder cases' if harder else 'and with a predicted guess'}"
+    title = f"# PySCF's SCF with the electrons' response: {'harder cases' if harder else 'and a predicted guess'}"
     rows: list[dict] = []
     for mol, basis in molecules(count, harder=harder):
         for xc in ("pbe", "b3lyp"):
