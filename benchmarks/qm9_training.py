@@ -94,7 +94,7 @@ def train(arm: Arm, minutes: float, folder: pathlib.Path) -> tuple[ql.Correction
     )
     trainer.run()
     last = ql.Run.open(folder / "run").metrics()[-1]
-    return trainer.predictor(), {key: value for key, value in last.items() if isinstance(value, int | float)}
+    return trainer.predictor, {key: value for key, value in last.items() if isinstance(value, int | float)}
 
 
 def test(model: ql.CorrectionPredictor) -> dict[str, Any]:
