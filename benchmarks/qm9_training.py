@@ -1,6 +1,6 @@
 """How the error on unseen molecules depends on what a model is trained on, at equal time: molecules, labels, seed.
 
-    python benchmarks/qm9_training.py [--minutes 8] [--arms "10 molecules,labels"]
+    python benchmarks/qm9_training.py [--minutes 8] [--arms "10 molecules;1 molecule"]
 
 Each arm trains the equivariant network, in B3LYP5/def2-SVP, for the same time, labels and compilation included, in a
 process of its own:
@@ -140,7 +140,7 @@ def page(record: dict) -> str:
 
 def main(
     minutes: Annotated[float, typer.Option(help="Time of each training.")] = 8.0,
-    arms: Annotated[str, typer.Option(help="Names of arms; all if empty.")] = "",
+    arms: Annotated[str, typer.Option(help="Names of arms, with semicolons between them; all if empty.")] = "",
     note: Annotated[str, typer.Option(help="What else ran on the machine.")] = "",
     one: Annotated[str, typer.Option(hidden=True, help="Measure this arm in this process.")] = "",
 ) -> None:
@@ -161,7 +161,10 @@ def main(
         return
     folder = pathlib.Path(tempfile.mkdtemp())
     model, training = train(ARMS[one], minutes, folder)
-    record["arms"][one] = {"training": training, "errors": test(model)}
+    measured = {"training": training, "errors": test(model)}
+    if path.exists():
+        record = json.loads(path.read_text())  # other arms may have been measured since
+    record["arms"][one] = measured
     record |= {"command": f"python benchmarks/qm9_training.py --minutes {minutes:g}", "machine": bench.machine(),
                "note": note}
     bench.keep(results, "qm9-training", record, page(record))
