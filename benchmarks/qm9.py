@@ -283,8 +283,8 @@ def page(record: dict) -> str:
         "prediction, both on all cores, without compilation.", "",
         tables.table(
             ["tested on", "n", "molecules", "energy, meV", "no network, meV", "PySCF, meV", "response, meV",
-             "Fock, µHa", "occupied levels, µHa", "gap, meV", "dipole, debye", "no network, Fock, µHa", "response, Fock, µHa",
-             "estimate / error", "faster"], lines,
+             "Fock, µHa", "occupied levels, µHa", "gap, meV", "dipole, debye", "no network, Fock, µHa",
+             "response, Fock, µHa", "estimate / error", "faster"], lines,
         ), "", f"Forces, mean error of a component, meV/Å: {forces_text or 'not measured'}.", "",
         "## Published errors of Fock matrices, with labels", "",
         tables.table(["network", "random split, µHa", "split by size, µHa"], published), "",
