@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -22,8 +23,17 @@ def _samplers_with(parameter: str) -> str:
     return ", ".join(name for name in samplers() if parameter in parameters(name))
 
 
+def _given(text: str) -> str:
+    """Return the text of a molecule, from the standard input for "-"."""
+    return sys.stdin.read() + "\n" if text == "-" else text
+
+
 MoleculeArgument = Annotated[
-    str, typer.Argument(metavar="MOLECULE", help="A built-in name, a SMILES or an XYZ file (ångström).")
+    str,
+    typer.Argument(
+        metavar="MOLECULE", callback=_given,
+        help="A built-in name, a SMILES or an XYZ file (ångström); - for XYZ or SMILES from the standard input.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Sampler = Annotated[

@@ -28,8 +28,9 @@ from qptlab.models.contract import Model, require
 from qptlab.models.orbital_gnn import VALENCE
 from qptlab.random_streams import Purpose, generator
 from qptlab.runtime import cluster
+from qptlab.system import xyz
 from qptlab.system.method import Method
-from qptlab.system.molecule import Molecule
+from qptlab.system.molecule import Molecule, read_limited
 from qptlab.units import AU_DEBYE, BOHR_ANGSTROM, HARTREE_EV
 
 
@@ -161,7 +162,7 @@ def label(
     path = pathlib.Path(path)
     finished = {}
     if path.exists():
-        frames = _frames(path, path)
+        frames = _frames(path)
         _check_theory(path, frames, theory)
         finished = {_key(mol): label for mol, label in zip(*_parse(path, frames), strict=True)}
     keyed = [(_key(mol), mol) for mol in mols]
@@ -240,7 +241,7 @@ def from_xyz(text: str, title: str) -> LabelledSet:
     Raises:
       InputError: if `read` would refuse a file with this text.
     """
-    return _labelled_set(title, _frames(io.StringIO(text), title))
+    return _labelled_set(title, xyz.frames(text, title))
 
 
 def _labelled_set(title: str | pathlib.Path, frames: Sequence[ase.Atoms]) -> LabelledSet:
@@ -257,7 +258,7 @@ def read(path: str | pathlib.Path) -> LabelledSet:
       InputError: if the file cannot be read, is empty, a frame has no energy or is periodic, or a property has an
         unexpected shape.
     """
-    return _labelled_set(path, _frames(path, path))
+    return _labelled_set(path, _frames(pathlib.Path(path)))
 
 
 def _parse(title: str | pathlib.Path, frames: Sequence[ase.Atoms]) -> tuple[list[Molecule], list[Label]]:
@@ -269,8 +270,6 @@ def _parse(title: str | pathlib.Path, frames: Sequence[ase.Atoms]) -> tuple[list
         frame = f"frame {index} of {title}"
         if "energy" not in values:
             raise InputError(f"Expected an energy in {frame}, got none; use energy=… in its comment line, in eV.")
-        if atoms.pbc.any():
-            raise InputError(f"Expected a molecule in {frame}, got a periodic system; use pbc=\"F F F\".")
         natm = len(atoms)
         take = functools.partial(_number, values, frame)
         mols.append(Molecule.from_ase(atoms))
@@ -284,15 +283,15 @@ def _parse(title: str | pathlib.Path, frames: Sequence[ase.Atoms]) -> tuple[list
     return mols, labels
 
 
-def _frames(source: str | pathlib.Path | io.StringIO, title: str | pathlib.Path) -> list[ase.Atoms]:
+def _frames(path: pathlib.Path) -> list[ase.Atoms]:
     try:
-        return cast(list[ase.Atoms], ase.io.read(source, index=":", format="extxyz"))
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        message = f"Expected a file of labels, got {title}, which cannot be read ({error.strerror})"
+        text = read_limited(path)
+    except OSError as error:
+        message = f"Expected a file of labels, got {path}, which cannot be read ({error.strerror})"
         raise InputError(f"{message}; use a file from qptlab label.") from None
-    except Exception as error:  # noqa: BLE001  ASE's parser raises exceptions of many kinds
-        message = f"Expected extended XYZ in {title}, got something else ({error}); use a file from qptlab label."
-        raise InputError(message) from None
+    except UnicodeDecodeError:
+        raise InputError(f"Expected a file of labels, got {path}, which is not text; use a text file.") from None
+    return xyz.frames(text, str(path))
 
 
 def _number(values: dict, frame: str, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:

@@ -22,7 +22,14 @@ from jaxtyping import Int
 
 from qptlab.errors import InputError, shown
 from qptlab.random_streams import Purpose, generator
-from qptlab.system.molecule import MAX_SMILES_CHARACTERS, Molecule, read_limited, read_xyz
+from qptlab.system.molecule import (
+    MAX_SMILES_CHARACTERS,
+    XYZ_SUFFIXES,
+    Molecule,
+    is_file,
+    read_limited,
+    read_xyz,
+)
 from qptlab.units import BOHR_ANGSTROM
 
 SPLITS = ("random", "size")
@@ -249,7 +256,7 @@ def _read_several(text: str) -> Iterable[Molecule]:
     suffix = pathlib.Path(text).suffix.lower() if len(text) < MAX_SMILES_CHARACTERS else ""
     if text.partition(":")[0] == "qm9":
         return read_qm9(text)
-    if suffix == ".xyz":
+    if suffix in XYZ_SUFFIXES or (suffix != ".smi" and is_file(text)):
         return read_xyz(text)
     if suffix != ".smi":
         return [Molecule.parse(text)]

@@ -1,24 +1,23 @@
 """Molecules: element symbols, positions, charge and spin, from a name, XYZ, SMILES or ASE."""
 
+import codecs
 import dataclasses
 import functools
 import importlib.resources
 import io
 import itertools
 import pathlib
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import ase
 import ase.data
 import ase.io
 import numpy as np
-from ase.io.extxyz import XYZError
-from ase.io.formats import UnknownFileTypeError
 from jaxtyping import Float, Int
 
 from qptlab.errors import MAX_SHOWN, InputError, shown
+from qptlab.system import xyz
 from qptlab.units import BOHR_ANGSTROM
 
 if TYPE_CHECKING:
@@ -34,6 +33,9 @@ MAX_XYZ_BYTES = 50_000_000
 """Largest text that is parsed: about a million atoms."""
 
 MAX_SMILES_CHARACTERS = 500
+
+XYZ_SUFFIXES = (".xyz", ".extxyz")
+"""Endings of the names of XYZ files."""
 
 BOND_FACTOR = 1.3
 """Two atoms are bonded if their distance is below this factor times the sum of their covalent radii. At 500 K an X–H
@@ -235,22 +237,33 @@ class Molecule:
 
     @classmethod
     def from_ase(cls, atoms: ase.Atoms, name: str = "") -> "Molecule":
-        """Return the molecule of an `ase.Atoms`; charge and spin are read from `info`, if they are there."""
-        charge, spin = (_whole(atoms.info.get(key), key) for key in ("charge", "spin"))
+        """Return the molecule of an `ase.Atoms`.
+
+        Charge and spin are those of `info`, under the names of `CHARGES` and `MULTIPLICITIES` as well; or else the
+        sums of the initial charges and magnetic moments of the atoms.
+
+        Raises:
+          InputError: if it is periodic, charge or spin are stated twice with different values or are no whole
+            numbers, or the molecule cannot be used.
+        """
+        if atoms.pbc.any():
+            raise InputError(
+                f"Expected a molecule, got {atoms.get_chemical_formula()} in a periodic cell; use pbc=False."
+            )
         return cls(
             tuple(atoms.get_chemical_symbols()),
             atoms.get_positions() / BOHR_ANGSTROM,
-            charge or 0,
+            _charge(atoms) or 0,
             name or str(atoms.info.get("name", "")),
-            spin,
+            _spin(atoms),
         )
 
     @classmethod
-    def parse(cls, text: str, spin: int | None = None) -> "Molecule":
+    def parse(cls, text: str | pathlib.Path, spin: int | None = None) -> "Molecule":
         """Return the molecule of a user's text: a built-in name, the path of an XYZ file, XYZ text or SMILES.
 
         Args:
-          text: text of the user.
+          text: text of the user. Every file that exists is read as XYZ, whatever its ending.
           spin: number of unpaired electrons; None for that of the text, or else the lowest possible.
 
         Raises:
@@ -259,7 +272,7 @@ class Molecule:
         >>> Molecule.parse("CCO").formula
         'C2H6O'
         """
-        mol = cls._parse(text)
+        mol = cls.from_xyz(text) if isinstance(text, pathlib.Path) else cls._parse(text)
         return mol if spin is None else dataclasses.replace(mol, spin=spin)
 
     @classmethod
@@ -267,7 +280,7 @@ class Molecule:
         stripped = text.strip()
         if stripped.lower().replace("-", " ") in _builtin():
             return cls.from_name(stripped)
-        if "\n" in stripped or stripped.lower().endswith(".xyz"):
+        if "\n" in stripped or stripped.lower().endswith(XYZ_SUFFIXES) or is_file(stripped):
             return cls.from_xyz(text if "\n" in stripped else stripped)
         try:
             return cls.from_smiles(stripped)
@@ -276,6 +289,14 @@ class Molecule:
                 f"Expected a molecule, got {shown(stripped)}, which cannot be read as a molecule; use SMILES such as "
                 f"CCO, an .xyz file, or one of {', '.join(_builtin())}."
             ) from None
+
+
+def is_file(text: str) -> bool:
+    """Return True if a text is the path of a file."""
+    try:
+        return 0 < len(text) < MAX_SMILES_CHARACTERS and pathlib.Path(text).is_file()
+    except (OSError, ValueError):  # no path at all
+        return False
 
 
 def read_xyz(source: str | pathlib.Path) -> list[Molecule]:
@@ -302,46 +323,10 @@ def read_xyz(source: str | pathlib.Path) -> list[Molecule]:
         raise InputError(f"Expected an XYZ file, got {title}, which is not text; use a text file.") from None
     if len(text) > MAX_XYZ_BYTES:
         raise InputError(_too_large(title))
-    text = text.lstrip("\ufeff")
-    _check_counts(text.split("\n"), title)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # ASE warns about unusual comments, which are not needed here
-            frames = _frames(text)
-    # Exceptions that ASE's reader was observed to raise for texts that are not XYZ.
-    except (XYZError, ValueError, KeyError, IndexError, StopIteration, TypeError, RuntimeError,
-            AttributeError, UnknownFileTypeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"Expected XYZ, got {title}, which is not complete XYZ ({reason}); use frames of the number of atoms, a "
-            "comment line, and one line per atom: symbol, x, y, z in ångström."
-        ) from None
+    frames = xyz.frames(text, title)
     if not frames:
         raise InputError(f"Expected at least one frame in {title}, got none; use a file with a molecule.")
     return [_frame(frame, index, name or title, len(frames)) for index, frame in enumerate(frames)]
-
-
-def _check_counts(lines: list[str], title: str) -> None:
-    """Raise an `InputError` if a frame has fewer lines than it announces: ASE would read beyond the end."""
-    start = 0
-    while start < len(lines) and lines[start].strip():
-        try:
-            natm = int(lines[start])
-        except ValueError:
-            return  # ASE's message says what is wrong
-        remaining = len(lines) - start - 2
-        if not 0 < natm <= remaining:
-            raise InputError(
-                f"Expected XYZ, got {title}, which is not complete XYZ (line {start + 1} announces {natm} atoms, and "
-                f"{max(remaining, 0)} lines for them follow); use one line per atom: symbol, x, y, z in ångström."
-            )
-        start += 2 + natm
-        while start < len(lines) and lines[start].lstrip().startswith("VEC"):
-            start += 1
-
-
-def _frames(text: str) -> list[ase.Atoms]:
-    return cast(list[ase.Atoms], ase.io.read(io.StringIO(text), index=":", format="extxyz"))
 
 
 def _frame(atoms: ase.Atoms, index: int, title: str, nframes: int) -> Molecule:
@@ -364,10 +349,19 @@ def read_limited(path: pathlib.Path) -> str:
 
     Raises:
       InputError: if the file is too large.
+      UnicodeDecodeError: if it is not text.
     """
     if path.is_file() and path.stat().st_size > MAX_XYZ_BYTES:
         raise InputError(_too_large(str(path)))
-    return path.read_text()
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    if b"\0" in content:
+        raise UnicodeDecodeError("utf-8", content, 0, 1, "binary")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")  # a comment in an older encoding; numbers and symbols are the same in all
 
 
 def _check_elements(symbols: Sequence[str], title: str) -> None:
@@ -380,6 +374,60 @@ def _check_elements(symbols: Sequence[str], title: str) -> None:
                 f"Expected elements from H to Kr, but atom {index} of {title} is {shown(symbol)}; use an element's "
                 "symbol."
             )
+
+
+CHARGES = ("charge", "total_charge")
+MULTIPLICITIES = ("multiplicity", "spin_multiplicity")
+
+
+def _charge(atoms: ase.Atoms) -> int | None:
+    """Return the charge that an `ase.Atoms` states."""
+    stated = _stated(atoms.info, CHARGES)
+    return _sum_of(atoms, "initial_charges", "charge") if stated is None else stated
+
+
+def _spin(atoms: ase.Atoms) -> int | None:
+    """Return the number of unpaired electrons that an `ase.Atoms` states."""
+    spin, multiplicity = _stated(atoms.info, ("spin",)), _stated(atoms.info, MULTIPLICITIES)
+    if multiplicity is not None and multiplicity < 1:
+        raise InputError(f"Expected a multiplicity from 1, got {multiplicity}; use 1 for a closed shell.")
+    if spin is not None and multiplicity is not None and spin != multiplicity - 1:
+        raise InputError(
+            f"Expected one spin, got {spin} unpaired electrons and multiplicity {multiplicity}; remove one of them."
+        )
+    if spin is None and multiplicity is None:
+        total = _sum_of(atoms, "initial_magmoms", "sum of magnetic moments")
+        return None if total is None else abs(total)
+    return spin if spin is not None else cast(int, multiplicity) - 1
+
+
+def _stated(info: Mapping, keys: Sequence[str]) -> int | None:
+    """Return the whole number under one of several names; they are found in any case."""
+    values = {
+        str(key): _whole(value, str(key)) for key, value in info.items()
+        if str(key).lower() in keys and value is not None
+    }
+    if len(set(values.values())) > 1:
+        texts = " and ".join(f"{key}={value}" for key, value in values.items())
+        raise InputError(f"Expected one {keys[0]}, got {texts}; remove one of them.")
+    return next(iter(values.values()), None)
+
+
+def _sum_of(atoms: ase.Atoms, array: str, name: str) -> int | None:
+    """Return the sum of numbers of the atoms; None if there are none."""
+    if array not in atoms.arrays or not np.any(atoms.arrays[array]):
+        return None
+    total = float(np.sum(atoms.arrays[array]))
+    if abs(total - round(total)) > MAX_ROUNDING:
+        raise InputError(
+            f"Expected a whole number as {name}, got {total:.3f} from {array} of {atoms.get_chemical_formula()}; use "
+            f"info[{'charge' if 'charge' in array else 'spin'!r}]."
+        )
+    return round(total)
+
+
+MAX_ROUNDING = 0.01
+"""Largest deviation from a whole number of a sum of charges or magnetic moments of atoms, as of rounded ones."""
 
 
 def _whole(value, key: str) -> int | None:
@@ -429,7 +477,7 @@ def _check_positions(symbols: Sequence[str], positions: np.ndarray, title: str) 
 @functools.cache
 def _builtin() -> dict[str, Molecule]:
     text = importlib.resources.files("qptlab.system").joinpath("molecules.xyz").read_text()
-    frames = _frames(text)
+    frames = xyz.frames(text, "molecules.xyz")
     return {frame.info["name"]: Molecule.from_ase(frame) for frame in frames}
 
 
