@@ -110,3 +110,20 @@ def test_isomers_are_told_apart_and_repetitions_found(qm9):
     ]
     different = datasets.different([*isomers, *turned])
     assert [mol.name for mol in different] == [mol.name for mol in isomers]
+
+
+LIST = "smiles name\nCCO ethanol\n\n# a comment\nnot-a-molecule\nO\n"
+
+
+def test_a_bad_line_of_a_list_is_named_or_left_out(tmp_path):
+    path = tmp_path / "list.smi"
+    path.write_text(LIST)
+    with pytest.raises(ql.InputError, match=r"Line 1 of .*list.smi: .*'smiles'"):
+        ql.read_molecules([str(path)])
+    with pytest.warns(UserWarning, match=r"Line [15] of .* is left out") as caught:
+        mols = ql.read_molecules([str(path)], skip_bad=True)
+    assert [mol.formula for mol in mols] == ["C2H6O", "H2O"]
+    assert len(caught) == 2
+    path.write_text("smiles\n")
+    with pytest.warns(UserWarning, match="Line 1"), pytest.raises(ql.InputError, match="none that can be used"):
+        ql.read_molecules([str(path)], skip_bad=True)

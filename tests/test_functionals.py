@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tolerances as tol
-from pyscf.dft import numint
+from pyscf.dft import libxc, numint
 from scipy.spatial.transform import Rotation
 
 import qptlab as ql
@@ -136,6 +136,19 @@ def test_potential_is_the_slope_of_the_energy_density(xc):
     slope = (8 * (along(h) - along(-h)) - (along(2 * h) - along(-2 * h))) / (12 * h)
     found = jnp.sum(potential(given, xc).v * direction, axis=(0, 1))
     np.testing.assert_allclose(found, slope, rtol=1e-6, atol=1e-6 * np.abs(slope).max())
+
+
+@pytest.mark.parametrize(("text", "name"), [
+    ("PBE", "pbe"), ("pbe,pbe", "pbe"), (" PBE , PBE ", "pbe"), ("svwn", "lda"), ("LDA,VWN", "lda"),
+    ("B3LYPG", "b3lyp"), ("B3LYP/G", "b3lyp"), ("B3LYP5", "b3lyp5"), ("PBE1PBE", "pbe0"), ("r2SCAN", "r2scan"),
+    ("HF", "hf"), ("b88,lyp", "blyp"), ("Slater,PW92", "pw92"),
+])
+def test_functionals_are_found_in_any_case_and_under_other_names(text, name):
+    method = ql.Method(text, "sto-3g")
+    assert method.xc == name
+    plain = text.replace("/", "").replace(" ", "")
+    parsed = [libxc.parse_xc(xc) for xc in (plain, method.functional.pyscf_name)]
+    assert parsed[0] == parsed[1]  # PySCF means the same
 
 
 def test_unknown_functional_and_missing_rows_are_named():

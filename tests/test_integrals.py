@@ -95,6 +95,9 @@ def test_reverse_derivative_of_every_integral_equals_finite_differences(eri):
     [
         ("water", {"basis": "no-such-basis"}, "PySCF's basis sets as basis, got 'no-such-basis'; use sto-3g"),
         ("water", {"basis": "cc-pvqz"}, "beyond f"),
+        ("O", {"basis": "gth-szv"}, "lacks the core orbitals of element O"),
+        ("O", {"basis": "bfd-vdz"}, "lacks the core orbitals of element O"),
+        ("C", {"basis": "ccecp-ccpvdz"}, "lacks the core orbitals of element C"),
         ("Cl", {"basis": "lanl2dz"}, "effective core potential for element Cl"),
         ("Br", {"basis": "6-31+g*"}, r"PySCF's library for element Br, got '6-31\+g\*', which lacks it"),
         ("water", {"auxbasis": "no-such-fit"}, "PySCF's basis sets as auxiliary basis, got 'no-such-fit'; use def2"),

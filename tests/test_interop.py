@@ -1,5 +1,9 @@
 """A trained model inside PySCF and ASE."""
 
+import itertools
+import pickle
+import warnings
+
 import ase
 import ase.units
 import cases
@@ -202,6 +206,21 @@ def test_a_charge_said_later_is_heeded(atoms):
         atoms.get_potential_energy()
 
 
+def test_a_calculator_is_copied_into_another_process(atoms):
+    energy = atoms.get_potential_energy()
+    copy = pickle.loads(pickle.dumps(atoms.calc))  # as multiprocessing does
+    atoms.calc = copy
+    copy.reset()
+    assert atoms.get_potential_energy() == pytest.approx(energy, abs=1e-9)
+
+
+def test_charges_of_atoms_are_heeded_by_a_calculator(atoms):
+    del atoms.info["charge"]  # it has precedence
+    atoms.set_initial_charges([1, 1, 0])
+    with pytest.raises(ql.InputError, match="charge 2"):
+        atoms.get_potential_energy()
+
+
 # The electrons' response in PySCF -------------------------------------------------------------
 
 
@@ -240,13 +259,57 @@ def test_the_response_does_not_change_the_result_of_pyscf(text, kind, options):
 
 
 @pytest.mark.parametrize("change", [
-    lambda mf: mf.density_fit(), lambda mf: mf.set(level_shift=0.2), lambda mf: mf.set(damp=0.2),
-    lambda mf: mf.x2c(), lambda mf: mf.set(diis_space=2),
+    lambda mf: mf.density_fit(), lambda mf: mf.set(level_shift=0.2), lambda mf: mf.set(diis_damp=0.2),
+    lambda mf: mf.set(damp=0.5, diis_start_cycle=4), lambda mf: mf.x2c(), lambda mf: mf.set(diis_space=2),
+    lambda mf: mf.set(diis_space_rollback=2, diis_space=4),
 ])
 def test_the_options_of_pyscf_stay_in_force(change):
     usual = change(calculation("C=O", dft.RKS, "b3lyp")).run()
     ours = ql.accelerate(change(calculation("C=O", dft.RKS, "b3lyp"))).run()
     assert ours.converged
+    assert ours.e_tot == pytest.approx(usual.e_tot, abs=tol.SCF_ENERGY)
+
+
+COINCIDENT = {"atom": "H 0 0 0; F 0 0 .95; GHOST-H 0 0 0", "basis": {"default": "6-31g", "GHOST-H": [[0, [0.3, 1.0]]]}}
+NEARLY_DEPENDENT = [
+    {"atom": "H 0 0 0; F 0 0 .95; GHOST-H 0 0 0.001", "basis": "6-31g"},
+    {"atom": "H 0 0 0; F 0 0 .95; X 0 0 2", "basis": {"default": "6-31g", "X": [[0, [0.3, 1.0]]]}},
+    {"atom": "H 0 0 0; F 0 0 .95", "basis": {"F": "6-31g", "H": [[0, [0.122, 1.0]], [0, [0.12201, 1.0]]]}},
+]
+
+
+@pytest.mark.parametrize(("options", "xc"), [
+    *itertools.product(NEARLY_DEPENDENT, ["pbe", "hf"]), (COINCIDENT, "hf"),  # PySCF has no grid for it
+])
+def test_orbitals_that_pyscf_drops_are_dropped(options, xc):
+    """Where the basis is nearly linearly dependent, and where a ghost atom has functions."""
+    usual = dft.RKS(gto.M(verbose=0, **options), xc=xc)
+    usual.conv_tol, usual.grids.level = 1e-11, 0
+    ours = ql.accelerate(usual).run()
+    usual.run()
+    assert ours.converged
+    assert ours.e_tot == pytest.approx(usual.e_tot, abs=tol.SCF_ENERGY)
+    assert ours.cycles <= usual.cycles
+
+
+@pytest.mark.parametrize("change", [ql.accelerate, lambda mf: ql.with_guess(mf, ql.load("qm9-small"))])
+def test_the_original_does_not_notice_its_copy(change):
+    def at(distance):
+        return gto.M(atom=f"H 0 0 0; F 0 0 {distance}", basis="def2-svp", verbose=0)
+
+    original = dft.RKS(at(0.95), xc="b3lyp")
+    original.grids.level = 0
+    expected = original.copy().set(grids=original.grids.copy()).run().e_tot
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the molecule is new to the model
+        change(original).reset(at(1.6)).kernel()
+    assert original.run().e_tot == pytest.approx(expected, abs=1e-8)
+
+
+def test_large_matrices_stay_in_memory(monkeypatch):
+    usual = calculation("C=O", dft.RKS).run()
+    monkeypatch.setattr("pyscf.lib.diis.INCORE_SIZE", 2 * usual.mol.nao**2 - 1)
+    ours = ql.accelerate(calculation("C=O", dft.RKS)).run()
     assert ours.e_tot == pytest.approx(usual.e_tot, abs=tol.SCF_ENERGY)
 
 
@@ -308,11 +371,17 @@ def with_occupations_of_its_own(mf):
 
 @pytest.mark.parametrize("change", [
     lambda mf: scf.addons.smearing(mf, sigma=0.01), scf.hf.SCF.to_ghf, with_occupations_of_its_own,
-    lambda mf: mf.set(irrep_nelec={"A1": 6}),
+    lambda mf: mf.set(irrep_nelec={"A1": 6}), scf.hf.SCF.newton, lambda mf: mf.set(diis=False),
+    lambda mf: mf.set(DIIS=scf.ADIIS),
 ])
-def test_other_occupations_are_refused(change):
+def test_other_occupations_and_solvers_are_refused(change):
     with pytest.raises(ql.InputError, match="Expected a"):
         ql.accelerate(change(scf.RHF(mole(WATER, symmetry=True))))
+
+
+def test_occupations_that_are_changed_later_are_refused_by_the_scf():
+    with pytest.raises(ql.InputError, match="fills its lowest orbitals"):
+        scf.addons.smearing(ql.accelerate(scf.RHF(mole(WATER))), sigma=0.01).kernel()
 
 
 def test_elements_without_an_auxiliary_basis_are_refused():

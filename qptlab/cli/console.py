@@ -35,6 +35,9 @@ MoleculeArgument = Annotated[
         help="A built-in name, a SMILES or an XYZ file (ångström); - for XYZ or SMILES from the standard input.",
     ),
 ]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out lines of a .smi file that cannot be used, instead of an error.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Sampler = Annotated[
     str | None,

@@ -8,7 +8,16 @@ import typer
 from rich.progress import Progress
 
 import qptlab as ql
-from qptlab.cli.console import Geometries, Json, MoleculeArgument, fail, print_json, refuse_existing, stderr
+from qptlab.cli.console import (
+    Geometries,
+    Json,
+    MoleculeArgument,
+    SkipBad,
+    fail,
+    print_json,
+    refuse_existing,
+    stderr,
+)
 from qptlab.cli.settings import Options, takes
 from qptlab.tables import table
 from qptlab.units import AU_DEBYE, HARTREE_EV, HARTREE_MEV, significant
@@ -62,7 +71,8 @@ def evaluate(run: ModelArgument, geometries: Geometries, as_json: Json = False) 
 def predict(
     run: ModelArgument,
     molecules: Annotated[
-        list[str] | None, typer.Argument(metavar="MOLECULES", help="Built-in names, SMILES or XYZ files (ångström).")
+        list[str] | None,
+        typer.Argument(metavar="MOLECULES", help="Built-in names, SMILES, XYZ files (ångström) or .smi files."),
     ] = None,
     geometries: Annotated[
         pathlib.Path | None, typer.Option(help="XYZ file with any number of frames, instead of MOLECULES.")
@@ -70,13 +80,14 @@ def predict(
     out: Annotated[
         pathlib.Path | None, typer.Option("--out", help="A new HDF5 file for all properties. Default: print a table.")
     ] = None,
+    skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
     """Predict molecules, or the geometries of a file: a table, or every property in an HDF5 file."""
     if (geometries is None) == (not molecules):
         given = "both" if molecules else "neither"
         raise ql.InputError(f"Expected MOLECULES or --geometries, got {given}; use one of them.")
-    frames = ql.read_xyz(geometries) if geometries else ql.read_molecules(molecules or [])
+    frames = ql.read_xyz(geometries) if geometries else ql.read_molecules(molecules or [], skip_bad=skip_bad)
     model = ql.load(run)
     if out is not None:
         refuse_existing(out)

@@ -16,6 +16,7 @@ from qptlab.cli.console import (
     Sampler,
     SamplerOptions,
     Sigma,
+    SkipBad,
     Temperature,
     print_json,
     sampling,
@@ -120,6 +121,7 @@ def train(
     sigma: Sigma = None,
     frames: Frames = None,
     sampler_option: SamplerOptions = None,
+    skip_bad: SkipBad = False,
     as_json: Json = False,
     **settings: Any,
 ) -> None:
@@ -139,7 +141,7 @@ def train(
     config = _network(kind, settings, first.config if first else None)
     if labels is None:
         refuse({"tasks": tasks, "theory": theory}, ("tasks", "theory"), "for a training without --labels")
-        data = ql.read_molecules(molecules or [])
+        data = ql.read_molecules(molecules or [], skip_bad=skip_bad)
         known = first.method if first else None
         changes = METHOD.values(settings)
         method = dataclasses.replace(known, **changes) if known else ql.Method(**changes)

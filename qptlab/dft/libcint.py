@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.linalg
 from jaxtyping import Array, Float, Int
 from pyscf import df, dft, gto, lib
 from pyscf.dft import gen_grid, radi
@@ -288,7 +289,20 @@ def _basis_shells(name: str, symbol: str) -> list:
             f"Expected an all-electron basis, got {name!r}, which needs an effective core potential for element "
             f"{symbol}; use def2-svp, which has all electrons up to Kr."
         )
+    if not _holds_core(shells, symbol):
+        raise InputError(
+            f"Expected an all-electron basis, got {name!r}, which lacks the core orbitals of element {symbol}: it is "
+            "made for an effective core potential or a pseudopotential; use def2-svp."
+        )
     return shells
+
+
+def _holds_core(shells: list, symbol: str) -> bool:
+    """Return True if the lowest level of one electron at the nucleus is that of a 1s orbital, −Z²/2 hartree."""
+    atom = gto.M(atom=[(symbol, (0.0, 0.0, 0.0))], basis={symbol: shells}, spin=None, verbose=0)
+    hcore = atom.intor_symmetric("int1e_kin") + atom.intor_symmetric("int1e_nuc")
+    lowest = scipy.linalg.eigh(hcore, atom.intor_symmetric("int1e_ovlp"), eigvals_only=True)[0]
+    return bool(lowest < -MIN_CORE * gto.charge(symbol) ** 2 / 2)
 
 
 def _from_library(library: Callable[[str, str], Any], name: str, symbol: str) -> Any:
@@ -329,6 +343,9 @@ def auxiliary_basis(mol: gto.Mole, method: Method) -> str | dict:
             )
     return method.auxbasis
 
+
+MIN_CORE = 0.9
+"""Smallest share of the exact energy of one electron at the nucleus in an all-electron basis."""
 
 POTENTIAL_AUXBASIS = "def2-universal-jkfit"
 """Auxiliary basis of densities whose electrostatic potential is computed. With smaller ones, the charge is wrong by a

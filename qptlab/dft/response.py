@@ -13,6 +13,7 @@ grid. Newton's method solves the equations; no Fock matrix is built. The error o
 move, so a converged SCF is the same as without it.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +21,22 @@ import scipy.linalg
 from jaxtyping import Float
 from pyscf import df, dft, gto, lib
 from pyscf.dft.rks import KohnShamDFT
-from pyscf.scf import diis, hf
+from pyscf.scf import diis, hf, uhf
+from pyscf.soscf.newton_ah import _CIAH_SOSCF
+
+from qptlab.errors import InputError
 
 AUXILIARY_BASIS, MAX_ANGULAR_MOMENTUM, MAX_ATOMIC_NUMBER = "def2-universal-jfit", 2, 86
 """Auxiliary basis: its name, its largest angular momentum that is used, and the heaviest element that it has."""
 
 KERNEL_GRID = 20, 50
 """Radial shells and angular points of each atom in the grid of the exchange–correlation kernel."""
+
+MIN_OVERLAP = 1e-8
+"""Smallest eigenvalue of the overlap matrix whose inverse is used."""
+
+LINEAR_DEPENDENCE = 1e-9
+"""Smallest eigenvalue of the repulsion of the auxiliary functions that is used, relative to the largest."""
 
 MIN_DENSITY = 1e-7
 """Smallest density, electrons per bohr³, at which the exchange–correlation kernel is not neglected."""
@@ -46,11 +56,17 @@ SUFFICIENT_DECREASE = 0.7
 MIN_OCCUPATION = 1e-4
 """Smallest occupation of a natural orbital, electrons, whose exchange is not neglected."""
 
-BLOCK, GRID_BLOCK = 64, 4096
-"""Numbers of auxiliary functions and of grid points that are treated together."""
+GRID_BLOCK = 4096
+"""Number of grid points that are treated together."""
 
 MIN_GAP_HARTREE = 0.01
 """Smallest difference of orbital energies in the response."""
+
+EXCHANGE_TOLERANCE = 1e-2
+"""Largest relative change, squared, in the last iteration of the exchange."""
+
+ROUNDING = 1e-5
+"""Relative rounding error of the response of independent electrons, in single precision."""
 
 MIN_STIFFNESS = 0.2
 """Smallest eigenvalue, relative to independent electrons, of the second derivative of the energy."""
@@ -105,28 +121,36 @@ class Response:
         self._nspin = len(dms)
         self._electrons = 2.0 / self._nspin
         aux = _auxiliary(mole)
-        root = scipy.linalg.cholesky(aux.intor("int2c2e"), lower=True)
-        integrals = df.incore.aux_e2(mole, aux, aosym="s2ij").T
-        self._fit = np.ascontiguousarray(scipy.linalg.solve_triangular(root, integrals, lower=True))  # [naux, npair]
+        values, vectors = np.linalg.eigh(aux.intor("int2c2e"))
+        is_large = values > LINEAR_DEPENDENCE * values[-1]
+        basis = vectors[:, is_large] / np.sqrt(values[is_large])  # orthonormal for the Coulomb repulsion
+        self._fit = basis.T @ df.incore.aux_e2(mole, aux, aosym="s2ij").T  # [naux, npair]
+        # [nao, naux, nao]: so products with orbitals, and of two such products, are matrix products. Single precision
+        # is far below the other approximations.
+        self._square = np.asarray(lib.unpack_tril(self._fit)).transpose(1, 0, 2).astype(np.float32, order="C")
         self._exact_exchange = 1.0
-        kernel = np.tile(np.eye(len(root)), (self._nspin, self._nspin, 1, 1))
-        if isinstance(mf, KohnShamDFT):
+        naux = len(self._fit)
+        kernel = np.tile(np.eye(naux), (self._nspin, self._nspin, 1, 1))
+        if isinstance(mf, KohnShamDFT) and mf._numint._xc_type(mf.xc) != "HF":
             self._exact_exchange = mf._numint.rsh_and_hybrid_coeff(mf.xc, mole.spin)[2]
-            kernel += _lda_kernel(mole, dms, aux, root, 1 - self._exact_exchange)
-        self._kernel = kernel.transpose(0, 2, 1, 3).reshape(self._nspin * len(root), -1)
-        energies, vectors = np.linalg.eigh(self._kernel)
-        self._positive_kernel = (vectors * np.maximum(energies, 0.0)) @ vectors.T
+            kernel += _lda_kernel(mole, dms, aux, basis, 1 - self._exact_exchange)
+        self._kernel = kernel.transpose(0, 2, 1, 3).reshape(self._nspin * naux, -1)
 
     @staticmethod
-    def nbytes(mole: gto.mole.MoleBase) -> int:
+    def nbytes(mole: gto.mole.MoleBase, nspin: int) -> int:
         """Return the memory that the response of a molecule needs at most, bytes."""
         naux, nao, nocc = _auxiliary(mole).nao, mole.nao, max(mole.nelec)
-        spins = 2 if mole.spin else 1
-        return 8 * naux * (2 * nao**2 + 3 * spins * nao * nocc + 4 * spins**2 * naux)
+        return 8 * naux * (2 * nao**2 + 3 * nspin * nao * nocc + 4 * nspin**2 * naux)
+
+    @functools.cached_property
+    def _positive_kernel(self) -> Float[np.ndarray, "n n"]:
+        """The kernel without the part of its negative eigenvalues."""
+        energies, vectors = np.linalg.eigh(self._kernel)
+        return (vectors * np.maximum(energies, 0.0)) @ vectors.T
 
     def fock(
         self, mf: hf.SCF, fock: Float[np.ndarray, "*spin nao nao"], dm: Float[np.ndarray, "*spin nao nao"],
-        overlap: Float[np.ndarray, "nao nao"],
+        overlap: Float[np.ndarray, "nao nao"], orthonormal: Float[np.ndarray, "nao nmo"] | None = None,
     ) -> Float[np.ndarray, "*spin nao nao"]:
         """Return the Fock matrix with the potential of the electrons that move when it is diagonalised.
 
@@ -137,13 +161,14 @@ class Response:
           fock: symmetric Fock matrix of `dm`, hartree; for an open shell, one for each spin.
           dm: density matrix, electrons per AO pair; it need not be idempotent.
           overlap: overlap matrix.
+          orthonormal: orthonormal basis in which the mean field diagonalises, if it is smaller than the AO basis.
         """
         focks, dms = _by_spin(fock), _by_spin(dm)
         zero = np.zeros_like(focks)
         moved = accepted = update = _Moved(zero, np.zeros((self._nspin, len(self._fit))), zero)
         best, length, kernel = np.inf, 1.0, self._kernel
         for _ in range(MAX_STEPS):
-            levels = self._levels(mf, focks + self._potential(moved, kernel), overlap)
+            levels = self._levels(mf, focks + self._potential(moved, kernel), overlap, orthonormal)
             new = np.array([self._electrons * spin.filled @ spin.filled.T for spin in levels])
             missing = new - dms - moved.dm
             fitted = self._fitted(missing)
@@ -171,10 +196,11 @@ class Response:
         return lib.pack_tril(dms * twice) @ self._fit.T
 
     def _levels(
-        self, mf: hf.SCF, focks: Float[np.ndarray, "nspin nao nao"], overlap: Float[np.ndarray, "nao nao"]
+        self, mf: hf.SCF, focks: Float[np.ndarray, "nspin nao nao"], overlap: Float[np.ndarray, "nao nao"],
+        orthonormal: Float[np.ndarray, "nao nmo"] | None,
     ) -> list[_Levels]:
         """Return the orbitals of Fock matrices, from the mean field's own diagonalisation."""
-        energies, orbitals = mf.eig(focks if self._nspin == 2 else focks[0], overlap)
+        energies, orbitals = mf.eig(focks if self._nspin == 2 else focks[0], overlap, x=orthonormal)
         levels = []
         for energy, coefficients, nocc in zip(
             np.reshape(energies, (self._nspin, -1)), _by_spin(orbitals), getattr(mf, "nelec", mf.mol.nelec),
@@ -185,7 +211,8 @@ class Response:
             gap = np.maximum(energy[nocc:] - energy[:nocc, None], MIN_GAP_HARTREE)
             filled, empty = coefficients[:, :nocc], coefficients[:, nocc:]
             half = self._half(filled)
-            levels.append(_Levels(filled, empty, gap, half, (half.T @ empty).reshape(len(self._fit), *gap.shape)))
+            pairs = half.T @ empty.astype(np.float32)
+            levels.append(_Levels(filled, empty, gap, half, pairs.reshape(len(self._fit), *gap.shape)))
         return levels
 
     def _step(
@@ -255,7 +282,7 @@ class Response:
             if norm > change:
                 break
             pairs, change, of_pairs = following, norm, exchange(following)
-            if norm < 1e-3 * sum(np.sum(x**2) for x in pairs):
+            if norm < EXCHANGE_TOLERANCE * sum(np.sum(x**2) for x in pairs):
                 break
         delta = density(pairs)
         return kernel, missing.plus(_Moved(delta, self._fitted(delta), of_missing + of_pairs))
@@ -264,48 +291,95 @@ class Response:
         """Return the derivative of the fitted density with respect to its potential, for independent electrons."""
         blocks = []
         for spin in levels:
-            weighted = (spin.pairs / np.sqrt(spin.gap)).reshape(len(self._fit), -1)
-            blocks.append(-2 * self._electrons * weighted @ weighted.T)
+            weighted = (spin.pairs / np.sqrt(spin.gap).astype(np.float32)).reshape(len(self._fit), -1)
+            blocks.append(-2 * self._electrons * (weighted @ weighted.T).astype(float))
         return np.asarray(scipy.linalg.block_diag(*blocks))
 
     def _is_stable(self, response: Float[np.ndarray, "n n"]) -> bool:
         """Return True if the energy has a minimum for the density, with the kernel and independent electrons."""
         identity = np.eye(len(response))
         try:
-            root = np.linalg.cholesky(1e-9 * identity - response)
+            root = np.linalg.cholesky(ROUNDING * np.abs(response).max() * identity - response)
             np.linalg.cholesky((1 - MIN_STIFFNESS) * identity + root.T @ self._kernel @ root)
         except np.linalg.LinAlgError:
             return False
         return True
 
     def _half(self, orbitals: Float[np.ndarray, "nao n"]) -> Float[np.ndarray, "nao m"]:
-        """Return fitted integrals of an atomic orbital, of each auxiliary function and each of some orbitals."""
-        out = np.empty((len(orbitals), len(self._fit), orbitals.shape[1]))
-        for first in range(0, len(self._fit), BLOCK):
-            block = lib.unpack_tril(self._fit[first : first + BLOCK]) @ orbitals
-            out[:, first : first + BLOCK] = block.transpose(1, 0, 2)
-        return out.reshape(len(orbitals), -1)
+        """Return fitted integrals of an atomic orbital, and of each auxiliary function and each of some orbitals."""
+        nao = len(self._square)
+        return (self._square.reshape(-1, nao) @ orbitals.astype(np.float32)).reshape(nao, -1)
 
     def _exchange(
         self, dms: Float[np.ndarray, "nspin nao nao"], overlap: Float[np.ndarray, "nao nao"]
     ) -> Float[np.ndarray, "nspin nao nao"]:
         """Return the exact exchange of symmetric density matrices, from their natural orbitals."""
+        values, vectors = np.linalg.eigh(overlap)
+        root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+        inverse_root = (vectors / np.sqrt(np.maximum(values, MIN_OVERLAP))) @ vectors.T
         exchanges = []
         for dm in dms:
-            occupations, orbitals = scipy.linalg.eigh(overlap @ dm @ overlap, overlap)
+            occupations, orbitals = np.linalg.eigh(root @ dm @ root)
+            orbitals = inverse_root @ orbitals
             is_large = np.abs(occupations) > MIN_OCCUPATION
             half = self._half(orbitals[:, is_large])
-            weights = np.tile(occupations[is_large], len(self._fit))
+            weights = np.tile(occupations[is_large], len(self._fit)).astype(np.float32)
             exchanges.append(-self._exact_exchange / self._electrons * (half * weights) @ half.T)
         return np.array(exchanges)
 
 
 def accelerated(mf: hf.SCF) -> hf.SCF:
-    """Return a copy of a mean field that fills its lowest orbitals, with `ResponseDIIS`."""
-    copy = mf.copy()
+    """Return a copy of a mean field whose SCF has the response of the electrons.
+
+    Raises:
+      InputError: if `check` refuses the mean field.
+    """
+    check(mf)
+    copy = independent(mf)
     copy.DIIS = ResponseDIIS
-    copy.diis_start_cycle = 0  # most electrons move from the guess
+    if "diis_start_cycle" not in vars(mf):
+        copy.diis_start_cycle = 0  # most electrons move from the guess
     return copy
+
+
+def independent(mf: hf.SCF) -> hf.SCF:
+    """Return a copy of a mean field that shares nothing that `reset` or a new geometry changes in place."""
+    copy = mf.copy()
+    for name in ("grids", "nlcgrids", "with_df"):
+        if getattr(mf, name, None):
+            setattr(copy, name, getattr(mf, name).copy())
+    copy._opt = {None: None}
+    return copy
+
+
+def check(mf: hf.SCF) -> None:
+    """Raise an `InputError` for a mean field whose SCF the response does not fit.
+
+    It has to be restricted or unrestricted with DIIS, and to fill its lowest orbitals: with other occupations, the
+    potential of the response would not vanish at self-consistency.
+    """
+    if not isinstance(mf, hf.RHF | uhf.UHF) or isinstance(mf, _CIAH_SOSCF):
+        raise InputError(
+            f"Expected a restricted or unrestricted mean field with DIIS, got {type(mf).__name__}; use RKS, UKS, RHF "
+            "or UHF."
+        )
+    if mf.diis is not True or not issubclass(mf.DIIS, diis.CDIIS):
+        found = f"diis = {mf.diis}" if mf.diis is not True else mf.DIIS.__name__
+        raise InputError(f"Expected a mean field with PySCF's default DIIS, got {found}; use mf.diis = True.")
+    own = "get_occ" in vars(mf) or type(mf).get_occ.__module__ not in _AUFBAU_MODULES
+    if own or getattr(mf, "irrep_nelec", None):
+        raise InputError(
+            f"Expected a mean field that fills its lowest orbitals, got {type(mf).__name__} with occupations of its "
+            "own, such as smearing; use it without ql.accelerate."
+        )
+    symbols = {mf.mol.atom_pure_symbol(i) for i in range(mf.mol.natm)}
+    if missing := sorted(symbol for symbol in symbols if gto.charge(symbol) > MAX_ATOMIC_NUMBER):
+        raise InputError(
+            f"Expected elements up to Rn, got {', '.join(missing)}; use the mean field without ql.accelerate."
+        )
+
+
+_AUFBAU_MODULES = tuple(f"pyscf.scf.{name}" for name in ("hf", "uhf", "hf_symm", "uhf_symm"))
 
 
 class ResponseDIIS(diis.CDIIS):
@@ -314,24 +388,34 @@ class ResponseDIIS(diis.CDIIS):
     def __init__(self, mf=None, filename=None, Corth=None):
         super().__init__(mf, filename, Corth)
         self._response: Response | None = None
+        self._is_first = True
 
     def update(self, s, d, f, mf, *_, f_prev=None, **__):
         """Return the next Fock matrix to diagonalise. Densities are combined with the weights of Fock matrices."""
+        if self._is_first:
+            check(mf)  # it may have changed since `accelerated`
+            self._prepare(mf, d)
+        if self._response is None:
+            return super().update(s, d, f, f_prev=f_prev)
+        error = diis.get_err_vec(s, d, f, self.Corth)
         if self.damp and f_prev is not None:
             f = f * (1 - self.damp) + f_prev * self.damp
-        error = diis.get_err_vec(s, d, f, self.Corth)
         fock, dm = lib.diis.DIIS.update(self, np.stack([f, d]), xerr=error)
         if self.rollback and len(self._bookkeep) == self.space:
             self._bookkeep = self._bookkeep[-self.rollback :]
-        if Response.nbytes(mf.mol) > mf.max_memory * 1e6 / 2:
+        return self._response.fock(mf, fock, dm, s, self.Corth)
+
+    def _prepare(self, mf: hf.SCF, dm: Float[np.ndarray, "*spin nao nao"]) -> None:
+        self._is_first = False
+        self.incore = True  # PySCF mixes up matrices in memory and on disk if they are twice as large as the errors
+        needed = Response.nbytes(mf.mol, len(_by_spin(dm))) / 1e6
+        if needed > mf.max_memory / 2:
             lib.logger.warn(
-                mf, "Expected %.0f MB of memory for the response of the electrons, got max_memory = %.0f; DIIS "
-                "continues without it. Set a larger mf.max_memory.", Response.nbytes(mf.mol) * 2e-6, mf.max_memory,
+                mf, "Expected max_memory of %.0f MB for the response of the electrons, got %.0f MB; the SCF goes on "
+                "with DIIS alone. Set a larger mf.max_memory.", 2 * needed, mf.max_memory,
             )
-            return fock
-        if self._response is None:
-            self._response = Response(mf, d)
-        return self._response.fock(mf, fock, dm, s)
+            return
+        self._response = Response(mf, dm)
 
 
 def _by_spin(matrix: Float[np.ndarray, "*spin n m"]) -> Float[np.ndarray, "nspin n m"]:
@@ -341,17 +425,21 @@ def _by_spin(matrix: Float[np.ndarray, "*spin n m"]) -> Float[np.ndarray, "nspin
 
 
 def _auxiliary(mole: gto.mole.MoleBase) -> gto.mole.MoleBase:
-    """Return the molecule with the auxiliary basis."""
-    full = df.make_auxmol(mole, AUXILIARY_BASIS)._basis
-    small = {
-        atom: [shell for shell in shells if shell[0] <= MAX_ANGULAR_MOMENTUM] for atom, shells in full.items()
+    """Return the nuclei of a molecule with the auxiliary basis; ghost atoms have none."""
+    nuclei = [
+        (mole.atom_pure_symbol(i), mole.atom_coord(i)) for i in range(mole.natm)
+        if gto.charge(mole.atom_symbol(i)) > 0
+    ]
+    basis = {
+        symbol: [shell for shell in gto.basis.load(AUXILIARY_BASIS, symbol) if shell[0] <= MAX_ANGULAR_MOMENTUM]
+        for symbol in {symbol for symbol, _ in nuclei}
     }
-    return df.make_auxmol(mole, small)
+    return gto.M(atom=nuclei, basis=basis, unit="Bohr", spin=None, cart=mole.cart, verbose=0)
 
 
 def _lda_kernel(
     mole: gto.mole.MoleBase, dms: Float[np.ndarray, "nspin nao nao"], aux: gto.mole.MoleBase,
-    root: Float[np.ndarray, "naux naux"], share: float,
+    basis: Float[np.ndarray, "nfunction naux"], share: float,
 ) -> Float[np.ndarray, "nspin nspin naux naux"]:
     """Return the exchange–correlation kernel of LDA in the orthonormal auxiliary basis.
 
@@ -359,7 +447,7 @@ def _lda_kernel(
       mole: molecule with the atomic orbitals.
       dms: density matrices of one or two spins.
       aux: molecule with the auxiliary basis.
-      root: Cholesky factor of the Coulomb integrals of the auxiliary basis.
+      basis: coefficients of the orthonormal auxiliary basis.
       share: share of exchange that is not exact.
     """
     grids: Any = dft.gen_grid.Grids(mole)  # its attributes have no types
@@ -378,5 +466,4 @@ def _lda_kernel(
         for i in range(nspin):
             for j in range(nspin):
                 kernel[i, j] += functions.T @ (weights[i + j][:, None] * functions)  # spins: αα, αβ, ββ
-    half = scipy.linalg.solve_triangular(root, kernel.reshape(-1, aux.nao, aux.nao), lower=True)
-    return scipy.linalg.solve_triangular(root, half.transpose(0, 2, 1), lower=True).reshape(kernel.shape)
+    return basis.T @ kernel @ basis

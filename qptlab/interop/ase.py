@@ -10,7 +10,7 @@ from ase.optimize import BFGS
 
 from qptlab.errors import InputError
 from qptlab.models.contract import Model, require
-from qptlab.system.molecule import Molecule
+from qptlab.system.molecule import Molecule, stated_charge
 from qptlab.units import BOHR_ANGSTROM, HARTREE_EV
 
 
@@ -67,10 +67,9 @@ class ModelCalculator(Calculator):
     def _molecule(self) -> Molecule:
         if self.atoms is None:
             raise InputError("Expected atoms to calculate, got none; use calculate(atoms).")
-        if np.any(self.atoms.pbc):
-            raise InputError("Expected a molecule, got a periodic system; use pbc=False.")
         atoms = self.atoms.copy()
-        atoms.info.setdefault("charge", self.model.charge)
+        if stated_charge(atoms) is None:
+            atoms.info["charge"] = self.model.charge
         return Molecule.from_ase(atoms)
 
 

@@ -74,6 +74,10 @@ class CorrectionPredictor:
             raise InputError("Expected arrays of the network in the model file, got different shapes; restore it.")
         return cls(model, arrays or None, systems)
 
+    def __reduce__(self) -> tuple:
+        """Return how a copy is made in another process: compiled functions stay here."""
+        return CorrectionPredictor.rebuild, (self.description(), jax.tree.map(np.asarray, self.arrays()))
+
     def description(self) -> dict:
         """Return the settings that rebuild the model together with `arrays`; JSON types only."""
         return {

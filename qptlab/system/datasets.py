@@ -14,6 +14,7 @@ import importlib.util
 import itertools
 import pathlib
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast, overload
 
@@ -212,7 +213,7 @@ def qm9() -> QM9:
     return QM9(files, np.arange(sum(len(file.offsets) for file in files)))
 
 
-def read_molecules(texts: Sequence[str]) -> list[Molecule]:
+def read_molecules(texts: Sequence[str], *, skip_bad: bool = False) -> list[Molecule]:
     """Return the different molecules of several texts.
 
     Molecules are different if their elements, charges, spins or bonds differ, whatever the order of their atoms.
@@ -221,14 +222,19 @@ def read_molecules(texts: Sequence[str]) -> list[Molecule]:
       texts: texts as for `Molecule.parse`. An XYZ file may hold several molecules: the first frame of each is taken.
         A `.smi` file has SMILES at the beginning of each line. "qm9" is the whole of QM9, and "qm9:max_heavy=4" a
         part, see `read_qm9`.
+      skip_bad: if true, lines of a `.smi` file that cannot be used are left out with a warning, such as a header or a
+        salt; else they are an error.
+
+    Warns:
+      UserWarning: for each line that is left out.
 
     Raises:
-      InputError: if a text cannot be read.
+      InputError: if a text cannot be read, or nothing can be used.
 
     >>> [mol.formula for mol in read_molecules(["water", "CO", "OC", "CCO", "COC"])]
     ['H2O', 'CH4O', 'C2H6O', 'C2H6O']
     """
-    return different(itertools.chain.from_iterable(map(_read_several, texts)))
+    return different(itertools.chain.from_iterable(_read_several(text, skip_bad=skip_bad) for text in texts))
 
 
 def different(mols: Iterable[Molecule]) -> list[Molecule]:
@@ -252,7 +258,7 @@ def _hash_of_bonds(mol: Molecule) -> str:
     return nx.weisfeiler_lehman_graph_hash(mol.graph(), node_attr="symbol")
 
 
-def _read_several(text: str) -> Iterable[Molecule]:
+def _read_several(text: str, *, skip_bad: bool) -> Iterable[Molecule]:
     suffix = pathlib.Path(text).suffix.lower() if len(text) < MAX_SMILES_CHARACTERS else ""
     if text.partition(":")[0] == "qm9":
         return read_qm9(text)
@@ -268,10 +274,24 @@ def _read_several(text: str) -> Iterable[Molecule]:
             f"Expected a file of SMILES, got {text}, which cannot be read ({reason}); use a file with SMILES on each "
             "line."
         ) from None
-    smiles = [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
-    if not smiles:
-        raise InputError(f"Expected SMILES on each line of {text}, got none; use lines such as CCO.")
-    return [Molecule.from_smiles(word) for word in smiles]
+    numbered = [
+        (number, line.split()[0]) for number, line in enumerate(lines, start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    mols = []
+    for number, smiles in numbered:
+        try:
+            mols.append(Molecule.from_smiles(smiles))
+        except InputError as error:
+            if not skip_bad:
+                raise InputError(f"Line {number} of {text}: {error}") from None
+            warnings.warn(f"Line {number} of {text} is left out: {error}", stacklevel=3)
+    if not mols:
+        raise InputError(
+            f"Expected SMILES on each line of {text}, got {'none' if not numbered else 'none that can be used'}; use "
+            "lines such as CCO."
+        )
+    return mols
 
 
 def read_qm9(text: str) -> QM9:

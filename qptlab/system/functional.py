@@ -179,20 +179,35 @@ def is_builtin(functional: Functional) -> bool:
     return functional.name in _BUILTIN
 
 
+ALIASES = types.MappingProxyType({
+    "hartree-fock": "hf", "svwn": "lda", "svwn5": "lda", "slater,vwn": "lda", "slater,vwn5": "lda", "lda,vwn5": "lda",
+    "spw92": "pw92", "slater,pw": "pw92", "slater,pw92": "pw92", "lda,pw92": "pw92", "b3lyp/g": "b3lyp",
+    "pbe1pbe": "pbe0", "pbeh": "pbe0", "r2scan,r2scan": "r2scan",
+})
+"""Other names of the built-in functionals; PySCF's name of a functional is one, too."""
+
+
 def functional(xc: str | Functional) -> Functional:
     """Return the record of a functional.
 
     Args:
-      xc: name in the register, or the record itself.
+      xc: name in the register or one of `ALIASES`, in any case; or the record itself.
 
     Raises:
       InputError: if no functional has the name.
+
+    >>> functional("PBE,PBE").name, functional("svwn").name
+    ('pbe', 'lda')
     """
     if isinstance(xc, Functional):
         return xc
-    if not isinstance(xc, str) or xc not in _REGISTER:
+    name = "".join(xc.split()).lower() if isinstance(xc, str) else ""
+    if name not in _REGISTER:
+        known_to_pyscf = (record.name for record in _REGISTER.values() if record.pyscf_name == name)
+        name = ALIASES.get(name) or next(known_to_pyscf, "")
+    if name not in _REGISTER:
         raise InputError(
             f"Functional {shown(xc)} is not known; use one of {', '.join(_REGISTER)}, or register a functional of "
             "your own with qptlab.register_functional."
         )
-    return _REGISTER[xc]
+    return _REGISTER[name]

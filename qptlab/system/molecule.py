@@ -253,7 +253,7 @@ class Molecule:
         return cls(
             tuple(atoms.get_chemical_symbols()),
             atoms.get_positions() / BOHR_ANGSTROM,
-            _charge(atoms) or 0,
+            stated_charge(atoms) or 0,
             name or str(atoms.info.get("name", "")),
             _spin(atoms),
         )
@@ -380,8 +380,12 @@ CHARGES = ("charge", "total_charge")
 MULTIPLICITIES = ("multiplicity", "spin_multiplicity")
 
 
-def _charge(atoms: ase.Atoms) -> int | None:
-    """Return the charge that an `ase.Atoms` states."""
+def stated_charge(atoms: ase.Atoms) -> int | None:
+    """Return the charge that an `ase.Atoms` states; None if it states none.
+
+    Raises:
+      InputError: if it states two, or no whole number.
+    """
     stated = _stated(atoms.info, CHARGES)
     return _sum_of(atoms, "initial_charges", "charge") if stated is None else stated
 
