@@ -12,7 +12,7 @@ process of its own:
 - labels, then energy: half of the time for each, the second starts from the first.
 
 The models are tested, without DFT iterations and with two, on twelve molecules of QH9's random test part, and without
-them on three of its test by size. Elements are C, H, N and O. References as in `qm9.py`. Writes
+them on three of its test by size, none of which was trained on. Elements are C, H, N and O. References as in `qm9.py`. Writes
 `results/qm9-training.json` and `.md` after each arm; arms that are in the file are not repeated.
 """
 
@@ -34,6 +34,7 @@ from qm9 import errors, kept
 import qptlab as ql
 from qptlab import tables
 from qptlab.benchmarking import bench
+from qptlab.evaluation.reference import Reference
 from qptlab.models.systems import make_systems
 from qptlab.units import significant
 
@@ -83,10 +84,11 @@ ARMS = {
 
 def train(arm: Arm, minutes: float, folder: pathlib.Path) -> tuple[ql.CorrectionPredictor, dict]:
     """Return the trained model, and numbers of the training."""
-    start = None
+    start, before = None, 0
     if arm.after is not None:
         minutes = minutes / 2
-        start, _ = train(arm.after, minutes, folder / "first")
+        start, first = train(arm.after, minutes, folder / "first")
+        before = first["step"]
     config = ql.TrainConfig(
         minutes=minutes, sampling=ql.Sampling("modes"), seed=arm.seed, loss=arm.loss, reuse=arm.reuse, validation=1,
     )
@@ -95,7 +97,15 @@ def train(arm: Arm, minutes: float, folder: pathlib.Path) -> tuple[ql.Correction
     )
     trainer.run()
     last = ql.Run.open(folder / "run").metrics()[-1]
-    return trainer.predictor, {key: value for key, value in last.items() if isinstance(value, int | float)}
+    numbers = {key: value for key, value in last.items() if isinstance(value, int | float)}
+    return trainer.predictor, numbers | {"step": numbers["step"] + before}
+
+
+def converged(mol: ql.Molecule, method: ql.Method) -> Reference:
+    """Return the converged reference of a molecule."""
+    answer = kept(mol, method, None)
+    assert answer.converged, f"PySCF does not converge for {mol.name}"
+    return answer
 
 
 def test(model: ql.CorrectionPredictor) -> dict[str, Any]:
@@ -106,6 +116,8 @@ def test(model: ql.CorrectionPredictor) -> dict[str, Any]:
     exact = dataclasses.replace(rebuilt.method, eri="auto", auxbasis=None)
     small = ql.datasets.read_qm9(f"qm9:max_heavy=5,elements={ELEMENTS},split=random-test").draw(TEST, seed=2)
     large = ql.datasets.read_qm9("qm9:split=size-test,count=20")[:LARGER]
+    unseen = not any(map(model.was_trained_on, [*small, *large]))
+    assert unseen, "A molecule of the test was trained on."
     # Molecules of a few shared sizes, so that little is compiled.
     systems, _ = make_systems([*small, *large], rebuilt.method, rebuilt.config, rebuilt.model.kinds)
     model = ql.CorrectionPredictor(rebuilt.model, rebuilt.params, systems)
@@ -113,15 +125,17 @@ def test(model: ql.CorrectionPredictor) -> dict[str, Any]:
     for n, title, mols in ((0, "small", small), (2, "small", small), (0, "large", large)):
         predictor = model.with_iterations(n)
         found[f"{title}, n = {n}"] = [
-            errors(predictor(mol), kept(mol, exact, None), mol, exact) for mol in mols
+            errors(predictor(mol), converged(mol, exact), mol, exact) for mol in mols
         ]
     return found
 
 
 def page(record: dict) -> str:
     """Return the table and its description."""
-    lines = []
+    lines: list[list[str]] = []
+    notes: dict[str, list[str]] = {}
     for name, arm in record["arms"].items():
+        notes.setdefault(arm.get("note", record.get("note", "")), []).append(name)
         cells = [name, f"{arm['training']['step']:.0f}"]
         for key in ("small, n = 0", "large, n = 0", "small, n = 2"):
             energies = np.abs([row["energy_mev"] for row in arm["errors"][key]])
@@ -131,7 +145,7 @@ def page(record: dict) -> str:
         lines.append(cells)
     return "\n".join([
         "# Molecules, labels and seed", "", f"    {record['command']}", "", bench.describe(record["machine"]), "",
-        *([record["note"], ""] if record["note"] else []),
+        *[f"{'; '.join(names)}: {note}\n" for note, names in notes.items() if note],
         f"{METHOD.label}; each training takes {record['minutes']:g} minutes, labels and compilation included; the "
         "largest molecules have five heavy atoms, with 1,000 molecules seven, with 10,000 eight. Means of absolute "
         f"errors of energies (meV) and Fock matrices (µHa) with standard errors, on {TEST} molecules with up to five "
@@ -168,11 +182,10 @@ def main(
     measured = {"training": training, "errors": test(model)}
     if path.exists():
         record = json.loads(path.read_text())  # other arms may have been measured since
-    record["arms"][one] = measured
-    record |= {"command": f"python benchmarks/qm9_training.py --minutes {minutes:g}", "machine": bench.machine(),
-               "note": note}
+    record["arms"][one] = measured | {"note": note}
+    record |= {"command": f"python benchmarks/qm9_training.py --minutes {minutes:g}", "machine": bench.machine()}
     bench.keep(results, "qm9-training", record, page(record))
-    typer.echo(page(record).splitlines()[-2])
+    typer.echo(f"{one}: done")
     shutil.rmtree(folder)
 
 

@@ -270,7 +270,9 @@ def test_the_options_of_pyscf_stay_in_force(change):
     assert ours.e_tot == pytest.approx(usual.e_tot, abs=tol.SCF_ENERGY)
 
 
-COINCIDENT = {"atom": "H 0 0 0; F 0 0 .95; GHOST-H 0 0 0", "basis": {"default": "6-31g", "GHOST-H": [[0, [0.3, 1.0]]]}}
+COINCIDENT = {
+    "atom": "H 0 0 0; F 0 0 .95; GHOST-H 0 0 0", "basis": {"default": "6-31g", "GHOST-H": [[0, [0.3, 1.0]]]},
+}
 NEARLY_DEPENDENT = [
     {"atom": "H 0 0 0; F 0 0 .95; GHOST-H 0 0 0.001", "basis": "6-31g"},
     {"atom": "H 0 0 0; F 0 0 .95; X 0 0 2", "basis": {"default": "6-31g", "X": [[0, [0.3, 1.0]]]}},

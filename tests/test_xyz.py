@@ -36,6 +36,9 @@ READ = {
     "words behind the count": WATER.replace("3\n", "3 ! atoms\n", 1),
     "a byte order mark": f"\ufeff{WATER}",
     "line ends of Windows": WATER.replace("\n", "\r\n"),
+    "an ellipsis of Windows in the comment": WATER.replace("water", "water\x85 and more\u2028"),
+    "an energy and words": WATER.replace("water", "E = -76.4 charge 0 mult 1"),
+    "a word that is a setting": WATER.replace("water", "total charge E=-1"),
     "a comment with a property": WATER.replace("water", "Properties of water"),
     "a comment that looks like settings": WATER.replace("water", "E = -76.4 (see = \"x"),
     "a comment with braces": WATER.replace("water", "a={1, 2"),
@@ -85,12 +88,25 @@ def test_isotopes_are_hydrogen_and_that_is_said(symbol):
 
 @pytest.mark.parametrize(("comment", "charge", "spin"), [
     ("charge=1 spin=1", 1, 1), ("total_charge=1", 1, 1), ("charge=0 multiplicity=3", 0, 2),
-    ("spin_multiplicity=3", 0, 2), ("0 3", 0, 2), ("1 2", 1, 1), ("-1 2", -1, 1), ("Multiplicity: 3", 0, 2),
+    ("spin_multiplicity=3", 0, 2), ("Multiplicity: 3", 0, 2), ("charge: 1 energy=-76.4", 1, 1), ("mult=3", 0, 2),
+    ("charge 1 spin 1", 1, 1), ("charge=-1; multiplicity=2", -1, 1),
     ("Charge = 1", 1, 1), ("charge=0 total_charge=0", 0, 0), ("multiplicity=3 spin=2", 0, 2),
 ])
 def test_charge_and_spin_are_read_under_every_name(comment, charge, spin):
     (mol,) = ql.read_xyz(WATER.replace("water", comment))
     assert (mol.charge, mol.spin) == (charge, spin)
+
+
+@pytest.mark.parametrize(("comment", "charge", "spin"), [("0 3", 0, 2), ("1 2", 1, 1), ("-1 2", -1, 1)])
+def test_two_whole_numbers_are_charge_and_multiplicity_and_that_is_said(comment, charge, spin):
+    with pytest.warns(UserWarning, match=f"\"{comment}\" .* charge and multiplicity"):
+        (mol,) = ql.read_xyz(WATER.replace("water", comment))
+    assert (mol.charge, mol.spin) == (charge, spin)
+
+
+def test_frames_that_only_look_like_qm9_are_kept():
+    frames = ql.read_xyz("".join(f"1\ngdb {number}\n{symbol} 0 0 0\n" for number, symbol in enumerate(["He", "Ne"])))
+    assert [mol.formula for mol in frames] == ["He", "Ne"]
 
 
 @pytest.mark.parametrize(("text", "said"), [
@@ -102,13 +118,27 @@ def test_charge_and_spin_are_read_under_every_name(comment, charge, spin):
     (WATER.replace("water", "charge=1 total_charge=0"), "got charge=1 and total_charge=0"),
     (WATER.replace("water", "multiplicity=3 spin=0"), "0 unpaired electrons and multiplicity 3"),
     (WATER.replace("water", "multiplicity=0"), "multiplicity from 1"),
-    (WATER.replace("water", "1 1"), "9 electrons at charge 1"),
+    (WATER.replace("O ", "CA "), "got 'CA' in line 3"), (WATER.replace("H ", "HE1 ", 1), "got 'HE1' in line 4"),
+    (WATER.replace("O ", "9" * 5000 + " "), "'99999"),
+    (WATER.replace("water", "Atoms. Timestep: 0"), "atom types of LAMMPS in line 3"),
+    (WATER.replace("water", "charge=1e400"), "charge"), (WATER.replace("water", "charge=" + "9" * 400), "charge"),
+    (WATER.replace("water", "Properties=species:S:99999999999:pos:R:3"), "up to 9999 columns"),
     (WATER.replace("water", "charge=x"), "charge x"),
     (WATER.replace("water", 'Lattice="5 0 0 0 5 0 0 0 5"'), "periodic cell; use pbc=False"),
     (WATER + "VEC1 1 0 0\n", "periodic cell in line 6"),
 ])
 def test_what_is_not_understood_is_refused_with_the_line(text, said):
     assert said in refused(ql.read_xyz, text)
+
+
+def test_a_file_does_not_hide_smiles_and_is_not_quoted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "CCO").write_text(WATER)
+    assert ql.Molecule.parse("CCO").formula == "C2H6O"
+    (tmp_path / "secret.txt").write_text("password\n")
+    message = refused(ql.Molecule.parse, "secret.txt")
+    assert "secret.txt" in message
+    assert "password" not in message
 
 
 @pytest.mark.parametrize("name", ["water.extxyz", "water.txt", "water", "water.XYZ", "water.gz.bak"])

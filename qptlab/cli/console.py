@@ -14,6 +14,7 @@ from qptlab.cli.settings import Options
 from qptlab.errors import InputError
 from qptlab.sampling import Sampler as SamplerRecord
 from qptlab.sampling import Sampling, parameters, parameters_from_text, samplers
+from qptlab.system.molecule import MAX_XYZ_BYTES, decoded
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -25,7 +26,12 @@ def _samplers_with(parameter: str) -> str:
 
 def _given(text: str) -> str:
     """Return the text of a molecule, from the standard input for "-"."""
-    return sys.stdin.read() + "\n" if text == "-" else text
+    if text != "-":
+        return text
+    try:
+        return decoded(sys.stdin.buffer.read(MAX_XYZ_BYTES)) + "\n"
+    except UnicodeDecodeError:
+        raise InputError("Expected XYZ or SMILES on the standard input, got bytes that are no text.") from None
 
 
 MoleculeArgument = Annotated[

@@ -285,7 +285,7 @@ def _parse(title: str | pathlib.Path, frames: Sequence[ase.Atoms]) -> tuple[list
 
 def _frames(path: pathlib.Path) -> list[ase.Atoms]:
     try:
-        text = read_limited(path)
+        text = read_limited(path, limit=np.inf)
     except OSError as error:
         message = f"Expected a file of labels, got {path}, which cannot be read ({error.strerror})"
         raise InputError(f"{message}; use a file from qptlab label.") from None

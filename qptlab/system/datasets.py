@@ -262,7 +262,7 @@ def _read_several(text: str, *, skip_bad: bool) -> Iterable[Molecule]:
     suffix = pathlib.Path(text).suffix.lower() if len(text) < MAX_SMILES_CHARACTERS else ""
     if text.partition(":")[0] == "qm9":
         return read_qm9(text)
-    if suffix in XYZ_SUFFIXES or (suffix != ".smi" and is_file(text)):
+    if suffix in XYZ_SUFFIXES or (suffix and suffix != ".smi" and is_file(text)):
         return read_xyz(text)
     if suffix != ".smi":
         return [Molecule.parse(text)]

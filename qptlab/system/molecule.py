@@ -263,7 +263,8 @@ class Molecule:
         """Return the molecule of a user's text: a built-in name, the path of an XYZ file, XYZ text or SMILES.
 
         Args:
-          text: text of the user. Every file that exists is read as XYZ, whatever its ending.
+          text: text of the user. A file with another ending than .xyz or .extxyz is read as XYZ, too, if its name is
+            no SMILES.
           spin: number of unpaired electrons; None for that of the text, or else the lowest possible.
 
         Raises:
@@ -280,14 +281,27 @@ class Molecule:
         stripped = text.strip()
         if stripped.lower().replace("-", " ") in _builtin():
             return cls.from_name(stripped)
-        if "\n" in stripped or stripped.lower().endswith(XYZ_SUFFIXES) or is_file(stripped):
+        if "\n" in stripped or stripped.lower().endswith(XYZ_SUFFIXES):
             return cls.from_xyz(text if "\n" in stripped else stripped)
         try:
             return cls.from_smiles(stripped)
         except _NotSmilesError:
+            if is_file(stripped):
+                return cls._from_other_file(stripped)
             raise InputError(
                 f"Expected a molecule, got {shown(stripped)}, which cannot be read as a molecule; use SMILES such as "
                 f"CCO, an .xyz file, or one of {', '.join(_builtin())}."
+            ) from None
+
+    @classmethod
+    def _from_other_file(cls, path: str) -> "Molecule":
+        """Return the molecule of a file with another ending; no message quotes it, as it may be any file."""
+        try:
+            return cls.from_xyz(path)
+        except InputError:
+            raise InputError(
+                f"Expected a molecule, got the file {shown(path)}, which is no XYZ that can be used; use a name with "
+                ".xyz at the end, and the message says which line is wrong."
             ) from None
 
 
@@ -344,16 +358,28 @@ def _too_large(title: str) -> str:
     return f"Expected a file of at most {MAX_XYZ_BYTES // 10**6} MB, got {title}, which is larger; use a part of it."
 
 
-def read_limited(path: pathlib.Path) -> str:
-    """Return the text of a file.
+def read_limited(path: pathlib.Path, limit: float = MAX_XYZ_BYTES) -> str:
+    """Return the text of a file, in UTF-8, UTF-16 with a byte order mark, or Latin-1.
+
+    Args:
+      path: the file.
+      limit: largest size, bytes.
 
     Raises:
       InputError: if the file is too large.
       UnicodeDecodeError: if it is not text.
     """
-    if path.is_file() and path.stat().st_size > MAX_XYZ_BYTES:
+    if path.is_file() and path.stat().st_size > limit:
         raise InputError(_too_large(str(path)))
-    content = path.read_bytes()
+    return decoded(path.read_bytes())
+
+
+def decoded(content: bytes) -> str:
+    """Return the text of bytes.
+
+    Raises:
+      UnicodeDecodeError: if they are no text.
+    """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16")
     if b"\0" in content:
@@ -377,7 +403,7 @@ def _check_elements(symbols: Sequence[str], title: str) -> None:
 
 
 CHARGES = ("charge", "total_charge")
-MULTIPLICITIES = ("multiplicity", "spin_multiplicity")
+MULTIPLICITIES = ("multiplicity", "spin_multiplicity", "mult", "spin_mult")
 
 
 def stated_charge(atoms: ase.Atoms) -> int | None:
@@ -436,9 +462,9 @@ MAX_ROUNDING = 0.01
 
 def _whole(value, key: str) -> int | None:
     try:
-        if value is not None and int(value) != value:
+        if value is not None and (isinstance(value, bool | np.bool_) or int(value) != value):
             raise ValueError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"Expected a whole number as {key}, got {key} {str(value)[:60]}; use 0 or 1.") from None
     return None if value is None else int(value)
 

@@ -6,7 +6,9 @@ Each frame is brought into the extended XYZ that ASE reads. Beside plain and ext
 - exponents of Fortran (1.2D-01) and of QM9's raw files (1.2*^-1);
 - blank lines around a frame, words behind the number of atoms, further columns of numbers, and the three lines with
   which a frame of QM9 ends;
-- comments with any words; two whole numbers are charge and multiplicity.
+- comments with any words; two whole numbers are charge and multiplicity, with a warning.
+
+Atom types of LAMMPS, and names of proteins' atoms such as CA, are refused.
 """
 
 import io
@@ -27,10 +29,19 @@ EXAMPLE = "the number of atoms, a comment line, and one line per atom: symbol, x
 
 ISOTOPES = {"D": "H", "T": "H"}
 
+AMBIGUOUS = ("CA", "HE", "NE")
+"""Symbols in capitals that are names of atoms of other elements in proteins."""
+
+MAX_CHARACTERS = 60
+"""Longest number that is read."""
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _COLUMNS = "Properties=species:S:1:pos:R:3"
 _NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))(?:(?:[eEdDqQ]|\*\^)([-+]?\d+))?$")
 _LABEL = re.compile(r"([A-Za-z]{1,2})(?:[_-]?\d+[A-Za-z']*|[_-]\w+)?$")
-_PAIR = re.compile(r"\b(charge|spin|total_charge|multiplicity|spin_multiplicity)\s*[=:]\s*(\S+)", re.IGNORECASE)
+_KEY = r"(?:total_)?charge|spin|(?:spin_)?mult(?:iplicity)?"
+_PAIR = re.compile(rf"(?<![\w-])({_KEY})(?:\s*[=:]\s*([^\s,;]+)|\s+([-+]?\d+)(?![\w.]))", re.IGNORECASE)
+_BARE_KEY = re.compile(rf"(?<![\w-])({_KEY})(?![\w-]|\s*[=:])", re.IGNORECASE)
 
 
 def frames(text: str, title: str) -> list[ase.Atoms]:
@@ -49,7 +60,14 @@ def frames(text: str, title: str) -> list[ase.Atoms]:
     isotopes: set[str] = set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ASE warns about unusual comments, which are not needed here
-        found = [_read(frame, title) for frame in _split(text.lstrip("\ufeff").splitlines(), title, isotopes)]
+        found = [_read(frame, title) for frame in _split(_LINE_END.split(text.lstrip("\ufeff")), title, isotopes)]
+    counted = [frame for frame in found if "from_numbers" in frame.info]
+    if counted:
+        info = counted[0].info
+        warnings.warn(
+            f"The comment \"{info['charge']} {info['multiplicity']}\" in {title} is read as charge and multiplicity.",
+            stacklevel=3,
+        )
     if isotopes:
         warnings.warn(f"Atoms {', '.join(sorted(isotopes))} in {title} are read as H, of its mass.", stacklevel=3)
     return found
@@ -70,6 +88,11 @@ def _split(lines: list[str], title: str, isotopes: set[str]) -> Iterator[list[st
                 f"{max(following, 0)} lines for them follow); use {EXAMPLE}."
             )
         comment, atoms = lines[start + 1], lines[start + 2 : start + 2 + natm]
+        if comment.startswith("Atoms. Timestep:"):
+            raise InputError(
+                f"Expected element symbols, got the atom types of LAMMPS in line {start + 3} of {title}; write them "
+                "with `dump_modify element`."
+            )
         is_extended = _is_extended(comment)
         isotopes |= {word for line in atoms for word in line.split()[:1] if word in ISOTOPES and not is_extended}
         yield [
@@ -78,8 +101,8 @@ def _split(lines: list[str], title: str, isotopes: set[str]) -> Iterator[list[st
         ]
         count += 1
         start += 2 + natm
-        if comment.startswith("gdb "):  # frequencies, SMILES, InChI
-            start += 3
+        if comment.startswith("gdb ") and start < len(lines) and not lines[start].strip().isdigit():
+            start += 3  # frequencies, SMILES, InChI
         if start < len(lines) and lines[start].lstrip().startswith("VEC"):
             raise InputError(
                 f"Expected a molecule, got a periodic cell in line {start + 1} of {title}; remove the lines VEC."
@@ -112,6 +135,11 @@ def _atom(line: str, number: int, title: str, *, is_extended: bool) -> str:
             f"Expected symbol, x, y, z, got {shown(line.strip())} in line {number} of {title}, which is not complete "
             f"XYZ; use {EXAMPLE}."
         )
+    if words[0].rstrip("0123456789") in AMBIGUOUS:
+        raise InputError(
+            f"Expected an element, got {shown(words[0])} in line {number} of {title}, which is also the name of an "
+            f"atom in proteins; write {words[0][0]} or {words[0][:2].capitalize()}."
+        )
     return " ".join([_symbol(words[0]), *cast(list[str], numbers[1:4])])
 
 
@@ -119,7 +147,7 @@ def _number(word: str) -> str | None:
     """Return a number as Python writes it; None if the word is none."""
     if word.lower() in ("nan", "inf", "-inf", "+inf"):
         return word
-    match = _NUMBER.match(word)
+    match = _NUMBER.match(word) if len(word) <= MAX_CHARACTERS else None
     return None if match is None else match[1] + (f"e{match[2]}" if match[2] else "")
 
 
@@ -127,7 +155,7 @@ def _symbol(word: str) -> str:
     """Return the element of an atom's symbol, number or label; the word itself if it is none of these."""
     if word in ISOTOPES:
         return ISOTOPES[word]
-    if word.isascii() and word.isdigit() and 0 < int(word) < len(ase.data.chemical_symbols):
+    if word.isascii() and word.isdigit() and len(word) <= 3 and 0 < int(word) < len(ase.data.chemical_symbols):
         return ase.data.chemical_symbols[int(word)]
     match = _LABEL.match(word)
     symbol = match[1].capitalize() if match else word
@@ -139,17 +167,18 @@ def _read(frame: list[str], title: str) -> ase.Atoms:
     attempts = [comment]
     if not _is_extended(comment):
         words = re.sub(r"\bProperties\b", "", comment)
-        pairs = " ".join(f"{key}={value}" for key, value in _PAIR.findall(words))
-        # A comment that ASE cannot read may be any text: charge and spin are all that is needed of it.
+        pairs = " ".join(f"{key}={value or number}" for key, value, number in _PAIR.findall(words))
         needed = f"{_COLUMNS} {pairs or _charge_and_multiplicity(words)}"
-        attempts = [f"{_COLUMNS} {words}", needed] if "=" in words else [needed]
+        # Further settings, such as an energy, are read if ASE can. A bare word would become a setting that is true.
+        settings = _BARE_KEY.sub("", _PAIR.sub("", words))
+        attempts = [f"{needed} {settings}", needed] if "=" in settings else [needed]
     reason = ""
     for attempt in attempts:
         try:
             return cast(ase.Atoms, ase.io.read(io.StringIO("\n".join([natm, attempt, *atoms, ""])), format="extxyz"))
         # Exceptions that ASE's reader was observed to raise for texts that are not XYZ.
         except (XYZError, ValueError, KeyError, IndexError, StopIteration, TypeError, RuntimeError,
-                AttributeError, UnknownFileTypeError) as error:
+                AttributeError, OverflowError, UnknownFileTypeError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
     raise InputError(
         f"Expected XYZ, got {title}, which is not complete XYZ ({reason}); use frames of {EXAMPLE}."
@@ -157,10 +186,20 @@ def _read(frame: list[str], title: str) -> ase.Atoms:
 
 
 def _is_extended(comment: str) -> bool:
-    return re.search(r"\bProperties\s*=", comment) is not None
+    """Return True if a comment names the columns.
+
+    Raises:
+      InputError: if it names more columns than a line can have; ASE would make room for all of them.
+    """
+    match = re.search(r"\bProperties\s*=\s*(\S+)", comment)
+    if match and any(len(number) > 4 for number in re.findall(r":(\d+)", match[1])):
+        raise InputError(
+            f"Expected up to 9999 columns of a property, got {shown(match[1])}; use Properties=… as ASE writes it."
+        )
+    return match is not None
 
 
 def _charge_and_multiplicity(comment: str) -> str:
     """Return a comment of two whole numbers as charge and multiplicity; else no comment."""
     match = re.fullmatch(r"\s*([-+]?\d{1,2})[\s,]+(\d{1,2})\s*", comment)
-    return f"charge={match[1]} multiplicity={match[2]}" if match else ""
+    return f"charge={match[1]} multiplicity={match[2]} from_numbers=T" if match else ""
