@@ -12,8 +12,8 @@ process of its own:
 - labels, then energy: half of the time for each, the second starts from the first.
 
 The models are tested, without DFT iterations and with two, on twelve molecules of QH9's random test part, and without
-them on three of its test by size, none of which was trained on. Elements are C, H, N and O. References as in `qm9.py`. Writes
-`results/qm9-training.json` and `.md` after each arm; arms that are in the file are not repeated.
+them on three of its test by size. No model was trained on one of these. Elements are C, H, N and O. References as in
+`qm9.py`. Writes `results/qm9-training.json` and `.md` after each arm; arms that are in the file are not repeated.
 """
 
 import dataclasses
