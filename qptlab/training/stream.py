@@ -8,22 +8,26 @@ the interruption. The exception is the sampler `model`, whose walks start again.
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from qptlab.errors import InputError
 from qptlab.models.contract import Params
 from qptlab.models.correction import CorrectionModel
 from qptlab.models.systems import Sample, System
 from qptlab.random_streams import Purpose, generator
 from qptlab.runtime.memory import device_bytes
 from qptlab.sampling import Sampler
+from qptlab.system.molecule import Molecule
 
 LOOK_AHEAD = 16
 """Number of samples that are prepared ahead of the one that is trained on; fewer if they are large."""
@@ -63,6 +67,8 @@ class Stream:
 
     Several processes share the lanes, and together have the batches that one process would have. Each process draws
     all geometries, which costs little, and prepares the samples of its lanes only.
+
+    If one of several molecules cannot be sampled, its reference geometry is trained on, with a warning.
 
     Args:
       systems: molecules.
@@ -230,6 +236,7 @@ class _Bucket:
         seed: int, memory: int, batch: int, drawn: int, process: tuple[int, int],
     ):
         self._systems = [systems[index] for index in members]
+        self._has_others = len(systems) > 1
         self._compiles = threading.Lock()
         self._is_compiled = False
         system = self._systems[0]
@@ -264,7 +271,10 @@ class _Bucket:
         chain, member = divmod(index, len(self._systems))
         if index not in self._sources:
             seed = [self._seed, self._members[member], chain]
-            self._sources[index] = _Source(self._sampling.source(self._systems[member], self._model, seed, drawn))
+            draw = self._sampling.source(self._systems[member], self._model, seed, drawn)
+            if self._has_others:
+                draw = functools.partial(_or_reference, draw, self._systems[member].molecule)
+            self._sources[index] = _Source(draw)
         self._sources.move_to_end(index)
         if len(self._sources) > MAX_SOURCES:
             self._sources.popitem(last=False)
@@ -301,6 +311,22 @@ class _Bucket:
             *(self._lanes[lane][-1] for lane in newest if self.is_local(lane)),
             *(self._lanes[lane][int(draws[lane] * len(self._lanes[lane]))] for lane in older if self.is_local(lane)),
         )
+
+
+def _or_reference(
+    source: Callable[[Params | None], np.ndarray], mol: Molecule, params: Params | None
+) -> np.ndarray:
+    """Return the next geometry of a molecule, or its reference geometry if the source fails.
+
+    One of thousands of molecules, such as a zwitterion that GFN2-xTB turns into its neutral form, does not end a
+    training.
+    """
+    try:
+        return source(params)
+    except (InputError, StopIteration) as error:  # the second after the first
+        if isinstance(error, InputError):
+            warnings.warn(f"The given geometry of {mol.name or mol.formula} is trained on: {error}", stacklevel=2)
+        return mol.positions
 
 
 def _after(
