@@ -95,7 +95,7 @@ def test_reverse_derivative_of_every_integral_equals_finite_differences(eri):
     [
         ("water", {"basis": "no-such-basis"}, "PySCF's basis sets as basis, got 'no-such-basis'; use sto-3g"),
         ("water", {"basis": "cc-pvqz"}, "beyond f"),
-        ("O", {"basis": "gth-szv"}, "lacks the core orbitals of element O"),
+        ("O", {"basis": "def2-svp-jfit"}, "lacks the core orbitals of element O"),
         ("O", {"basis": "bfd-vdz"}, "lacks the core orbitals of element O"),
         ("C", {"basis": "ccecp-ccpvdz"}, "lacks the core orbitals of element C"),
         ("Cl", {"basis": "lanl2dz"}, "effective core potential for element Cl"),

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from pyscf.scf import hf
+from scipy.spatial.distance import pdist
 
 import qptlab as ql
 from qptlab.dft import scf as engine
@@ -69,6 +70,36 @@ def test_a_stream_of_many_molecules_keeps_few_trajectories(sampler, monkeypatch)
         for ours, theirs in zip(expected, bounded, strict=False):
             same(ours, theirs)
         assert all(len(bucket._sources) == 1 for bucket in bounded._buckets)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoWater(ql.Sampler):
+    """Sampler that fails for water after its first geometry."""
+
+    def draw(self, mol, rng):
+        yield mol.positions + 0.01 * rng.normal(size=mol.positions.shape)
+        if mol.formula == "H2O":
+            raise ql.InputError("Expected another molecule, got water; use ammonia.")
+        while True:
+            yield mol.positions + 0.01 * rng.normal(size=mol.positions.shape)
+
+
+def test_a_molecule_that_cannot_be_sampled_does_not_end_the_training_of_others():
+    def drawn(*names):
+        systems, _ = ql.make_systems([ql.Molecule.from_name(name) for name in names], METHOD, cases.QUICK_MODEL)
+        with Stream(systems, NoWater(), batch=2, reuse=1, seed=0) as batches:
+            return [one for batch in itertools.islice(batches, 8) for one in batch]
+
+    with pytest.warns(UserWarning, match="The given geometry of water is trained on: Expected another molecule"):
+        samples = drawn("water", "ammonia")
+    water = [one for one in samples if one.system.molecule.formula == "H2O"]
+    assert len(water) > 2
+    expected = np.sort(pdist(ql.Molecule.from_name("water").positions))  # positions are in the molecule's frame
+    at_reference = [np.allclose(np.sort(pdist(one.sample.ints.positions[:3])), expected) for one in water]
+    assert not at_reference[0]
+    assert all(at_reference[1:])
+    with pytest.raises(ql.InputError, match="got water"):
+        drawn("water")
 
 
 def test_processes_that_share_a_stream_have_the_batches_of_one(monkeypatch):

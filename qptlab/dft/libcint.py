@@ -292,7 +292,7 @@ def _basis_shells(name: str, symbol: str) -> list:
     if not _holds_core(shells, symbol):
         raise InputError(
             f"Expected an all-electron basis, got {name!r}, which lacks the core orbitals of element {symbol}: it is "
-            "made for an effective core potential or a pseudopotential; use def2-svp."
+            "made for a core potential or for density fitting; use def2-svp."
         )
     return shells
 
