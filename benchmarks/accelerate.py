@@ -103,7 +103,7 @@ def table(rows: list[dict]) -> str:
     titles = ["molecule", "method", "AOs", *(f"{key}, cycles" for key in schemes),
               *(f"{key}, s" for key in schemes), *(f"{key} / PySCF, time" for key in schemes[1:]), "remarks"]
     lines = [
-        [row["molecule"], f"{row['xc'].upper()}/{row['basis']}", row["nao"],
+        [f"`{row['molecule']}`", f"{row['xc'].upper()}/{row['basis']}", row["nao"],
          *(row["schemes"][key]["cycles"] for key in schemes),
          *(f"{row['schemes'][key]['seconds']:.1f}" for key in schemes),
          *(f"{ratio(row, key, 'seconds'):.2f}" for key in schemes[1:]), remarks(row)] for row in rows
