@@ -195,7 +195,7 @@ def test_a_label_by_a_model_holds_its_prediction(trained):
     ("text", "expected"),
     [
         ("1\n\nH 0 0 0\n", "Expected an energy in frame 0"),
-        ("nonsense", "Expected extended XYZ in"),
+        ("nonsense", "Expected the number of atoms, got .nonsense. in line 1"),
         ("", "Expected frames with energies"),
     ],
 )

@@ -270,6 +270,8 @@ def _parse(title: str | pathlib.Path, frames: Sequence[ase.Atoms]) -> tuple[list
         frame = f"frame {index} of {title}"
         if "energy" not in values:
             raise InputError(f"Expected an energy in {frame}, got none; use energy=… in its comment line, in eV.")
+        if atoms.pbc.any():
+            raise InputError(f"Expected a molecule in {frame}, got a periodic system; use pbc=\"F F F\".")
         natm = len(atoms)
         take = functools.partial(_number, values, frame)
         mols.append(Molecule.from_ase(atoms))
