@@ -135,7 +135,7 @@ def page(record: dict) -> str:
     lines: list[list[str]] = []
     notes: dict[str, list[str]] = {}
     for name, arm in record["arms"].items():
-        notes.setdefault(arm.get("note", record.get("note", "")), []).append(name)
+        notes.setdefault(arm["note"], []).append(name)
         cells = [name, f"{arm['training']['step']:.0f}"]
         for key in ("small, n = 0", "large, n = 0", "small, n = 2"):
             energies = np.abs([row["energy_mev"] for row in arm["errors"][key]])

@@ -6,6 +6,7 @@ derivative of `host_integrals`: Gaussians move with their atom, so ∂⟨i|j⟩/
 all atoms vanishes (Helgaker, Jørgensen & Olsen 2000, ch. 9).
 """
 
+import functools
 import math
 import warnings
 from collections.abc import Callable
@@ -289,7 +290,7 @@ def _basis_shells(name: str, symbol: str) -> list:
             f"Expected an all-electron basis, got {name!r}, which needs an effective core potential for element "
             f"{symbol}; use def2-svp, which has all electrons up to Kr."
         )
-    if not _holds_core(shells, symbol):
+    if not _holds_core(name, symbol):
         raise InputError(
             f"Expected an all-electron basis, got {name!r}, which lacks the core orbitals of element {symbol}: it is "
             "made for a core potential or for density fitting; use def2-svp."
@@ -297,8 +298,10 @@ def _basis_shells(name: str, symbol: str) -> list:
     return shells
 
 
-def _holds_core(shells: list, symbol: str) -> bool:
+@functools.cache
+def _holds_core(name: str, symbol: str) -> bool:
     """Return True if the lowest level of one electron at the nucleus is that of a 1s orbital, −Z²/2 hartree."""
+    shells = gto.basis.load(name, symbol)
     atom = gto.M(atom=[(symbol, (0.0, 0.0, 0.0))], basis={symbol: shells}, spin=None, verbose=0)
     hcore = atom.intor_symmetric("int1e_kin") + atom.intor_symmetric("int1e_nuc")
     lowest = scipy.linalg.eigh(hcore, atom.intor_symmetric("int1e_ovlp"), eigvals_only=True)[0]

@@ -352,19 +352,23 @@ def independent(mf: hf.SCF) -> hf.SCF:
     return copy
 
 
+def check_kind(mf: hf.SCF) -> None:
+    """Raise an `InputError` for a mean field that is neither restricted nor unrestricted."""
+    if not isinstance(mf, hf.RHF | uhf.UHF):
+        raise InputError(
+            f"Expected a restricted or unrestricted mean field, got {type(mf).__name__}; use RKS, UKS, RHF or UHF."
+        )
+
+
 def check(mf: hf.SCF) -> None:
     """Raise an `InputError` for a mean field whose SCF the response does not fit.
 
     It has to be restricted or unrestricted with DIIS, and to fill its lowest orbitals: with other occupations, the
     potential of the response would not vanish at self-consistency.
     """
-    if not isinstance(mf, hf.RHF | uhf.UHF) or isinstance(mf, _CIAH_SOSCF):
-        raise InputError(
-            f"Expected a restricted or unrestricted mean field with DIIS, got {type(mf).__name__}; use RKS, UKS, RHF "
-            "or UHF."
-        )
-    if mf.diis is not True or not issubclass(mf.DIIS, diis.CDIIS):
-        found = f"diis = {mf.diis}" if mf.diis is not True else mf.DIIS.__name__
+    check_kind(mf)
+    if isinstance(mf, _CIAH_SOSCF) or mf.diis is not True or not issubclass(mf.DIIS, diis.CDIIS):
+        found = f"{type(mf).__name__} with diis = {mf.diis} and {mf.DIIS.__name__}"
         raise InputError(f"Expected a mean field with PySCF's default DIIS, got {found}; use mf.diis = True.")
     own = "get_occ" in vars(mf) or type(mf).get_occ.__module__ not in _AUFBAU_MODULES
     if own or getattr(mf, "irrep_nelec", None):

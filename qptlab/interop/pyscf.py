@@ -63,11 +63,9 @@ def with_guess(mf: hf.SCF, model: Model) -> hf.SCF:
     >>> mf = ql.with_guess(mf, ql.load("runs/water"))  # doctest: +SKIP
     """
     model = require(model, "dm")
-    _check_mean_field(mf)
+    response.check_kind(mf)
     if isinstance(mf, _FromModel):
-        mf = mf.copy()
-        mf.guess_model = model
-        return mf
+        return response.independent(mf).set(guess_model=model)
     return lib.set_class(_FromModel(mf, model), (_FromModel, type(mf)))
 
 
@@ -114,13 +112,6 @@ def accelerate(mf: hf.SCF) -> hf.SCF:
     True
     """
     return response.accelerated(mf)
-
-
-def _check_mean_field(mf: hf.SCF) -> None:
-    if not isinstance(mf, hf.RHF | uhf.UHF):
-        raise InputError(
-            f"Expected a restricted or unrestricted mean field, got {type(mf).__name__}; use RKS, UKS, RHF or UHF."
-        )
 
 
 def _from_pyscf(mole: gto.mole.MoleBase, method: Method) -> Molecule:
