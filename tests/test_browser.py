@@ -14,6 +14,7 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from qptlab.gui.tabs import TABS
+from qptlab.gui.widgets.live import REPEAT_SECONDS
 
 NOTEBOOK = "01-first-light.ipynb"
 
@@ -232,3 +233,28 @@ def test_run_all_cells_ends_in_the_claims_of_the_notebook(opened):
     opened.screenshot("all-cells")
     assert opened.outside == []
     assert opened.errors == []
+
+
+CHANGING = """
+import asyncio, ipywidgets as ipw
+from qptlab.gui.widgets.live import keep_fresh
+class Row(ipw.HBox):
+    def refresh(self): pass
+row = Row([ipw.Button(description=f"b{k}", disabled=True) for k in range(400)], layout={"flex_flow": "row wrap"})
+keep_fresh(row)
+async def enable():
+    for button in row.children:
+        button.disabled = False
+        await asyncio.sleep(0.03)
+display(row)
+"""
+
+
+def test_a_page_that_is_loaded_again_shows_what_changed_meanwhile(opened):
+    """Buttons that are enabled one by one while a page builds its models; ipywidgets alone loses some of them."""
+    opened.answer(opened.add(CHANGING))
+    opened.add_and_run("task = asyncio.get_running_loop().create_task(enable()); print('begun')")
+    opened.reload()
+    disabled = opened.page.locator("button:disabled", has_text=re.compile(r"^b\d+$"))
+    expect(opened.page.get_by_role("button", name="b399", exact=True)).to_be_enabled(timeout=60_000)
+    expect(disabled).to_have_count(0, timeout=4 * REPEAT_SECONDS * 1000)
