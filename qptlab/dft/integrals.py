@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qptlab.dft import grid, libcint, padding, repulsion
 from qptlab.dft.grid import Numbers
+from qptlab.dft.kernel import Kernel, KernelTemplate, derivative
 from qptlab.dft.libcint import HostIntegrals
 from qptlab.dft.repulsion import Repulsion
 from qptlab.errors import InputError
@@ -73,6 +74,7 @@ class Constants(NamedTuple):
       nocc: number of filled orbitals; for an open shell, one number for each spin.
       ao_atom: index of the atom of each AO.
       ao_mask: false for AOs that were added by padding.
+      kernel: coarse grid and auxiliary functions of `dft.kernel`; None without a kernel.
     """
 
     charges: Float[Numbers, " natm"]
@@ -82,6 +84,7 @@ class Constants(NamedTuple):
     nocc: Int[Numbers, "*spin"]
     ao_atom: Int[Numbers, " nao"]
     ao_mask: Bool[Numbers, " nao"]
+    kernel: KernelTemplate | None
 
 
 class Integrals(NamedTuple):
@@ -102,6 +105,7 @@ class Integrals(NamedTuple):
       aos: AO values on the grid, and their gradients if the functional reads them, chunk by chunk; None if they are
         too large to store.
       nocc: number of filled orbitals; for an open shell, one number for each spin.
+      kernel: approximate derivative of the Fock matrix; None if the template has none.
     """
 
     layout: Layout
@@ -117,6 +121,7 @@ class Integrals(NamedTuple):
     weights: Float[Array, " ngrids"]
     aos: Float[Array, "nchunk nderiv nao chunk"] | None
     nocc: Int[Array, "*spin"]
+    kernel: Kernel | None = None
 
     @property
     def nao(self) -> int:
@@ -253,12 +258,13 @@ class Template:
         added = shape.nao - self.nao
         constants = Constants(
             charges=padding.fill(plain.charges, shape.natm),
-            grid=padding.pad_grid(plain.grid, shape),
-            basis=padding.pad_basis(plain.basis, shape),
+            grid=padding.pad_grid(plain.grid, shape.natm, shape.ngrids),
+            basis=padding.pad_basis(plain.basis, shape.shells),
             minao_occupation=padding.fill(plain.minao_occupation, shape.nminao),
             nocc=plain.nocc,
             ao_atom=np.pad(plain.ao_atom, (0, added)),
             ao_mask=np.pad(plain.ao_mask, (0, added)),
+            kernel=padding.pad_kernel(plain.kernel, shape),
         )
         layout = _layout((shared.nocc,), shape.nao, shape.ngrids, self.method, fitted=self.layout.fitted)
         return dataclasses.replace(self, layout=layout, constants=_on_device(constants), shape=shape)
@@ -340,11 +346,16 @@ def complete(constants: Constants, host: HostIntegrals, layout: Layout) -> Integ
       host: integrals from libcint at the geometry.
       layout: static part of the integrals.
     """
-    positions, overlap, hcore, eri, minao_overlap = jax.tree.map(jnp.asarray, host)
+    positions, overlap, hcore, eri, minao_overlap, response = jax.tree.map(jnp.asarray, host)
     nao = len(overlap)
     chol = jnp.linalg.cholesky(overlap)
     projection = jax.scipy.linalg.cho_solve((chol, True), minao_overlap)
     coords, weights, aos = _points(positions, constants, layout)
+    kernel = None
+    if constants.kernel is not None:
+        kernel = derivative(*jax.lax.stop_gradient((
+            response, positions, constants.basis, constants.kernel, projection * jnp.sqrt(constants.minao_occupation),
+        )), layout.functional)
     return Integrals(
         layout=layout,
         basis=jax.tree.map(jnp.asarray, constants.basis),
@@ -362,6 +373,7 @@ def complete(constants: Constants, host: HostIntegrals, layout: Layout) -> Integ
         weights=weights,
         aos=aos,
         nocc=jnp.asarray(constants.nocc),
+        kernel=kernel,
     )
 
 
@@ -414,35 +426,39 @@ def build_integrals(mol: Molecule, method: Method) -> Integrals:
     return template(mol, method).build(mol.positions)
 
 
-def template(mol: Molecule, method: Method, shared: padding.Padding | None = None) -> Template:
+def template(
+    mol: Molecule, method: Method, shared: padding.Padding | None = None, *, with_kernel: bool = False
+) -> Template:
     """Prepare a molecule for integrals at any of its geometries. The templates used last are kept.
 
     Args:
       mol: molecule.
       method: level of theory.
       shared: sizes that the arrays are padded to; None for no padding.
+      with_kernel: if true, the integrals have a `kernel`.
 
     Raises:
       InputError: if PySCF lacks the basis for an element, a shell is beyond f, the basis needs an effective core
         potential, there are fewer orbitals than the electrons need, or the integrals do not fit into memory.
     """
     _limit_lapack_threads()
-    key = mol.symbols, mol.charge, cast(int, mol.spin), method
+    key = mol.symbols, mol.charge, cast(int, mol.spin), method, with_kernel
     return _cached_template(*key) if shared is None else _cached_padded(*key, shared)
 
 
-def atom_template(symbol: str, method: Method) -> Template:
+def atom_template(symbol: str, method: Method, *, with_kernel: bool = False) -> Template:
     """Prepare a free atom, which has the shells, grid points and auxiliary orbitals of the atom in any molecule.
 
     Args:
       symbol: element symbol.
       method: level of theory.
+      with_kernel: if true, the integrals have a `kernel`.
 
     Raises:
       InputError: if `template` raises it.
     """
     atom = Molecule((symbol,), np.zeros((1, 3)))
-    return template(atom, dataclasses.replace(method, eri=libcint.eri_form(1, method)))
+    return template(atom, dataclasses.replace(method, eri=libcint.eri_form(1, method)), with_kernel=with_kernel)
 
 
 def eri_form(mol: Molecule, method: Method) -> str:
@@ -462,18 +478,21 @@ def eri_form(mol: Molecule, method: Method) -> str:
     return libcint.eri_form(nao, method)
 
 
-def shape(mol: Molecule, method: Method) -> padding.Shape:
+def shape(mol: Molecule, method: Method, *, with_kernel: bool = False) -> padding.Shape:
     """Return the sizes of a molecule's arrays without a template of it: the sums over its atoms.
 
     Args:
       mol: molecule.
       method: level of theory.
+      with_kernel: if true, the integrals have a `kernel`.
 
     Raises:
       InputError: if PySCF lacks the basis for an element, or there are fewer orbitals than the electrons need.
     """
     exact_or_fitted = dataclasses.replace(method, eri=eri_form(mol, method))
-    atoms = {symbol: atom_template(symbol, exact_or_fitted).shape for symbol in set(mol.symbols)}
+    atoms = {
+        symbol: atom_template(symbol, exact_or_fitted, with_kernel=with_kernel).shape for symbol in set(mol.symbols)
+    }
     sizes = padding.joined([atoms[symbol] for symbol in mol.symbols])
     _check_orbitals(mol, sizes.nao, method)
     return sizes
@@ -501,17 +520,19 @@ def _check_orbitals(mol: Molecule, nao: int, method: Method) -> None:
 
 @functools.lru_cache(maxsize=TEMPLATES)
 def _cached_padded(
-    symbols: tuple[str, ...], charge: int, spin: int, method: Method, shared: padding.Padding
+    symbols: tuple[str, ...], charge: int, spin: int, method: Method, with_kernel: bool, shared: padding.Padding
 ) -> Template:
-    return _cached_template(symbols, charge, spin, method).padded(shared)
+    return _cached_template(symbols, charge, spin, method, with_kernel).padded(shared)
 
 
 @functools.lru_cache(maxsize=TEMPLATES)
-def _cached_template(symbols: tuple[str, ...], charge: int, spin: int, method: Method) -> Template:
+def _cached_template(
+    symbols: tuple[str, ...], charge: int, spin: int, method: Method, with_kernel: bool
+) -> Template:
     # A template does not depend on the geometry. These positions are so far apart that no atoms overlap.
     positions = 10.0 * np.arange(3 * len(symbols)).reshape(-1, 3)
     mol = Molecule(symbols, positions, charge, spin=spin)
-    moles = libcint.moles(mol, method)
+    moles = libcint.moles(mol, method, with_kernel=with_kernel)
     level = method.grid_level if method.functional.nvar else None
     labels = moles.basis.ao_labels(fmt=False)
     _check_orbitals(mol, len(labels), method)
@@ -523,6 +544,7 @@ def _cached_template(symbols: tuple[str, ...], charge: int, spin: int, method: M
         nocc=np.squeeze(np.array(mol.occupied)),
         ao_atom=np.array([label[0] for label in labels]),
         ao_mask=np.ones(len(labels), bool),
+        kernel=libcint.kernel_template(moles),
     )
     return Template(
         symbols=symbols,
@@ -533,7 +555,8 @@ def _cached_template(symbols: tuple[str, ...], charge: int, spin: int, method: M
         layout=_layout(mol.occupied, len(labels), len(constants.grid.volumes), method, fitted=moles.aux is not None),
         constants=_on_device(constants),
         shape=padding.shape_of(
-            constants.basis, constants.grid, len(constants.minao_occupation), moles.aux.nao if moles.aux else 0
+            constants.basis, constants.grid, len(constants.minao_occupation), moles.aux.nao if moles.aux else 0,
+            constants.kernel.basis if constants.kernel else None,
         ),
         _moles=moles,
     )

@@ -19,7 +19,8 @@ from pyscf import df, dft, gto, lib
 from pyscf.dft import gen_grid, radi
 from pyscf.scf import atom_hf, hf
 
-from qptlab.dft import grid, repulsion
+from qptlab.dft import grid, kernel, repulsion, response
+from qptlab.dft.response import KERNEL_GRID, MAX_ATOMIC_NUMBER
 from qptlab.errors import InputError
 from qptlab.runtime import memory
 from qptlab.system import basis_sets
@@ -43,6 +44,7 @@ class HostIntegrals(NamedTuple):
       eri: two-electron integrals, hartree. Exact: one array, (ij|kl) with eightfold symmetry. Density-fitted: two
         arrays, (P|ij) and (P|Q).
       minao_overlap: overlap between the basis and the atomic orbitals of the `minao` guess.
+      response: two-electron integrals for `dft.kernel`: (P|ij) and (P|Q), hartree; empty without a kernel.
     """
 
     positions: Float[np.ndarray, "natm 3"]
@@ -50,6 +52,7 @@ class HostIntegrals(NamedTuple):
     hcore: Float[np.ndarray, "nao nao"]
     eri: tuple[np.ndarray, ...]
     minao_overlap: Float[np.ndarray, "nao nminao"]
+    response: tuple[np.ndarray, ...] = ()
 
 
 class Moles(NamedTuple):
@@ -59,38 +62,48 @@ class Moles(NamedTuple):
       basis: molecule in its basis.
       minao: molecule in the atomic orbitals of the `minao` guess.
       aux: molecule in the auxiliary basis; None for exact integrals.
+      response: molecule in the auxiliary basis of the response; None without a kernel.
     """
 
     basis: gto.Mole
     minao: gto.Mole
     aux: gto.Mole | None
+    response: gto.Mole | None = None
 
     def at(self, positions: Float[np.ndarray, "natm 3"]) -> "Moles":
         """Return the same molecule at different positions, bohr."""
-        aux = None if self.aux is None else _moved(self.aux, positions)
-        return Moles(_moved(self.basis, positions), _moved(self.minao, positions), aux)
+        return Moles(*(None if mol is None else _moved(mol, positions) for mol in self))
 
 
-def moles(mol: Molecule, method: Method) -> Moles:
+def moles(mol: Molecule, method: Method, *, with_kernel: bool = False) -> Moles:
     """Prepare a molecule for integrals, and select exact or density-fitted two-electron integrals.
 
     Args:
       mol: molecule.
       method: level of theory.
+      with_kernel: if true, prepare the integrals for `dft.kernel` as well.
 
     Raises:
       InputError: if PySCF lacks the basis for an element, a shell is beyond f, the basis needs an effective core
         potential, or the integrals do not fit into memory.
     """
     basis = pyscf_molecule(mol, method)
+    minao, auxiliary = _minao(basis)[0], _response_basis(basis) if with_kernel else None
     if eri_form(basis.nao, method) == "exact":
         exact = exact_bytes(basis.nao, exchange=_has_exchange(method))
         _check_memory(exact, f"exact two-electron integrals of {basis.nao} atomic orbitals", "eri='fitted'")
-        return Moles(basis, _minao(basis)[0], None)
+        return Moles(basis, minao, None, auxiliary)
     aux = df.addons.make_auxmol(basis, auxiliary_basis(basis, method))
     name = f"fitted integrals of {basis.nao} atomic and {aux.nao} auxiliary orbitals"
     _check_memory(fitted_bytes(basis.nao, aux.nao), name, "a smaller basis")
-    return Moles(basis, _minao(basis)[0], aux)
+    return Moles(basis, minao, aux, auxiliary)
+
+
+def _response_basis(mol: gto.Mole) -> gto.Mole:
+    heavy = sorted({mol.atom_pure_symbol(i) for i in range(mol.natm) if mol.atom_charge(i) > MAX_ATOMIC_NUMBER})
+    if heavy:
+        raise InputError(f"Expected elements up to Rn for the response, got {', '.join(heavy)}; use 'screened'.")
+    return response.auxiliary(mol)
 
 
 def eri_form(nao: int, method: Method) -> str:
@@ -124,14 +137,20 @@ def host_integrals(moles: Moles, threads: int | None) -> HostIntegrals:
             npair = mol.nao * (mol.nao + 1) // 2
             eri = (mol.intor("int2e", aosym="s8", out=_aligned(npair * (npair + 1) // 2)),)
         else:
-            int3c = df.incore.aux_e2(mol, aux, "int3c2e", aosym="s2ij")
-            factors = _aligned(*int3c.T.shape)
-            factors[...] = int3c.T
-            eri = (factors, aux.intor_symmetric("int2c2e"))
+            eri = _fitted_integrals(mol, aux)
         return HostIntegrals(
             mol.atom_coords(), overlap, hcore=mol.intor_symmetric("int1e_kin") + mol.intor_symmetric("int1e_nuc"),
             eri=eri, minao_overlap=gto.intor_cross("int1e_ovlp", mol, moles.minao),
+            response=() if moles.response is None else _fitted_integrals(mol, moles.response),
         )
+
+
+def _fitted_integrals(mol: gto.Mole, aux: gto.Mole) -> tuple[np.ndarray, ...]:
+    """Return (P|ij) over pairs i ≥ j, and (P|Q), hartree."""
+    int3c = df.incore.aux_e2(mol, aux, "int3c2e", aosym="s2ij")
+    factors = _aligned(*int3c.T.shape)
+    factors[...] = int3c.T
+    return factors, aux.intor_symmetric("int2c2e")
 
 
 def _aligned(*shape: int) -> np.ndarray:
@@ -476,19 +495,28 @@ def nuclear_charges(mol: gto.Mole) -> Float[np.ndarray, " natm"]:
     return mol.atom_charges().astype(np.float64)
 
 
-def grid_template(mol: gto.Mole, level: int | None) -> grid.GridTemplate:
+def kernel_template(moles: Moles) -> kernel.KernelTemplate | None:
+    """Return coarse point clouds and the auxiliary basis of the response; None without a kernel."""
+    if moles.response is None:
+        return None
+    return kernel.KernelTemplate(grid_template(moles.basis, KERNEL_GRID), atomic_orbitals(moles.response))
+
+
+def grid_template(mol: gto.Mole, level: int | tuple[int, int] | None) -> grid.GridTemplate:
     """Return PySCF's atomic point clouds: Treutler–Ahlrichs radii, Lebedev angles, NWChem's pruning.
 
     Args:
       mol: PySCF's record of the molecule.
-      level: PySCF's grid level; None for a grid without points.
+      level: PySCF's grid level; numbers of radial shells and of angular points of each atom, for a grid without
+        pruning; None for a grid without points.
     """
     if level is None:
         empty = np.zeros((0, 3))
         return grid.GridTemplate(empty, empty[:, 0], empty[:, 0].astype(int), np.zeros((mol.natm, mol.natm)))
-    tables = gen_grid.gen_atomic_grids(
-        mol, radi_method=radi.treutler, level=level, prune=gen_grid.nwchem_prune
-    )
+    choice = {"level": level, "prune": gen_grid.nwchem_prune} if isinstance(level, int) else {
+        "atom_grid": level, "prune": None,
+    }
+    tables = gen_grid.gen_atomic_grids(mol, radi_method=radi.treutler, **choice)
     clouds = [tables[mol.atom_symbol(i)] for i in range(mol.natm)]
     adjust = radi.treutler_atomic_radii_adjust(mol, radi.BRAGG_RADII)
     return grid.GridTemplate(

@@ -7,12 +7,12 @@ that they take no part of the grid. The atoms and orbitals of the molecule come 
 
 import collections
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from qptlab.dft import grid
+from qptlab.dft import grid, kernel
 from qptlab.dft.libcint import HostIntegrals
 
 ENERGY_HARTREE = 1e4
@@ -37,18 +37,34 @@ class Shape(NamedTuple):
       ngrids: number of grid points.
       nminao: number of orbitals of the `minao` guess.
       naux: number of auxiliary orbitals; 0 for exact integrals.
+      response: number of shells of the auxiliary basis of the response, like `shells`; empty without a kernel.
     """
 
     natm: int
-    shells: tuple[tuple[tuple[int, int], int], ...]
+    shells: "Shells"
     ngrids: int
     nminao: int
     naux: int
+    response: "Shells" = ()
 
     @property
     def nao(self) -> int:
         """Number of atomic orbitals."""
-        return sum((2 * l + 1) * count for (l, _), count in self.shells)
+        return _functions(self.shells)
+
+    @property
+    def nresponse(self) -> int:
+        """Number of auxiliary functions of the response."""
+        return _functions(self.response)
+
+
+Shells = tuple[tuple[tuple[int, int], int], ...]
+"""Number of shells for each pair of angular momentum and number of primitives."""
+
+
+def _functions(shells: Shells) -> int:
+    """Return the number of functions in shells."""
+    return sum((2 * l + 1) * count for (l, _), count in shells)
 
 
 class Padding(NamedTuple):
@@ -65,23 +81,23 @@ class Padding(NamedTuple):
 
 def joined(shapes: Sequence[Shape]) -> Shape:
     """Return the shape of a molecule from the shapes of its atoms."""
-    shells: collections.Counter[tuple[int, int]] = collections.Counter()
-    for shape in shapes:
-        shells.update(dict(shape.shells))
-    return Shape(
-        sum(shape.natm for shape in shapes), tuple(sorted(shells.items())), sum(shape.ngrids for shape in shapes),
-        sum(shape.nminao for shape in shapes), sum(shape.naux for shape in shapes),
-    )
+    return _reduced(shapes, sum)
 
 
 def union(shapes: Sequence[Shape]) -> Shape:
     """Return the smallest shape that all given shapes fit into."""
-    kinds = sorted({kind for shape in shapes for kind, _ in shape.shells})
-    shells = tuple((kind, max(dict(shape.shells).get(kind, 0) for shape in shapes)) for kind in kinds)
-    return Shape(
-        max(shape.natm for shape in shapes), shells, max(shape.ngrids for shape in shapes),
-        max(shape.nminao for shape in shapes), max(shape.naux for shape in shapes),
-    )
+    return _reduced(shapes, max)
+
+
+def _reduced(shapes: Sequence[Shape], of: Callable[[Iterable[int]], int]) -> Shape:
+    """Return the shape whose sizes are the sums, or the largest ones, of those of shapes."""
+    def shells(name):
+        counts = [dict(getattr(shape, name)) for shape in shapes]
+        kinds = sorted(set().union(*counts))
+        return tuple((kind, of([count.get(kind, 0) for count in counts])) for kind in kinds)
+
+    numbers = {name: of([getattr(shape, name) for shape in shapes]) for name in ("natm", "ngrids", "nminao", "naux")}
+    return Shape(shells=shells("shells"), response=shells("response"), **numbers)
 
 
 def buckets(shapes: Sequence[Shape]) -> list[list[int]]:
@@ -129,9 +145,9 @@ def holds(padding: Padding, shape: Shape, nocc: int) -> bool:
       nocc: number of its doubly occupied orbitals.
     """
     larger = padding.shape
-    counts = dict(larger.shells)
     return (
-        all(count <= counts.get(kind, 0) for kind, count in shape.shells)
+        all(count <= dict(larger.shells).get(kind, 0) for kind, count in shape.shells)
+        and all(count <= dict(larger.response).get(kind, 0) for kind, count in shape.response)
         and shape.natm <= larger.natm and shape.ngrids <= larger.ngrids and shape.nminao <= larger.nminao
         and shape.naux <= larger.naux and (shape.naux > 0) == (larger.naux > 0) and nocc <= padding.nocc
         and larger.nao <= MAX_GROWTH * shape.nao
@@ -170,20 +186,29 @@ def fill(values: Sequence | np.ndarray, size: int, value: float = 0) -> np.ndarr
     return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1), constant_values=value)
 
 
-def pad_grid(template: grid.GridTemplate, shape: Shape) -> grid.GridTemplate:
+def pad_grid(template: grid.GridTemplate, natm: int, ngrids: int) -> grid.GridTemplate:
     """Add grid points without weight. An offset separates them from the nuclei."""
-    missing, atoms = shape.ngrids - len(template.volumes), shape.natm - len(template.size_adjustment)
+    missing, atoms = ngrids - len(template.volumes), natm - len(template.size_adjustment)
     return grid.GridTemplate(
         np.concatenate([template.offsets, np.ones((missing, 3))]), np.pad(template.volumes, (0, missing)),
         np.pad(template.owner, (0, missing)), np.pad(template.size_adjustment, (0, atoms)),
     )
 
 
-def pad_basis(basis: grid.Basis, shape: Shape) -> grid.Basis:
+def pad_kernel(template: kernel.KernelTemplate | None, shape: Shape) -> kernel.KernelTemplate | None:
+    """Add points without weight, and functions without coefficients, if there is a kernel."""
+    if template is None:
+        return None
+    each = len(template.grid.volumes) // len(template.grid.size_adjustment)  # all atoms have the same number
+    points = pad_grid(template.grid, shape.natm, each * shape.natm)
+    return kernel.KernelTemplate(points, pad_basis(template.basis, shape.response))
+
+
+def pad_basis(basis: grid.Basis, shells: Shells) -> grid.Basis:
     """Add shells without coefficients. Their functions come after all others."""
     present = {(group.angular, group.exponents.shape[1]): group for group in basis.groups}
     groups, following = [], len(basis.order)
-    for (l, nprim), count in shape.shells:
+    for (l, nprim), count in shells:
         none = np.zeros((0, nprim))
         empty = grid.ShellGroup(np.zeros(0, int), none, none, np.zeros((0, 2 * l + 1), int))
         group = present.get((l, nprim), empty)
@@ -201,7 +226,9 @@ def pad_host(host: HostIntegrals, shape: Shape) -> HostIntegrals:
     """Add integrals of orbitals, nuclei and auxiliary functions that do not interact with the molecule."""
     natm, (nao, nminao) = len(host.positions), host.minao_overlap.shape
     naux = len(host.eri[1]) if len(host.eri) == 2 else 0
-    if (natm, nao, nminao, naux) == (shape.natm, shape.nao, shape.nminao, shape.naux):
+    nresponse = len(host.response[1]) if host.response else shape.nresponse
+    sizes = (shape.natm, shape.nao, shape.nminao, shape.naux, shape.nresponse)
+    if (natm, nao, nminao, naux, nresponse) == sizes:
         return host
     atoms, orbitals = shape.natm - natm, shape.nao - nao
     overlap, hcore = pad_levels(host.overlap, shape, 1.0), pad_levels(host.hcore, shape, ENERGY_HARTREE)
@@ -211,15 +238,20 @@ def pad_host(host: HostIntegrals, shape: Shape) -> HostIntegrals:
     if len(host.eri) == 1:
         eri = (np.pad(host.eri[0], (0, npair * (npair + 1) // 2 - len(host.eri[0]))),)
     else:
-        int3c, int2c = host.eri
-        auxiliary = shape.naux - len(int2c)
-        metric = np.pad(int2c, (0, auxiliary))
-        metric[np.arange(len(int2c), shape.naux), np.arange(len(int2c), shape.naux)] = 1.0
-        eri = (np.pad(int3c, ((0, auxiliary), (0, npair - int3c.shape[1]))), metric)
+        eri = _pad_fitted(*host.eri, shape.naux, npair)
     return HostIntegrals(
         np.concatenate([host.positions, far]), overlap, hcore, eri,
         np.pad(host.minao_overlap, ((0, orbitals), (0, shape.nminao - nminao))),
+        _pad_fitted(*host.response, shape.nresponse, npair) if host.response else (),
     )
+
+
+def _pad_fitted(int3c: np.ndarray, int2c: np.ndarray, naux: int, npair: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pad fitted integrals, with added functions that repel themselves alone."""
+    added = np.arange(len(int2c), naux)
+    metric = np.pad(int2c, (0, len(added)))
+    metric[added, added] = 1.0
+    return np.pad(int3c, ((0, len(added)), (0, npair - int3c.shape[1]))), metric
 
 
 def pad_levels(matrix: np.ndarray, shape: Shape, value: float) -> np.ndarray:
@@ -236,7 +268,9 @@ def pad_levels(matrix: np.ndarray, shape: Shape, value: float) -> np.ndarray:
     return padded
 
 
-def shape_of(basis: grid.Basis, points: grid.GridTemplate, nminao: int, naux: int) -> Shape:
+def shape_of(
+    basis: grid.Basis, points: grid.GridTemplate, nminao: int, naux: int, response: grid.Basis | None
+) -> Shape:
     """Return the shape of a molecule without padding.
 
     Args:
@@ -244,6 +278,10 @@ def shape_of(basis: grid.Basis, points: grid.GridTemplate, nminao: int, naux: in
       points: integration grid.
       nminao: number of orbitals of the `minao` guess.
       naux: number of auxiliary orbitals; 0 for exact integrals.
+      response: auxiliary functions of the response; None without a kernel.
     """
-    shells = tuple(((group.angular, group.exponents.shape[1]), len(group.atom)) for group in basis.groups)
-    return Shape(len(points.size_adjustment), shells, len(points.volumes), nminao, naux)
+    shells, auxiliary = (
+        tuple(((group.angular, group.exponents.shape[1]), len(group.atom)) for group in functions.groups)
+        if functions else () for functions in (basis, response)
+    )
+    return Shape(len(points.size_adjustment), shells, len(points.volumes), nminao, naux, auxiliary)

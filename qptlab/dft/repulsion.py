@@ -36,7 +36,7 @@ class ExactRepulsion(NamedTuple):
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         """Return the Coulomb matrix J_ij = Σ_kl (ij|kl)·D_kl, hartree."""
-        return unpack(_multiply(self.coul, _pack_density(dm)))
+        return unpack(_multiply(self.coul, pack_density(dm)))
 
     def exchange(
         self, dm: Float[Array, "nao nao"], orbitals: Float[Array, "nao nmo"] | None = None
@@ -56,7 +56,7 @@ class ExactRepulsion(NamedTuple):
                 "Expected integrals with exact exchange, got integrals without; use a method whose functional has "
                 "exact exchange."
             )
-        return unpack(_multiply(self.exch, _pack_density(dm)))
+        return unpack(_multiply(self.exch, pack_density(dm)))
 
     def diagonal(self, nao: int) -> Float[Array, "nao nao"]:
         """Return the repulsion (ii|jj) of the densities of two atomic orbitals, hartree.
@@ -82,7 +82,7 @@ class FittedRepulsion(NamedTuple):
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         """Return the Coulomb matrix J_ij = Σ_kl (ij|kl)·D_kl, hartree."""
-        return unpack((self.cderi @ _pack_density(dm)) @ self.cderi)
+        return unpack((self.cderi @ pack_density(dm)) @ self.cderi)
 
     def exchange(
         self, dm: Float[Array, "nao nao"], orbitals: Float[Array, "nao nmo"] | None = None
@@ -227,7 +227,7 @@ def unpack(packed: Float[Array, "*batch npair"]) -> Float[Array, "*batch nao nao
     return packed[..., _pair_index(nao)]
 
 
-def _pack_density(dm: Float[Array, "nao nao"]) -> Float[Array, " npair"]:
+def pack_density(dm: Float[Array, "nao nao"]) -> Float[Array, " npair"]:
     """Return the lower triangle with off-diagonal elements doubled, as a sum over pairs needs it."""
     rows, cols = np.tril_indices(len(dm))
     return jnp.where(rows == cols, 1.0, 2.0) * 0.5 * (dm + dm.T)[rows, cols]

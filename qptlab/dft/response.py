@@ -120,7 +120,7 @@ class Response:
         dms = _by_spin(dm)
         self._nspin = len(dms)
         self._electrons = 2.0 / self._nspin
-        aux = _auxiliary(mole)
+        aux = auxiliary(mole)
         values, vectors = np.linalg.eigh(aux.intor("int2c2e"))
         is_large = values > LINEAR_DEPENDENCE * values[-1]
         basis = vectors[:, is_large] / np.sqrt(values[is_large])  # orthonormal for the Coulomb repulsion
@@ -139,7 +139,7 @@ class Response:
     @staticmethod
     def nbytes(mole: gto.mole.MoleBase, nspin: int) -> int:
         """Return the memory that the response of a molecule needs at most, bytes."""
-        naux, nao, nocc = _auxiliary(mole).nao, mole.nao, max(mole.nelec)
+        naux, nao, nocc = auxiliary(mole).nao, mole.nao, max(mole.nelec)
         return 8 * naux * (2 * nao**2 + 3 * nspin * nao * nocc + 4 * nspin**2 * naux)
 
     @functools.cached_property
@@ -428,8 +428,8 @@ def _by_spin(matrix: Float[np.ndarray, "*spin n m"]) -> Float[np.ndarray, "nspin
     return array.reshape(-1, *array.shape[-2:])
 
 
-def _auxiliary(mole: gto.mole.MoleBase) -> gto.mole.MoleBase:
-    """Return the nuclei of a molecule with the auxiliary basis; ghost atoms have none."""
+def auxiliary(mole: gto.mole.MoleBase) -> gto.mole.MoleBase:
+    """Return the nuclei of a molecule with the auxiliary basis of the response; ghost atoms have none."""
     nuclei = [
         (mole.atom_pure_symbol(i), mole.atom_coord(i)) for i in range(mole.natm)
         if gto.charge(mole.atom_symbol(i)) > 0

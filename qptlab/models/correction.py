@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from qptlab.dft.energy import commutator, density_from_fock, filled_orbitals, kohn_sham, orbitals
+from qptlab.dft import fitted_response
+from qptlab.dft.energy import commutator, density_from_fock, filled_orbitals, inverse_root, kohn_sham, orbitals
 from qptlab.dft.energy import energy as total_energy
 from qptlab.dft.energy import fock as fock_matrix
+from qptlab.dft.fitted_response import responded
 from qptlab.dft.integrals import Integrals
 from qptlab.dft.screening import combination, estimated_error, screened, screening
 from qptlab.errors import InputError
@@ -106,12 +108,12 @@ class CorrectionModel:
           delta: correction, hartree.
           sample: geometry.
         """
-        ints, guess = sample.ints, sample.guess
+        ints, start = sample.ints, sample.start
         state = _diagonalised(sample.features.fock_guess + delta, ints)
-        dms, focks = [ints.dm_guess], [] if guess is None else [guess.fock]
+        dms, focks = [ints.dm_guess], [] if start is None else [start.fock]
         for remaining in reversed(range(self.config.iterations)):
             fock = fock_matrix(state.dm, ints, filled=state.filled)
-            if guess is None:
+            if start is None:
                 update = _diagonalised(fock, ints)
                 # The paper mixes densities by one half, except in the last iteration.
                 mixed = Refined(fock, 0.5 * (state.dm + update.dm), None)
@@ -122,7 +124,9 @@ class CorrectionModel:
             errors = [commutator(fock, dm, ints) for fock, dm in zip(focks, dms, strict=True)]
             weights = combination(jnp.stack(errors))
             fock, dm = (jnp.tensordot(weights, jnp.stack(matrices), axes=1) for matrices in (focks, dms))
-            state = _diagonalised(screened(fock, dm, ints, guess.screening).fock, ints)
+            is_screened = self.config.scheme == "screened"
+            fock = screened(fock, dm, ints, start.screening).fock if is_screened else responded(fock, dm, ints)
+            state = _diagonalised(fock, ints)
         return state
 
     def energy(self, params: Params | None, sample: Sample) -> Float[Array, ""]:
@@ -130,17 +134,40 @@ class CorrectionModel:
         state = self.refine(self.correction(params, sample.features), sample)
         return total_energy(state.dm, sample.ints, filled=state.filled)
 
+    def energy_of_fixed_orbitals(self, params: Params | None, sample: Sample) -> Float[Array, ""]:
+        """Return the energy, with a derivative at fixed orbitals in Löwdin's basis.
+
+        In the scheme "response" the way to the density has no derivative. For a self-consistent density it does not
+        matter. Otherwise the error of the gradient is of first order in the residual of the prediction.
+
+        Args:
+          params: parameters; None switches the network off.
+          sample: geometry.
+        """
+        fixed = jax.lax.stop_gradient(sample)
+        dm = self.refine(self.correction(jax.lax.stop_gradient(params), fixed.features), fixed).dm
+        root = fixed.ints.overlap @ inverse_root(fixed.ints.overlap)
+        moved = inverse_root(sample.ints.overlap)
+        return total_energy(moved @ (root @ dm @ root) @ moved, sample.ints)
+
     def predict(self, params: Params | None, sample: Sample) -> Prediction:
         """Return the predicted density with its energy, Fock matrix and orbitals; it cannot be differentiated."""
         _, dm, filled = self.refine(self.correction(params, sample.features), sample)
         state = kohn_sham(dm, sample.ints, filled=filled)
         mo_energy, mo_coeff = orbitals(state.fock, sample.ints)
         residual = jnp.max(jnp.abs(commutator(state.fock, dm, sample.ints)))
-        charges = screening(sample.ints) if sample.guess is None else sample.guess.screening
         return Prediction(
             state.terms.e_tot, fock=state.fock, dm=dm, mo_energy=mo_energy, mo_coeff=mo_coeff, residual=residual,
-            energy_error=estimated_error(state.fock, dm, sample.ints, charges), nocc=sample.ints.nocc,
+            energy_error=self._estimated_error(state.fock, dm, sample), nocc=sample.ints.nocc,
         )
+
+    def _estimated_error(
+        self, fock: Float[Array, "nao nao"], dm: Float[Array, "nao nao"], sample: Sample
+    ) -> Float[Array, ""]:
+        if self.config.scheme == "response":
+            return fitted_response.estimated_error(fock, dm, sample.ints)
+        charges = screening(sample.ints) if sample.start is None else sample.start.screening
+        return estimated_error(fock, dm, sample.ints, charges)
 
     @functools.cached_property
     def compiled_predict(self):

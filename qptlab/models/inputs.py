@@ -46,8 +46,8 @@ class Guess(NamedTuple):
 
     Attributes:
       state: Kohn–Sham matrices of the guess density.
-      fock: Fock matrix that the network corrects, hartree: of the guess density or, in the screened scheme, with the
-        potential of the charges that move in the first diagonalisation.
+      fock: Fock matrix that the network corrects, hartree: of the guess density with, unless the scheme is "mixing",
+        the potential of the electrons that move in the first diagonalisation.
       screening: charge model of the geometry.
       screened: solution of the charge model for the guess density.
     """

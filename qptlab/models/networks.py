@@ -17,10 +17,11 @@ from qptlab.models.inputs import Inputs
 
 MAX_ITERATIONS = 16
 
-SCHEMES = ("screened", "mixing")
-"""Schemes of the DFT iterations. "screened": the guess and each iteration are screened by a charge model
-(`dft.screening`), and Fock matrices are combined by DIIS. "mixing": no screening; densities are mixed by one half, as
-in the paper (arXiv:2402.04030)."""
+SCHEMES = ("response", "screened", "mixing")
+"""Schemes of the DFT iterations. "response": the guess and each iteration have the approximate response of the
+electrons (`dft.fitted_response`), and Fock matrices are combined by DIIS; for networks that are trained without
+iterations. "screened": the same with the response of a charge model (`dft.screening`). "mixing": no response;
+densities are mixed by one half, as in the paper (arXiv:2402.04030)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,9 @@ class CorrectionPredictor:
         """Return minus the derivative of the predicted energy with respect to positions, hartree per bohr.
 
         The network, the DFT iterations, the integrals and the molecule's frame are all differentiated. Therefore the
-        forces agree with finite differences of predicted energies, even if the density is not self-consistent.
+        forces agree with finite differences of predicted energies, even if the density is not self-consistent. In the
+        scheme "response" orbitals are fixed instead (see `CorrectionModel.energy_of_fixed_orbitals`): the forces are
+        those of self-consistency, up to an error of first order in the residual.
 
         Raises:
           InputError: if the model cannot predict the molecule (see `locate`), or if its guess has no derivative.
@@ -322,7 +324,8 @@ def energy_and_gradient(
 
     The function is compiled once for each model and system.
     """
-    return system.value_and_gradient(lambda sample, params: model.energy(params, sample))
+    energy = model.energy_of_fixed_orbitals if model.config.scheme == "response" else model.energy
+    return system.value_and_gradient(lambda sample, params: energy(params, sample))
 
 
 def to_input_frame(prediction: Prediction, system: System, pose: Pose) -> Prediction:

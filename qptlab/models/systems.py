@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from qptlab.dft import integrals, padding
 from qptlab.dft.energy import kohn_sham
+from qptlab.dft.fitted_response import responded
 from qptlab.dft.integrals import HostIntegrals, Integrals, Template
 from qptlab.dft.padding import Padding
 from qptlab.dft.scf import guess_density
@@ -31,8 +32,8 @@ STORED_AO_BYTES = 64 * 2**20
 """Largest size of the atomic orbitals on the grid that a sample stores. Larger ones are computed when needed."""
 
 
-class ScreenedGuess(NamedTuple):
-    """What screened iterations start from.
+class Start(NamedTuple):
+    """What DFT iterations with DIIS start from.
 
     Attributes:
       fock: Fock matrix of the guess density, hartree.
@@ -49,13 +50,13 @@ class Sample(NamedTuple):
     Attributes:
       ints: integrals of the geometry.
       features: input of the network.
-      guess: what screened iterations start from; None without screening.
+      start: what DFT iterations with DIIS start from; None in the scheme "mixing".
       label: converged Fock matrix, hartree, for a network that learns from labels; else None.
     """
 
     ints: Integrals
     features: Any
-    guess: ScreenedGuess | None = None
+    start: Start | None = None
     label: Float[jax.Array, "nao nao"] | None = None
 
 
@@ -80,14 +81,15 @@ class System:
     @property
     def template(self) -> Template:
         """Template of the integrals; padded if molecules share one shape."""
-        return integrals.template(self.molecule, self.method, self.padding)
+        return integrals.template(self.molecule, self.method, self.padding, with_kernel=_has_kernel(self.config))
 
     @property
     def sizes(self) -> Padding:
         """Sizes of the arrays, without a template. Molecules with equal sizes share compiled functions."""
         if self.padding is not None:
             return self.padding
-        return Padding(integrals.shape(self.molecule, self.method), self.molecule.occupied[0])
+        shape = integrals.shape(self.molecule, self.method, with_kernel=_has_kernel(self.config))
+        return Padding(shape, self.molecule.occupied[0])
 
     @functools.cached_property
     def orbitals(self) -> Orbitals:
@@ -184,13 +186,12 @@ class System:
             ints = ints._replace(dm_guess=guess_density(guess, self.template, ints))
         network = network_of(self.config)
         rank = len(self.template.constants.minao_occupation) if guess == "minao" else self.template.shape.nao
-        return _build_sample(ints, self.orbitals, network.inputs.features, self.config.scheme == "screened", rank)
+        return _build_sample(ints, self.orbitals, network.inputs.features, self.config.scheme, rank)
 
 
-@functools.partial(jax.jit, static_argnames=("features", "is_screened", "rank"))
+@functools.partial(jax.jit, static_argnames=("features", "scheme", "rank"))
 def _build_sample(
-    ints: Integrals, orbitals: Orbitals, features: Callable[[Integrals, Guess, Orbitals], Any], is_screened: bool,
-    rank: int,
+    ints: Integrals, orbitals: Orbitals, features: Callable[[Integrals, Guess, Orbitals], Any], scheme: str, rank: int
 ) -> Sample:
     """Return the sample of a geometry.
 
@@ -198,7 +199,7 @@ def _build_sample(
       ints: integrals of the geometry, with the guess density.
       orbitals: kinds, atoms and mask.
       features: function that computes the network's input.
-      is_screened: true for the screened scheme.
+      scheme: scheme of the DFT iterations, one of `networks.SCHEMES`.
       rank: largest possible rank of the guess density. Exchange is built from as many orbitals.
     """
     if ints.aos is not None and ints.aos.size * 8 > STORED_AO_BYTES:
@@ -207,9 +208,18 @@ def _build_sample(
     filled = _factor(ints.dm_guess, charges, rank) if rank < ints.nao else None
     state = kohn_sham(ints.dm_guess, ints, filled=filled)
     solution = screened(state.fock, ints.dm_guess, ints, charges)
-    guess = Guess(state, solution.fock if is_screened else state.fock, charges, solution)
-    feats = features(ints, guess, orbitals)
-    return Sample(ints, feats, ScreenedGuess(state.fock, charges) if is_screened else None)
+    fock = state.fock
+    if scheme == "response":
+        fock = responded(fock, ints.dm_guess, ints)
+    elif scheme == "screened":
+        fock = solution.fock
+    feats = features(ints, Guess(state, fock, charges, solution), orbitals)
+    return Sample(ints, feats, None if scheme == "mixing" else Start(state.fock, charges))
+
+
+def _has_kernel(config: CorrectionConfig) -> bool:
+    """Return True if the integrals need an approximate derivative of the Fock matrix."""
+    return config.scheme == "response"
 
 
 def _factor(
@@ -245,8 +255,10 @@ def make_systems(
         _check_closed_shell(mol)
     if len({integrals.eri_form(mol, method) for mol in mols}) > 1:  # `auto`: fitted for large molecules only
         method = dataclasses.replace(method, eri="fitted")
-    shapes = [integrals.shape(mol, method) for mol in mols]
-    integrals.template(mols[max(range(len(mols)), key=lambda i: shapes[i].nao)], method)  # checks the memory
+    with_kernel = _has_kernel(config)
+    shapes = [integrals.shape(mol, method, with_kernel=with_kernel) for mol in mols]
+    largest = mols[max(range(len(mols)), key=lambda i: shapes[i].nao)]
+    integrals.template(largest, method, with_kernel=with_kernel)  # checks the memory
     kinds = tuple(vocabulary) or _vocabulary(mols, method, config)
     paddings: list[Padding | None] = [None] * len(mols)
     for members in padding.buckets(shapes) if len(mols) > 1 else []:
@@ -285,7 +297,7 @@ def make_system(
         one of its kinds of tokens.
     """
     _check_closed_shell(mol)
-    template = integrals.template(mol, method)
+    template = integrals.template(mol, method, with_kernel=_has_kernel(config))
     fitting = [shared for shared in paddings if padding.holds(shared, template.shape, template.nocc)]
     shared = min(fitting, key=lambda shared: shared.shape.nao, default=None)
     system = System(_frame(mol, config), method, shared, vocabulary, config)

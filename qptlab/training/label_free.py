@@ -156,6 +156,12 @@ class LabelFree(Objective):
                 f"{config.validation}; use 16, for example."
             )
         check_sampling(config.sampling, self.systems)
+        iterations = self.model_config.iterations if config.iterations is None else config.iterations
+        if self.model_config.scheme == "response" and iterations and config.loss != "labels":
+            raise InputError(
+                f"Expected 0 DFT iterations in a training with the scheme 'response', got {iterations}: they have no "
+                "derivative; use iterations=0 in the TrainConfig, or the scheme 'screened'."
+            )
 
     def init(self, seed: int) -> Params:
         """Return initial parameters."""

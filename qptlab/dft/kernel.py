@@ -1,0 +1,113 @@
+"""Approximate derivative 𝒦 of a closed shell's Fock matrix with respect to the density, on the device.
+
+`dft.response` states what 𝒦 is made of, with the sources. Its arrays here are in single precision: the other
+approximations are much larger than rounding errors.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from qptlab.dft import functionals, grid
+from qptlab.dft.grid import Numbers
+from qptlab.dft.response import MIN_DENSITY
+from qptlab.system.functional import Functional
+
+GRID_BLOCK = 2048
+"""Number of grid points that are treated together, so that the arrays stay in a processor's cache."""
+
+
+class KernelTemplate(NamedTuple):
+    """What all geometries of a molecule share.
+
+    Attributes:
+      grid: coarse point clouds of the atoms.
+      basis: auxiliary functions.
+    """
+
+    grid: grid.GridTemplate
+    basis: grid.Basis
+
+
+class Kernel(NamedTuple):
+    """Derivative 𝒦 at the density of the `minao` guess; a pytree.
+
+    Attributes:
+      factors: integrals (P|ij) of the auxiliary functions, made orthonormal for the Coulomb repulsion, over pairs
+        i ≥ j, hartree^½.
+      matrix: Coulomb and exchange–correlation kernel over these functions; the unit matrix for the Coulomb repulsion
+        alone. Exact exchange is not in it.
+    """
+
+    factors: Float[Array, "naux npair"]
+    matrix: Float[Array, "naux naux"]
+
+
+def derivative(
+    host: tuple[Float[Array, "naux npair"], Float[Array, "naux naux"]], positions: Float[Array, "natm 3"],
+    basis: grid.Basis, template: KernelTemplate, guess: Float[Array, "nao n"], functional: Functional,
+) -> Kernel:
+    """Return the derivative at one geometry.
+
+    Args:
+      host: integrals (P|ij) over pairs i ≥ j, and (P|Q), from libcint, hartree.
+      positions: nuclear positions, bohr.
+      basis: atomic orbitals.
+      template: coarse grid and auxiliary functions.
+      guess: orbitals C of the guess density C·Cᵀ.
+      functional: functional; its share of exact exchange, and whether it has a semilocal part, are read.
+    """
+    int3c, int2c = host
+    root = jnp.linalg.cholesky(int2c)
+    factors = jax.scipy.linalg.solve_triangular(root, int3c, lower=True).astype(jnp.float32)
+    matrix = jnp.eye(len(int2c))
+    if functional.nvar:
+        numeric = _lda_kernel(positions, basis, template, guess, 1 - functional.exact_exchange).astype(root.dtype)
+        half = jax.scipy.linalg.solve_triangular(root, numeric, lower=True)
+        matrix += jax.scipy.linalg.solve_triangular(root, half.T, lower=True)
+    return Kernel(factors, matrix.astype(jnp.float32))
+
+
+def _lda_kernel(
+    positions: Float[Array, "natm 3"], basis: grid.Basis, template: KernelTemplate, guess: Float[Array, "nao n"],
+    share: float,
+) -> Float[Array, "naux naux"]:
+    """Return the exchange–correlation kernel of LDA over the auxiliary functions, hartree.
+
+    Args:
+      positions: nuclear positions, bohr.
+      basis: atomic orbitals.
+      template: coarse grid and auxiliary functions.
+      guess: orbitals C of the guess density C·Cᵀ.
+      share: share of exchange that is not exact.
+    """
+    lda = Functional(
+        "lda-response", lambda density: share * functionals.slater_exchange(density), functionals.vwn5_correlation,
+        "lda",
+    )
+    coords, weights = grid.becke_grid(positions, template.grid)
+    missing = -len(weights) % GRID_BLOCK
+    coords = jnp.concatenate([coords, coords[:1].repeat(missing, axis=0)])
+    weights = jnp.pad(weights, (0, missing))
+    centres, orbitals, basis, auxiliary = _single((positions, guess, basis, template.basis))
+
+    def add(total, block):
+        points, volumes = block
+        aos, functions = (
+            grid.eval_aos(centres, points, functions, derivatives=False)[0] for functions in (basis, auxiliary)
+        )
+        rho = jnp.sum((orbitals.T @ aos) ** 2, axis=0)
+        _, second = jax.jvp(lambda rho: functionals.potential(rho[None, None], lda).v[0, 0], (rho,), (volumes,))
+        return total + (functions * jnp.where(rho > MIN_DENSITY, second, 0.0)) @ functions.T, None
+
+    blocks = _single((coords.reshape(-1, GRID_BLOCK, 3), weights.reshape(-1, GRID_BLOCK)))
+    start = jnp.zeros((len(auxiliary.order),) * 2, jnp.float32)
+    return jax.lax.scan(add, start, blocks)[0]
+
+
+def _single(tree):
+    """Return a pytree whose floating-point arrays are in single precision."""
+    arrays: Numbers = jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.float64 else leaf, arrays)
