@@ -580,7 +580,7 @@ def test_every_setting_of_a_training_is_an_option_with_a_description():
     assert not [name for name in settings if not options[name].endswith(".")]
     assert "one of minao, " in options["guess"]
     assert options["batch"].endswith("Default: 4. With --labels: 8.")
-    assert options["scheme"].endswith("one of screened, mixing. Default: screened. With --model qpt: mixing.")
+    assert options["scheme"].endswith("screened, mixing. Default: screened. With --model qpt: mixing.")
     preset = "Network shape, one of small, base, large. Default: base. With --model qpt: network shape, one of "
     assert options["preset"].startswith(preset)
     assert options["preset"].endswith("Default: micro.")

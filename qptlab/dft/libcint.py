@@ -72,7 +72,8 @@ class Moles(NamedTuple):
 
     def at(self, positions: Float[np.ndarray, "natm 3"]) -> "Moles":
         """Return the same molecule at different positions, bohr."""
-        return Moles(*(None if mol is None else _moved(mol, positions) for mol in self))
+        aux, other = (None if mol is None else _moved(mol, positions) for mol in (self.aux, self.response))
+        return Moles(_moved(self.basis, positions), _moved(self.minao, positions), aux, other)
 
 
 def moles(mol: Molecule, method: Method, *, with_kernel: bool = False) -> Moles:

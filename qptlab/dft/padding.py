@@ -238,16 +238,17 @@ def pad_host(host: HostIntegrals, shape: Shape) -> HostIntegrals:
     if len(host.eri) == 1:
         eri = (np.pad(host.eri[0], (0, npair * (npair + 1) // 2 - len(host.eri[0]))),)
     else:
-        eri = _pad_fitted(*host.eri, shape.naux, npair)
+        eri = _pad_fitted(host.eri, shape.naux, npair)
     return HostIntegrals(
         np.concatenate([host.positions, far]), overlap, hcore, eri,
         np.pad(host.minao_overlap, ((0, orbitals), (0, shape.nminao - nminao))),
-        _pad_fitted(*host.response, shape.nresponse, npair) if host.response else (),
+        _pad_fitted(host.response, shape.nresponse, npair) if host.response else (),
     )
 
 
-def _pad_fitted(int3c: np.ndarray, int2c: np.ndarray, naux: int, npair: int) -> tuple[np.ndarray, np.ndarray]:
+def _pad_fitted(fitted: tuple[np.ndarray, ...], naux: int, npair: int) -> tuple[np.ndarray, ...]:
     """Pad fitted integrals, with added functions that repel themselves alone."""
+    int3c, int2c = fitted
     added = np.arange(len(int2c), naux)
     metric = np.pad(int2c, (0, len(added)))
     metric[added, added] = 1.0

@@ -428,7 +428,7 @@ def _by_spin(matrix: Float[np.ndarray, "*spin n m"]) -> Float[np.ndarray, "nspin
     return array.reshape(-1, *array.shape[-2:])
 
 
-def auxiliary(mole: gto.mole.MoleBase) -> gto.mole.MoleBase:
+def auxiliary(mole: gto.mole.MoleBase) -> gto.Mole:
     """Return the nuclei of a molecule with the auxiliary basis of the response; ghost atoms have none."""
     nuclei = [
         (mole.atom_pure_symbol(i), mole.atom_coord(i)) for i in range(mole.natm)
