@@ -146,7 +146,7 @@ def main(
         for n in sorted({0, predictor.config.iterations}):
             variant = predictor.with_iterations(n)
             schemes[f"model, n = {n}, and response"] = (
-                n + 2, lambda mf, variant=variant: ql.with_guess(ql.accelerate(mf), variant)
+                n + 1, lambda mf, variant=variant: ql.with_guess(ql.accelerate(mf), variant)
             )
     name = "accelerate-harder" if harder else "accelerate"
     options = f"--harder --count {count}" if harder else f"--count {count} --model {model}"

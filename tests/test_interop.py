@@ -58,6 +58,7 @@ def test_pyscf_converges_to_the_same_energy_from_the_models_guess_in_fewer_cycle
     assert ours.e_tot == pytest.approx(usual.e_tot, abs=tol.SCF_ENERGY)
     assert ours.cycles < usual.cycles
     np.testing.assert_array_equal(ql.guess(mol, model), ql.guess(ours.mol, model))
+    np.testing.assert_allclose(ql.guess(mol, model), model(mol).dm, atol=1e-10)
 
 
 def test_a_guess_has_all_electrons_and_lies_nearer_to_the_answer_than_minao(model):

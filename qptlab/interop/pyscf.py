@@ -12,6 +12,7 @@ from pyscf.scf import hf, rohf, uhf
 from qptlab.dft import libcint, response
 from qptlab.errors import InputError
 from qptlab.models.contract import Model, require
+from qptlab.models.predictor import CorrectionPredictor
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
@@ -39,7 +40,8 @@ def guess(mol: Molecule | gto.mole.MoleBase, model: Model) -> Float[np.ndarray, 
     model = require(model, "dm")
     molecule = _from_pyscf(mol, cast(Method, model.method)) if isinstance(mol, gto.mole.MoleBase) else mol
     # A model knows closed shells only; as a guess, their density is good enough for unpaired electrons.
-    return np.asarray(model(dataclasses.replace(molecule, spin=molecule.nelectron % 2)).dm)
+    closed = dataclasses.replace(molecule, spin=molecule.nelectron % 2)
+    return model.density(closed) if isinstance(model, CorrectionPredictor) else np.asarray(model(closed).dm)
 
 
 def with_guess(mf: hf.SCF, model: Model) -> hf.SCF:

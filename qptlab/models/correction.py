@@ -150,6 +150,10 @@ class CorrectionModel:
         moved = inverse_root(sample.ints.overlap)
         return total_energy(moved @ (root @ dm @ root) @ moved, sample.ints)
 
+    def density(self, params: Params | None, sample: Sample) -> Float[Array, "nao nao"]:
+        """Return the predicted density matrix alone, without the Fock matrix and the energy that belong to it."""
+        return self.refine(self.correction(params, sample.features), sample).dm
+
     def predict(self, params: Params | None, sample: Sample) -> Prediction:
         """Return the predicted density with its energy, Fock matrix and orbitals; it cannot be differentiated."""
         _, dm, filled = self.refine(self.correction(params, sample.features), sample)
@@ -173,6 +177,11 @@ class CorrectionModel:
     def compiled_predict(self):
         """`predict`, compiled once for all predictors of this model."""
         return jax.jit(self.predict)
+
+    @functools.cached_property
+    def compiled_density(self):
+        """`density`, compiled once."""
+        return jax.jit(self.density)
 
     @functools.cached_property
     def compiled_attention(self):

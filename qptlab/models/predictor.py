@@ -141,6 +141,22 @@ class CorrectionPredictor:
         """
         return self._predict(mol, *self.locate(mol))
 
+    def density(self, mol: Molecule) -> Float[np.ndarray, "nao nao"]:
+        """Return the predicted density matrix of a geometry, at the cost of one Fock matrix less than a prediction.
+
+        Warns:
+          UserWarning: if the model was not trained on this molecule.
+
+        Raises:
+          InputError: if the model cannot predict the molecule (see `locate`).
+        """
+        system, pose = self.locate(mol)
+        sample = system.sample(system.host_integrals(pose.positions, threads=None))
+        nao = system.template.nao
+        dm = np.asarray(self.model.compiled_density(self.params, sample))[:nao, :nao]
+        rotation, order = _to_input(system, pose)
+        return (rotation.T @ dm @ rotation)[np.ix_(order, order)]
+
     def map(self, mols: Sequence[Molecule]) -> Iterator[Prediction]:
         """Predict several geometries, in order and in parallel.
 
@@ -330,18 +346,23 @@ def energy_and_gradient(
 
 def to_input_frame(prediction: Prediction, system: System, pose: Pose) -> Prediction:
     """Transform matrices of a prediction from the molecule's frame to the atomic orbitals of the input geometry."""
-    template = integrals.template(system.molecule, system.method)
-    rotation = np.asarray(grid.ao_rotation(jnp.asarray(pose.rotation), template.basis))
-    inverse = np.argsort(_ao_order(pose.order, template.ao_atom))
+    rotation, order = _to_input(system, pose)
 
     def transform(matrix):
-        return (rotation.T @ matrix @ rotation)[np.ix_(inverse, inverse)]
+        return (rotation.T @ matrix @ rotation)[np.ix_(order, order)]
 
     return prediction._replace(
         fock=transform(prediction.fock),
         dm=transform(prediction.dm),
-        mo_coeff=(rotation.T @ prediction.mo_coeff)[inverse],
+        mo_coeff=(rotation.T @ prediction.mo_coeff)[order],
     )
+
+
+def _to_input(system: System, pose: Pose) -> tuple[Float[np.ndarray, "nao nao"], Int[np.ndarray, " nao"]]:
+    """Return the matrix that rotates atomic orbitals into the frame, and where each AO of the input is there."""
+    template = integrals.template(system.molecule, system.method)
+    rotation = np.asarray(grid.ao_rotation(jnp.asarray(pose.rotation), template.basis))
+    return rotation, np.argsort(_ao_order(pose.order, template.ao_atom))
 
 
 def _ao_order(atom_order: Int[np.ndarray, " natm"], ao_atom: Int[np.ndarray, " nao"]) -> Int[np.ndarray, " nao"]:
