@@ -44,7 +44,7 @@ def test_a_molecule_that_it_never_saw_is_predicted_to_half_a_millielectronvolt(m
     assert all(evaluation.errors.energy_mae_mev < other.energy_mae_mev for other in evaluation.baselines.values())
     exact = reference.converged(methanol, model.method, fitted=True)
     estimate, error = evaluation.predictions[0].energy_error, evaluation.predictions[0].energy - exact.energy
-    assert estimate == pytest.approx(error, rel=0.2), "without the error of the density fit, which it does not estimate"
+    assert estimate == pytest.approx(error, rel=0.2)  # neither has the error of the density fit
     assert float(model(methanol).energy) == pytest.approx(exact.energy, abs=1e-8)
 
 

@@ -66,25 +66,6 @@ def test_populations_are_those_of_the_orbitals_in_their_own_potential(name, xc):
     assert 2 <= int(count) <= 5
 
 
-@pytest.mark.parametrize(
-    ("name", "theory"),
-    [("ethanol", "pbe/sto-3g"), ("water", "b3lyp/def2-svp"), ("water", "hf/sto-3g"), ("OH", "pbe/sto-3g")],
-)
-def test_the_estimated_error_is_the_distance_from_the_converged_energy(name, theory):
-    """After one screened step the errors are 100 to 300 meV, after two 6 to 18 meV."""
-    method = ql.Method(*theory.split("/"))
-    mol = cases.molecule(name)
-    ints = build_integrals(mol, method)
-    floor = float(ql.scf(mol, method).energy)
-    _, _, found = evaluated(ints)
-    for _ in range(2):
-        state = kohn_sham(found.dm, ints)
-        error = float(state.terms.e_tot) - floor
-        estimate = float(jax.jit(module.estimated_error)(state.fock, found.dm, ints, screening(ints)))
-        assert 0.6 * error < estimate < 1.5 * error
-        found = screened(state.fock, found.dm, ints, screening(ints))
-
-
 def test_nothing_moves_at_the_ground_state():
     ints = cases.ints("water", HF)
     result = ql.scf(cases.molecule("water"), HF)

@@ -167,26 +167,6 @@ def screened_orbitals(
     return filled.reshape(*dm.shape[:-1], -1), count
 
 
-def estimated_error(
-    fock: Float[Array, "*spin nao nao"], dm: Float[Array, "*spin nao nao"], ints: Integrals, model: Screening
-) -> Float[Array, ""]:
-    """Return the estimated energy of a density above that of the self-consistent density, hartree.
-
-    From a density D to the solution D' of the charge model, which moves the charges m, the energy changes by
-    Tr F[D]·(D' − D) + ½·m·γ·m to second order in D' − D. The charge model replaces the second derivative of the
-    energy, so the estimate costs diagonalisations only. It is no bound.
-
-    Args:
-      fock: Fock matrix of `dm`, hartree; for an open shell, one for each spin.
-      dm: density matrix, electrons per AO pair.
-      ints: integrals of the geometry; the numbers of filled orbitals are read.
-      model: charge model of the geometry.
-    """
-    solution = screened(fock, dm, ints, model)
-    moved = solution.populations - _in_lowdins_basis(fock, dm, ints, model)[1]
-    return jnp.sum(fock * (dm - solution.dm)) - 0.5 * moved @ model.gamma @ moved
-
-
 def _in_lowdins_basis(
     fock: Float[Array, "*spin nao nao"], dm: Float[Array, "*spin nao nao"], ints: Integrals, model: Screening
 ) -> tuple[Float[Array, "nspin nao nao"], Float[Array, " nshell"], Int[Array, " nspin"], float]:

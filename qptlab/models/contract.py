@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
       residual: largest element of the commutator FDS − SDF in an orthonormal basis, hartree. It is zero at
         self-consistency.
       energy_error: estimated error of `energy`, hartree: its distance from the energy at self-consistency, to second
-        order, without a reference (see `screening.estimated_error`).
+        order, without a reference (see `fitted_response.estimated_error`).
       nocc: number of doubly occupied orbitals.
     """
 

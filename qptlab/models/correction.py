@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from qptlab.dft import fitted_response
 from qptlab.dft.energy import commutator, density_from_fock, filled_orbitals, inverse_root, kohn_sham, orbitals
 from qptlab.dft.energy import energy as total_energy
 from qptlab.dft.energy import fock as fock_matrix
-from qptlab.dft.fitted_response import responded
+from qptlab.dft.fitted_response import estimated_error, responded
 from qptlab.dft.integrals import Integrals
-from qptlab.dft.screening import combination, estimated_error, screened, screening
+from qptlab.dft.screening import combination, screened
 from qptlab.errors import InputError
 from qptlab.models.contract import Params, Prediction, kind_of
 from qptlab.models.networks import Attention, CorrectionConfig, network_of
@@ -162,16 +161,8 @@ class CorrectionModel:
         residual = jnp.max(jnp.abs(commutator(state.fock, dm, sample.ints)))
         return Prediction(
             state.terms.e_tot, fock=state.fock, dm=dm, mo_energy=mo_energy, mo_coeff=mo_coeff, residual=residual,
-            energy_error=self._estimated_error(state.fock, dm, sample), nocc=sample.ints.nocc,
+            energy_error=estimated_error(state.fock, dm, sample.ints), nocc=sample.ints.nocc,
         )
-
-    def _estimated_error(
-        self, fock: Float[Array, "nao nao"], dm: Float[Array, "nao nao"], sample: Sample
-    ) -> Float[Array, ""]:
-        if self.config.scheme == "response":
-            return fitted_response.estimated_error(fock, dm, sample.ints)
-        charges = screening(sample.ints) if sample.start is None else sample.start.screening
-        return estimated_error(fock, dm, sample.ints, charges)
 
     @functools.cached_property
     def compiled_predict(self):

@@ -81,14 +81,14 @@ class System:
     @property
     def template(self) -> Template:
         """Template of the integrals; padded if molecules share one shape."""
-        return integrals.template(self.molecule, self.method, self.padding, with_kernel=_has_kernel(self.config))
+        return integrals.template(self.molecule, self.method, self.padding, with_kernel=True)
 
     @property
     def sizes(self) -> Padding:
         """Sizes of the arrays, without a template. Molecules with equal sizes share compiled functions."""
         if self.padding is not None:
             return self.padding
-        shape = integrals.shape(self.molecule, self.method, with_kernel=_has_kernel(self.config))
+        shape = integrals.shape(self.molecule, self.method, with_kernel=True)
         return Padding(shape, self.molecule.occupied[0])
 
     @functools.cached_property
@@ -217,11 +217,6 @@ def _build_sample(
     return Sample(ints, feats, None if scheme == "mixing" else Start(state.fock, charges))
 
 
-def _has_kernel(config: CorrectionConfig) -> bool:
-    """Return True if the integrals need an approximate derivative of the Fock matrix."""
-    return config.scheme == "response"
-
-
 def _factor(
     dm: Float[jax.Array, "nao nao"], charges: Screening, rank: int
 ) -> Float[jax.Array, "nao rank"]:
@@ -255,10 +250,9 @@ def make_systems(
         _check_closed_shell(mol)
     if len({integrals.eri_form(mol, method) for mol in mols}) > 1:  # `auto`: fitted for large molecules only
         method = dataclasses.replace(method, eri="fitted")
-    with_kernel = _has_kernel(config)
-    shapes = [integrals.shape(mol, method, with_kernel=with_kernel) for mol in mols]
+    shapes = [integrals.shape(mol, method, with_kernel=True) for mol in mols]
     largest = mols[max(range(len(mols)), key=lambda i: shapes[i].nao)]
-    integrals.template(largest, method, with_kernel=with_kernel)  # checks the memory
+    integrals.template(largest, method, with_kernel=True)  # checks the memory
     kinds = tuple(vocabulary) or _vocabulary(mols, method, config)
     paddings: list[Padding | None] = [None] * len(mols)
     for members in padding.buckets(shapes) if len(mols) > 1 else []:
@@ -297,7 +291,7 @@ def make_system(
         one of its kinds of tokens.
     """
     _check_closed_shell(mol)
-    template = integrals.template(mol, method, with_kernel=_has_kernel(config))
+    template = integrals.template(mol, method, with_kernel=True)
     fitting = [shared for shared in paddings if padding.holds(shared, template.shape, template.nocc)]
     shared = min(fitting, key=lambda shared: shared.shape.nao, default=None)
     system = System(_frame(mol, config), method, shared, vocabulary, config)
