@@ -226,7 +226,9 @@ class Template:
         exact = libcint.exact_bytes(self.nao, exchange=self.layout.exchange)
         fitted = libcint.fitted_bytes(self.nao, self.naux)
         aos = _ao_bytes(self.layout.nderiv, self.nao, self.ngrids) if self.layout.keeps_aos else 0
-        return (fitted if self.layout.fitted else exact) + aos
+        # Those of the kernel are in double precision on the host, and in single precision on the device.
+        kernel = 12 * self.shape.nresponse * (self.nao * (self.nao + 1) // 2)
+        return (fitted if self.layout.fitted else exact) + aos + kernel
 
     @property
     def max_geometries(self) -> int:

@@ -144,10 +144,10 @@ class CorrectionModel:
           sample: geometry.
         """
         fixed = jax.lax.stop_gradient(sample)
-        dm = self.refine(self.correction(jax.lax.stop_gradient(params), fixed.features), fixed).dm
+        state = self.refine(self.correction(jax.lax.stop_gradient(params), fixed.features), fixed)
         root = fixed.ints.overlap @ inverse_root(fixed.ints.overlap)
-        moved = inverse_root(sample.ints.overlap)
-        return total_energy(moved @ (root @ dm @ root) @ moved, sample.ints)
+        moving = inverse_root(sample.ints.overlap)
+        return total_energy(moving @ (root @ state.dm @ root) @ moving, sample.ints, filled=state.filled)
 
     def density(self, params: Params | None, sample: Sample) -> Float[Array, "nao nao"]:
         """Return the predicted density matrix alone, without the Fock matrix and the energy that belong to it."""
