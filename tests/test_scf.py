@@ -39,6 +39,34 @@ COVERING = [
 ]
 
 
+DEPENDENT = {
+    "diacetylene": ("C#CC#C", "pbe", "6-31++g**"), "hexatriyne": ("C#CC#CC#C", "lda", "6-31++g"),
+    "chain": ("10\n\n" + "".join(f"H 0 0 {0.529177 * i}\n" for i in range(10)), "hf", "cc-pvdz"),
+    "near": ("6\nspin=2\n" + "".join(f"H 0 0 {0.423 * i}\n" for i in range(6)), "hf", "aug-cc-pvdz"),
+}
+"""Bases with eigenvalues of the overlap below 1e-6, down to 7e-11."""
+
+
+@pytest.mark.parametrize("name", ["chain", "near", cases.slow("diacetylene"), cases.slow("hexatriyne")])
+def test_orbitals_of_a_nearly_dependent_basis_are_dropped_as_in_pyscf(name):
+    text, xc, basis = DEPENDENT[name]
+    mol, method = ql.Molecule.parse(text), ql.Method(xc, basis, grid_level=0)
+    reference = cases.rks(mol, method)
+    reference.conv_tol = 1e-11
+    reference.kernel()
+    dropped = reference.mol.nao - reference.mo_coeff.shape[-1]
+    assert dropped > 0
+    for solver in ("diis", "screened"):
+        result = ql.scf(mol, method, solver=solver)
+        assert float(result.energy) == pytest.approx(reference.e_tot, abs=1e-8)
+        assert (np.asarray(result.mo_energy)[..., -dropped:] > 1000).all()
+    forces = ql.forces(mol, method, result.fock)
+    gradient = reference.nuc_grad_method()
+    if xc != "hf":
+        gradient.grid_response = True
+    np.testing.assert_allclose(forces, -gradient.kernel(), atol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "xc", "basis", "eri"), COVERING)
 def test_energy_fock_matrix_orbitals_dipole_and_charges_are_those_of_pyscf(name, xc, basis, eri):
     method = ql.Method(xc, basis, eri=eri)

@@ -11,12 +11,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qptlab.dft import semilocal
+from qptlab.dft import padding, semilocal
 from qptlab.dft.integrals import Integrals
+from qptlab.dft.libcint import LINEAR_DEPENDENCE
 
 MIN_GAP_HARTREE = 1e-6
 """Smallest gap between occupied and virtual levels with a derivative. Below it, rounding decides which orbital is
 filled, and the derivative would be large, finite and meaningless."""
+
+
+DROPPED_HARTREE = 0.5 * padding.ENERGY_HARTREE
+"""Energy of orbitals that a nearly dependent basis lacks: above all others, below those of padding."""
 
 
 class EnergyTerms(NamedTuple):
@@ -176,8 +181,21 @@ def orbitals(
       ints: integrals of the geometry; only the orthogonaliser is read.
     """
     x = ints.orthogonaliser
-    mo_energy, vectors = jnp.linalg.eigh(x.T @ fock @ x)
+    mo_energy, vectors = jnp.linalg.eigh(in_orthonormal_basis(fock, x))
     return mo_energy, x @ vectors
+
+
+def in_orthonormal_basis(
+    fock: Float[Array, "*spin nao nao"], orthogonaliser: Float[Array, "nao nao"]
+) -> Float[Array, "*spin nao nao"]:
+    """Return XᵀFX. Orbitals that X drops have the energy `DROPPED_HARTREE`, so that they stay empty.
+
+    Args:
+      fock: Fock matrix, hartree; for an open shell, one for each spin.
+      orthogonaliser: matrix X of `Integrals`.
+    """
+    is_dropped = ~jnp.any(orthogonaliser != 0, axis=0)
+    return orthogonaliser.T @ fock @ orthogonaliser + jnp.diag(jnp.where(is_dropped, DROPPED_HARTREE, 0.0))
 
 
 def filled_orbitals(fock: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, "*spin nao nocc"]:
@@ -240,7 +258,7 @@ def _projector_forward(
     nocc: Int[Array, ""],
 ) -> tuple[Float[Array, "nao nao"], tuple]:
     del overlap  # the orthogonaliser contains it; it is an argument so that it has a derivative
-    mo_energy, vectors = jnp.linalg.eigh(orthogonaliser.T @ fock @ orthogonaliser)
+    mo_energy, vectors = jnp.linalg.eigh(in_orthonormal_basis(fock, orthogonaliser))
     mo_coeff = orthogonaliser @ vectors
     occupied = jnp.arange(len(fock)) < nocc
     filled = mo_coeff * occupied
@@ -273,23 +291,27 @@ def inverse_root(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
     """Return the inverse square root of a symmetric positive matrix, for Löwdin's orthogonalisation.
 
     The derivative contains divided differences of λ^(−½), which are finite at degenerate eigenvalues (Daleckii &
-    Krein 1965). The derivative of the eigenvectors would divide by zero there.
+    Krein 1965). The derivative of the eigenvectors would divide by zero there. Eigenvectors with an eigenvalue below
+    `LINEAR_DEPENDENCE` are left out.
     """
     return _inverse_root_forward(matrix)[0]
 
 
 def _inverse_root_forward(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], tuple]:
     values, vectors = jnp.linalg.eigh(matrix)
-    roots = jnp.sqrt(values)
-    return vectors / roots @ vectors.T, (roots, vectors)
+    is_kept = values > LINEAR_DEPENDENCE
+    inverse = jnp.where(is_kept, 1 / jnp.sqrt(jnp.where(is_kept, values, 1.0)), 0.0)
+    return vectors * inverse @ vectors.T, (inverse, vectors)
 
 
 def _inverse_root_backward(
     residuals: tuple[Float[Array, " n"], Float[Array, "n n"]], bar: Float[Array, "n n"]
 ) -> tuple[Float[Array, "n n"]]:
-    roots, vectors = residuals
+    inverse, vectors = residuals
     inside = vectors.T @ (0.5 * (bar + bar.T)) @ vectors
-    return (-vectors @ (inside / (roots[:, None] * roots * (roots[:, None] + roots))) @ vectors.T,)
+    total = jnp.where(inverse[:, None] + inverse > 0, inverse[:, None] + inverse, 1.0)
+    # 1 / (√a·√b·(√a + √b)), and zero for eigenvectors that are left out
+    return (-vectors @ (inside * (inverse[:, None] * inverse) ** 2 / total) @ vectors.T,)
 
 
 inverse_root.defvjp(_inverse_root_forward, _inverse_root_backward)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from qptlab.dft import grid, libcint, padding, repulsion
 from qptlab.dft.grid import Numbers
 from qptlab.dft.kernel import Kernel, KernelTemplate, derivative
-from qptlab.dft.libcint import HostIntegrals
+from qptlab.dft.libcint import LINEAR_DEPENDENCE, HostIntegrals
 from qptlab.dft.repulsion import Repulsion
 from qptlab.errors import InputError
 from qptlab.runtime import memory
@@ -98,7 +98,7 @@ class Integrals(NamedTuple):
       hcore: core Hamiltonian: kinetic energy and attraction by the nuclei, hartree.
       repulsion: two-electron integrals, exact or density-fitted.
       e_nuc: repulsion of the nuclei, hartree.
-      orthogonaliser: matrix X with Xᵀ·overlap·X = 1.
+      orthogonaliser: matrix X with Xᵀ·overlap·X = 1, from `orthogonaliser`.
       dm_guess: density matrix of PySCF's `minao` guess, electrons per AO pair.
       coords: grid points, bohr. Copies of the first point complete the last chunk.
       weights: weights of the grid points, cubic bohr; zero for points that complete the last chunk.
@@ -350,8 +350,8 @@ def complete(constants: Constants, host: HostIntegrals, layout: Layout) -> Integ
     """
     positions, overlap, hcore, eri, minao_overlap, response = jax.tree.map(jnp.asarray, host)
     nao = len(overlap)
-    chol = jnp.linalg.cholesky(overlap)
-    projection = jax.scipy.linalg.cho_solve((chol, True), minao_overlap)
+    x = orthogonaliser(overlap)
+    projection = x @ (x.T @ minao_overlap)
     coords, weights, aos = _points(positions, constants, layout)
     kernel = None
     if constants.kernel is not None:
@@ -369,7 +369,7 @@ def complete(constants: Constants, host: HostIntegrals, layout: Layout) -> Integ
             else repulsion.exact(eri[0], nao, exchange=layout.exchange)
         ),
         e_nuc=_nuclear_repulsion(positions, constants.charges),
-        orthogonaliser=jax.scipy.linalg.solve_triangular(chol, jnp.eye(nao), lower=True).T,
+        orthogonaliser=x,
         dm_guess=(projection * constants.minao_occupation) @ projection.T,
         coords=coords,
         weights=weights,
@@ -377,6 +377,36 @@ def complete(constants: Constants, host: HostIntegrals, layout: Layout) -> Integ
         nocc=jnp.asarray(constants.nocc),
         kernel=kernel,
     )
+
+
+@jax.custom_vjp
+def orthogonaliser(overlap: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
+    """Return the matrix X of canonical orthogonalisation, with Xᵀ·overlap·X = 1.
+
+    Where the basis is nearly linearly dependent, the columns of eigenvectors with an eigenvalue of the overlap below
+    `LINEAR_DEPENDENCE` are zero, as PySCF drops them. The derivative is right for functions that do not change when
+    orthonormal orbitals are rotated among each other.
+
+    Args:
+      overlap: overlap matrix.
+    """
+    return _orthogonaliser_forward(overlap)[0]
+
+
+def _orthogonaliser_forward(overlap):
+    values, vectors = jnp.linalg.eigh(overlap)
+    is_kept = values > LINEAR_DEPENDENCE
+    x = jnp.where(is_kept, vectors / jnp.sqrt(jnp.where(is_kept, values, 1.0)), 0.0)
+    return x, x
+
+
+def _orthogonaliser_backward(x, bar):
+    # Of all changes that keep Xᵀ·overlap·X = 1, this is the one without a rotation: dX = −½·X·Xᵀ·dS·X.
+    half = -0.5 * x @ (x.T @ bar) @ x.T
+    return (0.5 * (half + half.T),)
+
+
+orthogonaliser.defvjp(_orthogonaliser_forward, _orthogonaliser_backward)
 
 
 def _points(

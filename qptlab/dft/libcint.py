@@ -30,8 +30,11 @@ from qptlab.system.molecule import Molecule
 AUTO_EXACT_BYTES = 128 * 2**20
 """Largest size of exact integrals with `eri="auto"` (about 90 atomic orbitals); larger ones are density-fitted."""
 
-MIN_OVERLAP_EIGENVALUE = 1e-8
-"""Smallest eigenvalue of the overlap of a usable basis. Below it, energies lose half of their digits."""
+LINEAR_DEPENDENCE = 1e-6
+"""Eigenvalue of the overlap below which an orbital of a nearly dependent basis is dropped, as in PySCF 2.14."""
+
+ROUNDING = 1e-12
+"""Largest rounding error of an eigenvalue of the overlap."""
 
 
 class HostIntegrals(NamedTuple):
@@ -568,9 +571,10 @@ def _check_memory(nbytes: int, name: str, alternative: str) -> None:
 
 
 def _check_overlap(overlap: np.ndarray, mol: gto.Mole) -> None:
-    smallest = float(np.linalg.eigvalsh(overlap)[0])
-    if smallest < MIN_OVERLAP_EIGENVALUE:
+    values = np.linalg.eigvalsh(overlap)
+    kept = int(np.sum(values > LINEAR_DEPENDENCE))
+    if kept < max(mol.nelec) or values[0] < -ROUNDING:
         raise InputError(
-            f"The basis is linearly dependent at this geometry of {mol.natm} atoms (smallest eigenvalue of the "
-            f"overlap {smallest:.1e}); use a smaller basis or atoms farther apart."
+            f"The basis is linearly dependent at this geometry of {mol.natm} atoms: {kept} of {len(values)} orbitals "
+            "are independent; use a smaller basis or atoms farther apart."
         )

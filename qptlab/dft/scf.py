@@ -19,7 +19,15 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from qptlab.dft import integrals, padding
-from qptlab.dft.energy import commutator, density_from_fock, energy, filled_orbitals, kohn_sham, orbitals
+from qptlab.dft.energy import (
+    commutator,
+    density_from_fock,
+    energy,
+    filled_orbitals,
+    in_orthonormal_basis,
+    kohn_sham,
+    orbitals,
+)
 from qptlab.dft.integrals import Integrals, Template
 from qptlab.dft.screening import screened_orbitals, screening
 from qptlab.errors import InputError
@@ -243,8 +251,8 @@ def guess_density(name: str, template: Template, ints: Integrals, seed: int = 0)
         fock = jnp.asarray(template.atomic_potential(np.asarray(ints.positions)))
     elif name == "random":
         nao = template.nao  # the orbitals that pad a molecule stay empty
-        half = jnp.linalg.inv(ints.orthogonaliser[:nao, :nao])  # its transpose times itself is the overlap
-        noise = jax.random.normal(jax.random.key(seed), (nao, nao))
+        half = (ints.orthogonaliser.T @ ints.overlap)[:, :nao]  # its transpose times itself is the overlap
+        noise = jax.random.normal(jax.random.key(seed), (ints.nao, ints.nao))
         fock = (padding.ENERGY_HARTREE * jnp.eye(ints.nao)).at[:nao, :nao].set(half.T @ (noise + noise.T) @ half)
     else:
         raise InputError(f"Expected a known guess, got {name!r}; use one of {', '.join(GUESSES)}.")
@@ -464,7 +472,7 @@ def minimise(
     is_filled = (jnp.arange(columns) < ints.nocc[..., None])[..., None, :]
 
     def density(free):
-        orthonormal, _ = jnp.linalg.qr(free)
+        orthonormal, _ = jnp.linalg.qr(free * jnp.any(ints.orthogonaliser != 0, axis=0)[:, None])
         filled = ints.orthogonaliser @ orthonormal * is_filled
         return electrons * filled @ jnp.swapaxes(filled, -1, -2)
 
@@ -490,8 +498,7 @@ def minimise(
         )
 
     # Start with the orbitals of the guess, in the orthonormal basis of X.
-    x = ints.orthogonaliser
-    _, vectors = jnp.linalg.eigh(x.T @ kohn_sham(dm, ints).fock @ x)
+    _, vectors = jnp.linalg.eigh(in_orthonormal_basis(kohn_sham(dm, ints).fock, ints.orthogonaliser))
     free = vectors[..., :columns]
     dm, fock, e_tot, residual = evaluate(free)
     unused = jnp.zeros(0)

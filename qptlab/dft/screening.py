@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qptlab.dft.energy import MIN_GAP_HARTREE, inverse_root
+from qptlab.dft.energy import DROPPED_HARTREE, MIN_GAP_HARTREE, inverse_root
 from qptlab.dft.integrals import Integrals
 
 SCALE = 0.9
@@ -175,7 +175,9 @@ def _in_lowdins_basis(
     focks, dms = (matrix.reshape(-1, *matrix.shape[-2:]) for matrix in (fock, dm))
     electrons = 2.0 / len(dms)
     charges = model.populations(root @ dms @ root / electrons)
-    return x @ focks @ x, charges, jnp.atleast_1d(ints.nocc), electrons
+    dropped = jax.lax.stop_gradient(jnp.eye(len(x)) - root @ x)  # projector on what a dependent basis lacks
+    shift = jnp.where(jnp.trace(dropped) > 0.5, DROPPED_HARTREE, 0.0) * dropped
+    return x @ focks @ x + shift, charges, jnp.atleast_1d(ints.nocc), electrons
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
