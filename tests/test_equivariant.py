@@ -267,7 +267,7 @@ def test_padding_changes_nothing(iterations):
     predict, mol = predictor(HF, iterations), molecule("water")
     kinds, config = predict.model.kinds, predict.config
     alone = make_system(mol, HF, kinds, config)
-    shapes = [template(molecule(name), HF).shape for name in NAMES]
+    shapes = [template(molecule(name), HF, with_kernel=True).shape for name in NAMES]
     large = dataclasses.replace(alone, padding=padding.Padding(padding.union(shapes)._replace(natm=7), nocc=9))
     assert large.template.shape.nao > alone.template.nao
     one, two = (predict.in_frame(system, mol.positions) for system in (alone, large))

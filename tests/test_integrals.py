@@ -159,9 +159,9 @@ def test_estimate_of_memory_holds_what_is_made():
 
 
 def test_a_basis_with_fewer_independent_orbitals_than_the_electrons_need_is_refused():
-    near = ql.Molecule(("He",) * 2, np.array([[0.0, 0, 0], [0, 0, 1e-4]]))
+    prepared = template(ql.Molecule(("He",) * 2, np.array([[0.0, 0, 0], [0, 0, 2]])), ql.Method("hf", "sto-3g"))
     with pytest.raises(ql.InputError, match="linearly dependent at this geometry of 2 atoms: 1 of 2 orbitals"):
-        build_integrals(near, ql.Method("hf", "sto-3g"))
+        prepared.host_integrals(np.array([[0.0, 0, 0], [0, 0, 1e-4]]))
 
 
 def test_positions_of_another_molecule_are_refused():

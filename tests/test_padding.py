@@ -25,7 +25,8 @@ def test_padding_changes_neither_prediction_nor_gradient(method):
     """Water in arrays that ethanol fits, and methane, too: larger in every respect than its own."""
     config = ql.QPTConfig("micro", "float64", iterations=1)
     (plain,), kinds = ql.make_systems([ql.Molecule.from_name("water")], method, config)
-    shapes = [template(ql.Molecule.from_name(name), method).shape for name in ("water", "ethanol", "ammonia")]
+    mols = map(ql.Molecule.from_name, ("water", "ethanol", "ammonia"))
+    shapes = [integrals.shape(mol, method, with_kernel=True) for mol in mols]
     shape = padding.union(shapes)._replace(natm=11)
     large = System(plain.frame, method, padding.Padding(shape, nocc=16), kinds, config)
     assert large.template.shape.nao > plain.template.nao
