@@ -173,6 +173,8 @@ def orbitals(
 ) -> tuple[Float[Array, "*spin nmo"], Float[Array, "*spin nao nmo"]]:
     """Return the orbital energies (hartree, ascending) and the orbital coefficients (columns) of a Fock matrix.
 
+    Of the coefficients of an orbital with at least nine tenths of the largest absolute value, the first is positive.
+
     Do not differentiate this function: the derivative of a single orbital is singular at degeneracies. Differentiate
     `density_from_fock` instead.
 
@@ -182,7 +184,10 @@ def orbitals(
     """
     x = ints.orthogonaliser
     mo_energy, vectors = jnp.linalg.eigh(in_orthonormal_basis(fock, x))
-    return mo_energy, x @ vectors
+    mo_coeff = x @ vectors
+    size = jnp.abs(mo_coeff)
+    first = jnp.argmax(size >= 0.9 * jnp.max(size, axis=-2, keepdims=True), axis=-2, keepdims=True)
+    return mo_energy, jnp.where(jnp.take_along_axis(mo_coeff, first, axis=-2) < 0, -mo_coeff, mo_coeff)
 
 
 def in_orthonormal_basis(
