@@ -25,6 +25,7 @@ from qptlab.dft.energy import (
     energy,
     filled_orbitals,
     in_orthonormal_basis,
+    inverse_root,
     kohn_sham,
     orbitals,
 )
@@ -251,9 +252,10 @@ def guess_density(name: str, template: Template, ints: Integrals, seed: int = 0)
         fock = jnp.asarray(template.atomic_potential(np.asarray(ints.positions)))
     elif name == "random":
         nao = template.nao  # the orbitals that pad a molecule stay empty
-        half = (ints.orthogonaliser.T @ ints.overlap)[:, :nao]  # its transpose times itself is the overlap
-        noise = jax.random.normal(jax.random.key(seed), (ints.nao, ints.nao))
-        fock = (padding.ENERGY_HARTREE * jnp.eye(ints.nao)).at[:nao, :nao].set(half.T @ (noise + noise.T) @ half)
+        overlap = ints.overlap[:nao, :nao]
+        root = overlap @ inverse_root(overlap)
+        noise = jax.random.normal(jax.random.key(seed), (nao, nao))
+        fock = (padding.ENERGY_HARTREE * jnp.eye(ints.nao)).at[:nao, :nao].set(root @ (noise + noise.T) @ root)
     else:
         raise InputError(f"Expected a known guess, got {name!r}; use one of {', '.join(GUESSES)}.")
     return density_from_fock(jnp.broadcast_to(fock, (*ints.nocc.shape, *fock.shape)), ints)
