@@ -381,11 +381,12 @@ def complete(constants: Constants, host: HostIntegrals, layout: Layout) -> Integ
 
 @jax.custom_vjp
 def orthogonaliser(overlap: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
-    """Return the matrix X of canonical orthogonalisation, with Xᵀ·overlap·X = 1.
+    """Return a matrix X with Xᵀ·overlap·X = 1.
 
-    Where the basis is nearly linearly dependent, the columns of eigenvectors with an eigenvalue of the overlap below
-    `LINEAR_DEPENDENCE` are zero, as PySCF drops them. The derivative is right for functions that do not change when
-    orthonormal orbitals are rotated among each other.
+    It is the inverse of the Cholesky factor, which changes smoothly with the geometry. Where the basis is nearly
+    linearly dependent, it is the matrix of canonical orthogonalisation, and the columns of eigenvectors with an
+    eigenvalue of the overlap below `LINEAR_DEPENDENCE` are zero, as PySCF drops them. The derivative is right for
+    functions that do not change when orthonormal orbitals are rotated among each other.
 
     Args:
       overlap: overlap matrix.
@@ -396,7 +397,10 @@ def orthogonaliser(overlap: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
 def _orthogonaliser_forward(overlap):
     values, vectors = jnp.linalg.eigh(overlap)
     is_kept = values > LINEAR_DEPENDENCE
-    x = jnp.where(is_kept, vectors / jnp.sqrt(jnp.where(is_kept, values, 1.0)), 0.0)
+    canonical = jnp.where(is_kept, vectors / jnp.sqrt(jnp.where(is_kept, values, 1.0)), 0.0)
+    root = jnp.linalg.cholesky(overlap)
+    inverse = jax.scipy.linalg.solve_triangular(root, jnp.eye(len(overlap)), lower=True).T
+    x = jnp.where(jnp.all(is_kept), inverse, canonical)
     return x, x
 
 
