@@ -97,7 +97,7 @@ def predict(
         ql.write_predictions(out, frames, predictions, model.label)
     columns = {key: (title, scale) for key, (name, title, scale) in COLUMNS.items() if name in model.provides}
     values = {
-        key: [float(np.linalg.norm(getattr(p, COLUMNS[key][0]))) * scale for p in predictions]
+        key: [_number(getattr(p, COLUMNS[key][0])) * scale for p in predictions]
         for key, (_, scale) in columns.items() if key != "energy_ha"
     }
     record = {"out": out and str(out), "n": len(frames), "molecules": [mol.name or mol.formula for mol in frames],
@@ -113,6 +113,15 @@ def predict(
         lines = [[name, f"{energy:.6f}", *(significant(value) for value in others)] for name, energy, *others in rows]
         typer.echo(table(["molecule", *(title for title, _ in columns.values())], lines, "text"))
         typer.echo(model.label)
+
+
+def _number(value: Any) -> float:
+    """Return a number with its sign (a negative estimated error is an alarm), and the length of a vector.
+
+    >>> _number(-0.5), _number(np.array([3.0, 4.0]))
+    (-0.5, 5.0)
+    """
+    return float(value) if np.ndim(value) == 0 else float(np.linalg.norm(value))
 
 
 @takes(RELAXATION)
