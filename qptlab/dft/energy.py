@@ -19,7 +19,6 @@ MIN_GAP_HARTREE = 1e-6
 """Smallest gap between occupied and virtual levels with a derivative. Below it, rounding decides which orbital is
 filled, and the derivative would be large, finite and meaningless."""
 
-
 DROPPED_HARTREE = 0.5 * padding.ENERGY_HARTREE
 """Energy of orbitals that a nearly dependent basis lacks: above all others, below those of padding."""
 
@@ -199,8 +198,13 @@ def in_orthonormal_basis(
       fock: Fock matrix, hartree; for an open shell, one for each spin.
       orthogonaliser: matrix X of `Integrals`.
     """
-    is_dropped = ~jnp.any(orthogonaliser != 0, axis=0)
-    return orthogonaliser.T @ fock @ orthogonaliser + jnp.diag(jnp.where(is_dropped, DROPPED_HARTREE, 0.0))
+    shift = jnp.where(is_kept(orthogonaliser), 0.0, DROPPED_HARTREE)
+    return orthogonaliser.T @ fock @ orthogonaliser + jnp.diag(shift)
+
+
+def is_kept(orthogonaliser: Float[Array, "nao nao"]) -> Bool[Array, " nao"]:
+    """Return false for the columns of X that are dropped because the basis is nearly dependent."""
+    return jnp.any(orthogonaliser != 0, axis=0)
 
 
 def filled_orbitals(fock: Float[Array, "*spin nao nao"], ints: Integrals) -> Float[Array, "*spin nao nocc"]:

@@ -104,6 +104,20 @@ def becke_grid(
     return coords, jnp.asarray(grid.volumes) * owner_cell / jnp.sum(cells, axis=0)
 
 
+def whole_chunks(
+    coords: Float[Array, "ngrids 3"], weights: Float[Array, " ngrids"], chunk: int
+) -> tuple[Float[Array, "npoints 3"], Float[Array, " npoints"]]:
+    """Return points and weights with copies of the first point, without weight, that complete the last chunk.
+
+    Args:
+      coords: grid points, bohr.
+      weights: weights of the grid points, cubic bohr.
+      chunk: number of points in a chunk.
+    """
+    missing = -len(weights) % chunk
+    return jnp.concatenate([coords, coords[:1].repeat(missing, axis=0)]), jnp.pad(weights, (0, missing))
+
+
 def solid_harmonics(r: Float[Array, "*points 3"], l: int) -> Float[Array, "*points nm"]:
     """Return the real solid harmonics r^l·Y_lm in PySCF's order, orthonormal on the unit sphere.
 

@@ -417,10 +417,8 @@ def _points(
     positions: Float[Array, "natm 3"], constants: Constants, layout: Layout
 ) -> tuple[Float[Array, "ngrids 3"], Float[Array, " ngrids"], Float[Array, "nchunk nderiv nao chunk"] | None]:
     """Return grid points, weights and, if they are stored, AO values."""
-    coords, weights = grid.becke_grid(positions, constants.grid)
-    chunk, missing = layout.chunk, -len(weights) % layout.chunk
-    coords = jnp.concatenate([coords, coords[:1].repeat(missing, axis=0)])
-    weights = jnp.concatenate([weights, jnp.zeros(missing)])
+    chunk = layout.chunk
+    coords, weights = grid.whole_chunks(*grid.becke_grid(positions, constants.grid), chunk)
     if not layout.keeps_aos:
         return coords, weights, None
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from qptlab.dft import functionals, grid
-from qptlab.dft.grid import Numbers
 from qptlab.dft.response import MIN_DENSITY
 from qptlab.system.functional import Functional
 
@@ -20,7 +19,7 @@ GRID_BLOCK = 2048
 
 
 class KernelTemplate(NamedTuple):
-    """What all geometries of a molecule share.
+    """Coarse grid and auxiliary functions, which all geometries of a molecule share.
 
     Attributes:
       grid: coarse point clouds of the atoms.
@@ -87,10 +86,7 @@ def _lda_kernel(
         "lda-response", lambda density: share * functionals.slater_exchange(density), functionals.vwn5_correlation,
         "lda",
     )
-    coords, weights = grid.becke_grid(positions, template.grid)
-    missing = -len(weights) % GRID_BLOCK
-    coords = jnp.concatenate([coords, coords[:1].repeat(missing, axis=0)])
-    weights = jnp.pad(weights, (0, missing))
+    coords, weights = grid.whole_chunks(*grid.becke_grid(positions, template.grid), GRID_BLOCK)
     centres, orbitals, basis, auxiliary = _single((positions, guess, basis, template.basis))
 
     def add(total, block):
@@ -109,5 +105,8 @@ def _lda_kernel(
 
 def _single(tree):
     """Return a pytree whose floating-point arrays are in single precision."""
-    arrays: Numbers = jax.tree.map(jnp.asarray, tree)
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype == jnp.float64 else leaf, arrays)
+    def cast(leaf):
+        array = jnp.asarray(leaf)
+        return array.astype(jnp.float32) if array.dtype == jnp.float64 else array
+
+    return jax.tree.map(cast, tree)

@@ -146,12 +146,17 @@ def holds(padding: Padding, shape: Shape, nocc: int) -> bool:
     """
     larger = padding.shape
     return (
-        all(count <= dict(larger.shells).get(kind, 0) for kind, count in shape.shells)
-        and all(count <= dict(larger.response).get(kind, 0) for kind, count in shape.response)
+        _fit(shape.shells, larger.shells) and _fit(shape.response, larger.response)
         and shape.natm <= larger.natm and shape.ngrids <= larger.ngrids and shape.nminao <= larger.nminao
         and shape.naux <= larger.naux and (shape.naux > 0) == (larger.naux > 0) and nocc <= padding.nocc
         and larger.nao <= MAX_GROWTH * shape.nao
     )
+
+
+def _fit(shells: Shells, larger: Shells) -> bool:
+    """Return true if there are no more shells of any kind than in a larger set."""
+    counts = dict(larger)
+    return all(count <= counts.get(kind, 0) for kind, count in shells)
 
 
 def added_share(shapes: Sequence[Shape], paddings: Sequence[Padding]) -> tuple[float, float]:

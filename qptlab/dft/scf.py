@@ -26,6 +26,7 @@ from qptlab.dft.energy import (
     filled_orbitals,
     in_orthonormal_basis,
     inverse_root,
+    is_kept,
     kohn_sham,
     orbitals,
 )
@@ -474,7 +475,7 @@ def minimise(
     is_filled = (jnp.arange(columns) < ints.nocc[..., None])[..., None, :]
 
     def density(free):
-        orthonormal, _ = jnp.linalg.qr(free * jnp.any(ints.orthogonaliser != 0, axis=0)[:, None])
+        orthonormal, _ = jnp.linalg.qr(free * is_kept(ints.orthogonaliser)[:, None])
         filled = ints.orthogonaliser @ orthonormal * is_filled
         return electrons * filled @ jnp.swapaxes(filled, -1, -2)
 

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qptlab.dft.energy import DROPPED_HARTREE, MIN_GAP_HARTREE, inverse_root
+from qptlab.dft.energy import DROPPED_HARTREE, MIN_GAP_HARTREE, inverse_root, is_kept
 from qptlab.dft.integrals import Integrals
 
 SCALE = 0.9
@@ -176,7 +176,7 @@ def _in_lowdins_basis(
     electrons = 2.0 / len(dms)
     charges = model.populations(root @ dms @ root / electrons)
     dropped = jax.lax.stop_gradient(jnp.eye(len(x)) - root @ x)  # projector on what a dependent basis lacks
-    shift = jnp.where(jnp.trace(dropped) > 0.5, DROPPED_HARTREE, 0.0) * dropped
+    shift = jnp.where(jnp.all(is_kept(ints.orthogonaliser)), 0.0, DROPPED_HARTREE) * dropped
     return x @ focks @ x + shift, charges, jnp.atleast_1d(ints.nocc), electrons
 
 

@@ -145,8 +145,8 @@ class CorrectionModel:
         """
         fixed = jax.lax.stop_gradient(sample)
         state = self.refine(self.correction(jax.lax.stop_gradient(params), fixed.features), fixed)
-        root = fixed.ints.overlap @ inverse_root(fixed.ints.overlap)
         moving = inverse_root(sample.ints.overlap)
+        root = jax.lax.stop_gradient(sample.ints.overlap @ moving)
         return total_energy(moving @ (root @ state.dm @ root) @ moving, sample.ints, filled=state.filled)
 
     def density(self, params: Params | None, sample: Sample) -> Float[Array, "nao nao"]:

@@ -33,7 +33,7 @@ STORED_AO_BYTES = 64 * 2**20
 
 
 class Start(NamedTuple):
-    """What DFT iterations with DIIS start from.
+    """Fock matrix and charge model that DFT iterations with DIIS start from.
 
     Attributes:
       fock: Fock matrix of the guess density, hartree.
