@@ -19,9 +19,12 @@ No stage needs RDKit, plotly or the widgets. For the last one, `python benchmark
 writes geometries of QM9, on a machine that has them.
 """
 
+import concurrent.futures
 import dataclasses
 import gzip
 import json
+import multiprocessing
+import os
 import pathlib
 import subprocess
 import sys
@@ -36,6 +39,7 @@ import typer
 
 import qptlab as ql
 from qptlab.benchmarking import bench
+from qptlab.dft.integrals import template as template_of
 from qptlab.dft.scf import scf_batch
 from qptlab.evaluation import reference
 from qptlab.gui import profiling
@@ -56,6 +60,7 @@ class Scale:
     Attributes:
       molecules: molecules, from small to large.
       basis: basis set.
+      auxbasis: auxiliary basis of the training; None for the default.
       grid_level: level of the grid.
       functionals: functionals whose energies are compared.
       batches: numbers of geometries.
@@ -67,6 +72,7 @@ class Scale:
 
     molecules: tuple[str, ...]
     basis: str
+    auxbasis: str | None
     grid_level: int
     functionals: tuple[str, ...]
     batches: tuple[int, ...]
@@ -89,14 +95,14 @@ def scale(rehearse: bool, seconds: float, out: pathlib.Path, geometries: pathlib
     """Return the sizes of a measurement or of a rehearsal."""
     if rehearse:
         small = ql.EquivariantConfig("small", iterations=0)
-        return Scale(("hydrogen", "water"), "sto-3g", 0, ("pbe",), (1, 2), (small,), seconds, out, geometries)
+        return Scale(("hydrogen", "water"), "sto-3g", None, 0, ("pbe",), (1, 2), (small,), seconds, out, geometries)
     networks = (
         *(ql.EquivariantConfig(preset, iterations=0) for preset in ("small", "base", "large")),
         *(ql.QPTConfig(preset, precision, iterations=0) for preset in ("micro", "small", "base", "medium")
           for precision in ("float32", "bfloat16")),
     )
     names, functionals = ("water", "ethanol", "uracil"), ("pbe", "b3lyp", "r2scan")
-    return Scale(names, "def2-svp", 3, functionals, (1, 16, 256), networks, seconds, out, geometries)
+    return Scale(names, "def2-svp", "etb-1.8", 3, functionals, (1, 16, 256), networks, seconds, out, geometries)
 
 
 def displaced(mol: ql.Molecule, count: int, seed: int = 0) -> list[ql.Molecule]:
@@ -121,78 +127,111 @@ def course(trainer: ql.Trainer, minutes: float) -> Iterator[Row]:
 
 
 def right(sizes: Scale) -> Iterator[Row]:
-    """Compare the device with the CPU."""
-    places = {"cpu": jax.devices("cpu")[0], "device": jax.devices()[0]}
-    for name in sizes.molecules:
-        mol = displaced(ql.Molecule.from_name(name), 1)[0]
-        for xc in sizes.functionals:
-            for eri in ("exact", "fitted"):
-                method, answers = sizes.method(xc, eri), {}
-                for key, place in places.items():
-                    with jax.default_device(place):
-                        result = ql.scf(mol, method)
-                        forces = ql.forces(mol, method, result.fock)
-                        answers[key] = float(result.energy), np.asarray(result.fock), np.asarray(forces)
-                pairs = zip(*answers.values(), strict=True)
-                energy, fock, force = (float(np.abs(np.subtract(*pair)).max()) for pair in pairs)
-                yield {"molecule": name, "method": f"{method.label}, {eri}", "energy_ha": energy, "fock_ha": fock,
-                       "forces_ha_per_bohr": force}
+    """Compare the device with the CPU; processes compile side by side."""
+    cases: list[tuple[Callable[..., Row], Any]] = [(_gradient, ())]
+    cases += [
+        (_compared, (name, xc, eri))
+        for name in sizes.molecules for xc in sizes.functionals for eri in ("fitted", "exact")
+    ]
+    cases.insert(2, (_batched, ()))
+    workers = min(os.cpu_count() or 1, len(cases), 12)
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        futures = [pool.submit(function, sizes, *arguments) for function, arguments in cases]
+        for future in concurrent.futures.as_completed(futures):
+            yield future.result()
+
+
+def _places() -> dict[str, jax.Device]:
+    return {"cpu": jax.devices("cpu")[0], "device": jax.devices()[0]}
+
+
+def _compared(sizes: Scale, name: str, xc: str, eri: str) -> Row:
+    """Return the differences of energies, Fock matrices and forces."""
+    mol, method, answers = displaced(ql.Molecule.from_name(name), 1)[0], sizes.method(xc, eri), []
+    for place in _places().values():
+        with jax.default_device(place):
+            result = ql.scf(mol, method)
+            answers.append((result.energy, result.fock, ql.forces(mol, method, result.fock)))
+    energy, fock, force = (float(np.abs(np.subtract(*pair)).max()) for pair in zip(*answers, strict=True))
+    return {"molecule": name, "method": f"{method.label}, {eri}", "energy_ha": energy, "fock_ha": fock,
+            "forces_ha_per_bohr": force}
+
+
+def _batched(sizes: Scale) -> Row:
+    """Return the difference of energies of a batch on the device and one by one on the CPU."""
     mol = ql.Molecule.from_name(sizes.molecules[1])
     method, geometries = sizes.method("pbe", "fitted"), displaced(mol, max(sizes.batches[:2]))
-    singly = [float(ql.scf(geometry, method).energy) for geometry in geometries]
     together = np.asarray(scf_batch(geometries, method).energy)
-    yield {"molecule": f"{len(geometries)} geometries of {mol.name}", "method": method.label,
-           "energy_ha": float(np.abs(together - singly).max())}
+    with jax.default_device(_places()["cpu"]):
+        singly = [float(ql.scf(geometry, method).energy) for geometry in geometries]
+    return {"molecule": f"{len(geometries)} geometries of {mol.name}", "method": method.label,
+            "energy_ha": float(np.abs(together - singly).max())}
+
+
+def _gradient(sizes: Scale) -> Row:
+    """Return the relative difference of the gradients of the loss."""
+    mol, method = ql.Molecule.from_name(sizes.molecules[1]), sizes.method("pbe", "fitted")
     config = dataclasses.replace(sizes.network, iterations=1)
-    objective = ql.make_objective(mol, method, config)
     rng = np.random.default_rng(1)
-    params = jax.tree.map(
-        lambda leaf: leaf + 0.01 * rng.normal(size=leaf.shape).astype(leaf.dtype), objective.init(0)
-    )
+    start = ql.make_objective(mol, method, config).init(0)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf + 0.01 * rng.normal(size=leaf.shape), leaf.dtype), start)
     gradients = []
-    for place in places.values():
+    for place in _places().values():
         with jax.default_device(place):
             (system,), kinds = make_systems([mol], method, config)
             model = ql.CorrectionModel(config, kinds)
-            sample = system.sample(system.host_integrals(mol.positions))
-            gradients.append(jax.tree.map(np.asarray, jax.jit(jax.grad(model.energy))(params, sample)))
-    flat = [np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(gradient)]) for gradient in gradients]
-    yield {"molecule": mol.name, "method": f"gradient of the loss, {method.label}",
-           "relative": float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[0]))}
+            sample = jax.device_put(system.sample(system.host_integrals(mol.positions)), place)
+            gradient = jax.jit(jax.grad(model.energy))(jax.device_put(params, place), sample)
+            gradients.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]))
+    return {"molecule": mol.name, "method": f"gradient of the loss, {method.label}",
+            "relative": float(np.linalg.norm(gradients[0] - gradients[1]) / np.linalg.norm(gradients[0]))}
+
+
+def training(sizes: Scale, minutes: float, out: str) -> ql.Trainer:
+    """Return the training on the largest molecule, with the best settings known."""
+    batch = 4 if jax.default_backend() == "cpu" else 32
+    train = ql.TrainConfig(minutes=minutes, batch=batch, validation=2)
+    config = dataclasses.replace(sizes.network, iterations=2)
+    method = dataclasses.replace(sizes.method("b3lyp5", "fitted"), auxbasis=sizes.auxbasis)
+    return ql.Trainer(ql.Molecule.from_name(sizes.molecules[-1]), method, config, train, out=sizes.out / out)
 
 
 def uracil(sizes: Scale) -> Iterator[Row]:
     """Train, and yield the course and then the errors."""
-    mol = ql.Molecule.from_name(sizes.molecules[-1])
-    batch = 4 if jax.default_backend() == "cpu" else 32
-    train = ql.TrainConfig(minutes=max(sizes.seconds - 60, 10) / 60, batch=batch, validation=2)
-    config = dataclasses.replace(sizes.network, iterations=2)
-    trainer = ql.Trainer(mol, sizes.method("b3lyp5", "fitted"), config, train, out=sizes.out / "uracil-run")
-    for last in course(trainer, train.minutes):
+    minutes = max(sizes.seconds - 60, 10) / 60
+    trainer = training(sizes, minutes, "uracil-run")
+    for last in course(trainer, minutes):
         yield {"course": last}
+    yield {"batch": trainer.train_config.batch, "updates": trainer.step}
     evaluation = ql.evaluate(trainer.predictor, ql.read_xyz(trainer.out / "validation.xyz"))
-    yield {"batch": batch, "updates": trainer.step, **evaluation.to_dict()}
+    yield evaluation.to_dict()
 
 
 def throughput(sizes: Scale) -> Iterator[Row]:
-    """Yield SCFs per second."""
+    """Yield SCFs per second, integrals included."""
     for name in (sizes.molecules[0], sizes.molecules[-1]):
         mol, method = ql.Molecule.from_name(name), sizes.method("pbe", "fitted")
-        began = time.perf_counter()
-        reference.converged(displaced(mol, 1, 9)[0], method)
-        yield {"molecule": name, "engine": "PySCF, all cores, exact integrals", "batch": 1,
-               "per_second": 1 / (time.perf_counter() - began)}
+        template = template_of(mol, method)
+        for threads in (1, None):
+            geometries = iter(displaced(mol, 5, 8))
+            spent = [_seconds(template.host_integrals, next(geometries).positions, threads) for _ in range(5)]
+            yield {"molecule": name, "engine": f"libcint, {threads or 'all'} threads", "batch": 1,
+                   "per_second": 1 / float(np.median(spent))}
         for batch in sizes.batches:
-            cold, warm = (_seconds(scf_batch, displaced(mol, batch, seed), method) for seed in (0, 1))
+            cold, *warm = (_seconds(scf_batch, displaced(mol, batch, seed), method) for seed in range(3))
             yield {"molecule": name, "engine": "qptlab, fitted integrals", "batch": batch, "cold_s": cold,
-                   "per_second": batch / warm}
+                   "per_second": batch / min(warm)}
+        for form in ("fitted", "exact"):
+            spent = [reference.converged(geometry, method, fitted=form == "fitted").seconds
+                     for geometry in displaced(mol, 2, 9)]
+            yield {"molecule": name, "engine": f"PySCF, all cores, {form} integrals", "batch": 1,
+                   "per_second": 1 / min(spent)}
 
 
 def profile(sizes: Scale) -> Iterator[Row]:
-    """Profile a training, and keep its trace."""
-    mol = ql.Molecule.from_name(sizes.molecules[-1])
-    train = ql.TrainConfig(minutes=sizes.seconds / 60, batch=max(sizes.batches[:2]), validation=1)
-    trainer = ql.Trainer(mol, sizes.method("pbe", "fitted"), sizes.network, train, out=sizes.out / "profile-run")
+    """Profile the training of the stage `uracil`, and keep its trace."""
+    trainer = training(sizes, sizes.seconds / 60, "profile-run")
     trainer.start()
     try:
         found = profiling.profile(trainer, 4)
@@ -261,9 +300,10 @@ def run_stage(name: str, sizes: Scale, command: str) -> None:
     record: Row = {"command": command, "machine": bench.machine(), "stage": name, "ended": "time limit", "rows": []}
     record["machine"]["precision"] = str(jnp.zeros(1).dtype)
     path = sizes.out / f"{name}.json"
+    began = time.perf_counter()
     try:
         for row in STAGES[name][0](sizes):
-            record["rows"].append(row)
+            record["rows"].append({"at_s": round(time.perf_counter() - began, 1), **row})
             path.write_text(json.dumps(record, indent=1) + "\n")
         record["ended"] = "complete"
     except Exception as error:
@@ -306,17 +346,23 @@ def main(
         rest = sum(STAGES[other][1] for other in names[index:])
         limit = (end - time.monotonic()) * STAGES[name][1] / rest
         began = time.monotonic()
-        ended = _run([sys.executable, __file__, "--stage", name, "--seconds", f"{limit:.0f}", *arguments], limit)
+        # Several processes share the device in the first stage; each takes the memory that it needs.
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if name == "right" else {}
+        command = [sys.executable, __file__, "--stage", name, "--seconds", f"{limit:.0f}", *arguments]
+        ended = _run(command, limit, environment, out / f"{name}.log")
         typer.echo(f"{name}: {ended} after {time.monotonic() - began:.0f} s of {limit:.0f} s")
 
 
-def _run(command: list[str], limit: float) -> str:
-    """Run a process for a limited time, and return how it ended."""
-    try:
-        done = subprocess.run(command, timeout=max(limit, 1), capture_output=True, text=True, check=False)
-    except subprocess.TimeoutExpired:
-        return "stopped at its time limit"
-    lines = done.stderr.strip().splitlines() or ["no message"]
+def _run(command: list[str], limit: float, environment: dict[str, str], log: pathlib.Path) -> str:
+    """Run a process for a limited time, with its messages in a file, and return how it ended."""
+    with log.open("w") as file:
+        try:
+            done = subprocess.run(
+                command, timeout=max(limit, 1), stdout=file, stderr=file, check=False, env={**os.environ, **environment}
+            )
+        except subprocess.TimeoutExpired:
+            return "stopped at its time limit"
+    lines = log.read_text().strip().splitlines() or ["no message"]
     return "complete" if done.returncode == 0 else f"failed: {lines[-1]}"
 
 

@@ -7,6 +7,7 @@ of the two-electron integrals and the guess density. All of it can be differenti
 import collections
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
@@ -35,8 +36,9 @@ integrals. Otherwise they are recomputed, chunk by chunk, when they are needed."
 TEMPLATES = 256
 """Number of templates that are kept, with and without padding each: those that were used last."""
 
-CHUNK_ELEMENTS = 2**17
-"""Number of AO values per chunk of grid points, so that the arrays of a chunk stay in a processor's cache."""
+CHUNK_ELEMENTS, ACCELERATOR_CHUNK_ELEMENTS = 2**17, 2**20
+"""Number of AO values per chunk of grid points: on a CPU the arrays of a chunk stay in the cache; on an accelerator
+fewer, larger operations are faster."""
 
 
 @jax.tree_util.register_static
@@ -603,11 +605,12 @@ def _on_device(constants: Constants) -> Constants:
 
 def _layout(occupied: Sequence[int], nao: int, ngrids: int, method: Method, *, fitted: bool) -> Layout:
     nderiv = method.functional.nderiv
-    chunk = max(128, CHUNK_ELEMENTS // nao // 128 * 128)
+    elements = CHUNK_ELEMENTS if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
+    chunks = max(1, math.ceil(ngrids * nao / elements))
     return Layout(
         functional=method.functional,
         nocc=tuple(occupied),
-        chunk=min(chunk, max(1, ngrids)),
+        chunk=128 * math.ceil(ngrids / chunks / 128) or 1,
         nderiv=nderiv,
         keeps_aos=nderiv > 0 and _ao_bytes(nderiv, nao, ngrids) <= memory.memory_bytes() // AO_SHARE,
         fitted=fitted,

@@ -8,6 +8,7 @@ loss, and descends along its gradient with orbitals that a QR decomposition keep
 
 import concurrent.futures
 import functools
+import math
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -210,12 +211,15 @@ def scf_batch(
         if jax.default_backend() == "cpu":
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *pool.map(converge, mols))
         lanes = jax.vmap(lambda ints: solve(ints, tolerance=tolerance))
-        count = max(1, memory.device_bytes() // (LANE_COPIES * template.nbytes))
+        groups = math.ceil(len(mols) * LANE_COPIES * template.nbytes / memory.device_bytes())
+        size = math.ceil(len(mols) / groups)
         results = []
-        for start in range(0, len(mols), count):
-            hosts = jax.tree.map(lambda *leaves: np.stack(leaves), *pool.map(host, mols[start : start + count]))
+        for start in range(0, len(mols), size):
+            group = mols[start : start + size]
+            group = [*group, *group[-1:] * (size - len(group))]  # one shape, so that nothing is compiled again
+            hosts = jax.tree.map(lambda *leaves: np.stack(leaves), *pool.map(host, group))
             results.append(lanes(jax.vmap(template.complete)(hosts)))
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *results)
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(mols)], *results)
 
 
 def _check_options(solver: str, level_shift: float, damping: float, max_cycles: int, tolerance: float) -> None:
