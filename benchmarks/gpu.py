@@ -358,7 +358,8 @@ def _run(command: list[str], limit: float, environment: dict[str, str], log: pat
     with log.open("w") as file:
         try:
             done = subprocess.run(
-                command, timeout=max(limit, 1), stdout=file, stderr=file, check=False, env={**os.environ, **environment}
+                command, timeout=max(limit, 1), stdout=file, stderr=file, check=False,
+                env={**os.environ, **environment},
             )
         except subprocess.TimeoutExpired:
             return "stopped at its time limit"
