@@ -2,8 +2,8 @@
 
     python benchmarks/qm9_training.py [--minutes 8] [--arms "10 molecules;1 molecule"]
 
-Each arm trains the equivariant network, in B3LYP5/def2-SVP, for the same time, labels and compilation included, in a
-process of its own:
+Each arm trains the equivariant network on top of the electrons' response, as `qm9-small`, in B3LYP5/def2-SVP, for the
+same time, labels and compilation included, in a process of its own:
 
 - the loss is the energy; 1, 10 or all 126 molecules of QM9's random training part with up to five heavy atoms; or
   1,000 with up to seven, or 10,000 with up to eight;
@@ -11,8 +11,8 @@ process of its own:
   is used 16 or 128 times; 126 molecules;
 - labels, then energy: half of the time for each, the second starts from the first.
 
-The models are tested, without DFT iterations and with two, on twelve molecules of QH9's random test part, and without
-them on three of its test by size. No model was trained on one of these. Elements are C, H, N and O. References as in
+The models, and the response alone, are tested without DFT iterations on twelve molecules of QH9's random test part
+and on three of its test by size. No model was trained on one of these. Elements are C, H, N and O. References as in
 `qm9.py`. Writes `results/qm9-training.json` and `.md` after each arm; arms that are in the file are not repeated.
 """
 
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -92,9 +92,8 @@ def train(arm: Arm, minutes: float, folder: pathlib.Path) -> tuple[ql.Correction
     config = ql.TrainConfig(
         minutes=minutes, sampling=ql.Sampling("modes"), seed=arm.seed, loss=arm.loss, reuse=arm.reuse, validation=1,
     )
-    trainer = ql.Trainer(
-        arm.molecules, METHOD, ql.EquivariantConfig(iterations=2), config, out=folder / "run", start=start
-    )
+    network = ql.EquivariantConfig(iterations=0, scheme="response")
+    trainer = ql.Trainer(arm.molecules, METHOD, network, config, out=folder / "run", start=start)
     trainer.run()
     last = ql.Run.open(folder / "run").metrics()[-1]
     numbers = {key: value for key, value in last.items() if isinstance(value, int | float)}
@@ -108,26 +107,30 @@ def converged(mol: ql.Molecule, method: ql.Method) -> Reference:
     return answer
 
 
-def test(model: ql.CorrectionPredictor) -> dict[str, Any]:
-    """Return the errors of a model on the molecules of both tests, by number of iterations."""
+def test(model: ql.CorrectionPredictor) -> tuple[dict[str, list[dict]], dict[str, list[dict]]]:
+    """Return the errors of a model on the molecules of both tests, and those without its network."""
     description = model.description()
     description["method"]["auxbasis"] = "etb-1.8"
     rebuilt = ql.CorrectionPredictor.rebuild(description, model.arrays())
     exact = dataclasses.replace(rebuilt.method, eri="auto", auxbasis=None)
-    small = ql.datasets.read_qm9(f"qm9:max_heavy=5,elements={ELEMENTS},split=random-test").draw(TEST, seed=2)
-    large = ql.datasets.read_qm9("qm9:split=size-test,count=20")[:LARGER]
-    unseen = not any(map(model.was_trained_on, [*small, *large]))
-    assert unseen, "A molecule of the test was trained on."
+    tests = {
+        "small": ql.datasets.read_qm9(f"qm9:max_heavy=5,elements={ELEMENTS},split=random-test").draw(TEST, seed=2),
+        "large": ql.datasets.read_qm9("qm9:split=size-test,count=20")[:LARGER],
+    }
+    mols = [mol for members in tests.values() for mol in members]
+    assert not any(map(model.was_trained_on, mols)), "A molecule of the test was trained on."
     # Molecules of a few shared sizes, so that little is compiled.
-    systems, _ = make_systems([*small, *large], rebuilt.method, rebuilt.config, rebuilt.model.kinds)
-    model = ql.CorrectionPredictor(rebuilt.model, rebuilt.params, systems)
-    found: dict[str, Any] = {}
-    for n, title, mols in ((0, "small", small), (2, "small", small), (0, "large", large)):
-        predictor = model.with_iterations(n)
-        found[f"{title}, n = {n}"] = [
-            errors(predictor(mol), converged(mol, exact), mol, exact) for mol in mols
-        ]
-    return found
+    systems, _ = make_systems(mols, rebuilt.method, rebuilt.config, rebuilt.model.kinds)
+    with_network, without = (
+        {
+            title: [errors(predictor(mol), converged(mol, exact), mol, exact) for mol in members]
+            for title, members in tests.items()
+        }
+        for predictor in (
+            ql.CorrectionPredictor(rebuilt.model, params, systems) for params in (rebuilt.params, None)
+        )
+    )
+    return with_network, without
 
 
 def page(record: dict) -> str:
@@ -136,8 +139,10 @@ def page(record: dict) -> str:
     notes: dict[str, list[str]] = {}
     for name, arm in record["arms"].items():
         notes.setdefault(arm["note"], []).append(name)
-        cells = [name, f"{arm['training']['step']:.0f}"]
-        for key in ("small, n = 0", "large, n = 0", "small, n = 2"):
+    rows = {"the response alone": {"errors": record["without"]}, **record["arms"]}
+    for name, arm in rows.items():
+        cells = [name, f"{arm['training']['step']:.0f}" if "training" in arm else ""]
+        for key in ("small", "large"):
             energies = np.abs([row["energy_mev"] for row in arm["errors"][key]])
             spread = energies.std(ddof=1) / np.sqrt(len(energies))
             cells += [f"{significant(energies.mean())} ± {significant(spread, 1)}",
@@ -147,12 +152,12 @@ def page(record: dict) -> str:
         "# Molecules, labels and seed", "", f"    {record['command']}", "", bench.describe(record["machine"]), "",
         *[f"{'; '.join(names)}: {note}\n" for note, names in notes.items() if note],
         f"{METHOD.label}; each training takes {record['minutes']:g} minutes, labels and compilation included; the "
-        "largest molecules have five heavy atoms, with 1,000 molecules seven, with 10,000 eight. Means of absolute "
-        f"errors of energies (meV) and Fock matrices (µHa) with standard errors, on {TEST} molecules with up to five "
-        f"heavy atoms and on {LARGER} with 23 atoms or more, against converged PySCF; none was trained on. Labels "
-        "are converged Fock matrices of PySCF with the electrons' response.", "",
-        tables.table(["training", "updates", "n = 0, meV", "µHa", "larger, n = 0, meV", "µHa", "n = 2, meV", "µHa"],
-                     lines), "",
+        "largest molecules have five heavy atoms, with 1,000 molecules seven, with 10,000 eight. All models predict "
+        "on top of the electrons' response, without DFT iterations. Means of absolute errors of energies (meV) and "
+        f"Fock matrices (µHa) with standard errors, on {TEST} molecules with up to five heavy atoms and on {LARGER} "
+        "with 23 atoms or more, against converged PySCF; none was trained on. Labels are converged Fock matrices of "
+        "PySCF with the electrons' response.", "",
+        tables.table(["training", "updates", "energy, meV", "Fock, µHa", "larger, meV", "Fock, µHa"], lines), "",
     ])
 
 
@@ -179,11 +184,12 @@ def main(
         return
     folder = pathlib.Path(tempfile.mkdtemp())
     model, training = train(ARMS[one], minutes, folder)
-    measured = {"training": training, "errors": test(model)}
+    found, without = test(model)
     if path.exists():
         record = json.loads(path.read_text())  # other arms may have been measured since
-    record["arms"][one] = measured | {"note": note}
-    record |= {"command": f"python benchmarks/qm9_training.py --minutes {minutes:g}", "machine": bench.machine()}
+    record["arms"][one] = {"training": training, "errors": found, "note": note}
+    command = f"python benchmarks/qm9_training.py --minutes {minutes:g}"
+    record |= {"without": without, "command": command, "machine": bench.machine()}
     bench.keep(results, "qm9-training", record, page(record))
     typer.echo(f"{one}: done")
     shutil.rmtree(folder)
