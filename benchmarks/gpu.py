@@ -12,6 +12,7 @@ fails or takes too long loses its last row only, and the next one runs. The stag
     uracil      error against time of a training on uracil in B3LYP/def2-SVP
     throughput  SCFs per second in batches, and PySCF on all cores
     profile     what bounds a training step: operations, roofline, and the raw trace
+    parts       times of what a training step consists of, for one geometry and for a batch
     sizes       time and memory of a step for several networks and batches
     molecules   one model of many molecules: geometries per second and the share of waiting
 
@@ -23,9 +24,11 @@ import concurrent.futures
 import dataclasses
 import gzip
 import json
+import math
 import multiprocessing
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -39,8 +42,11 @@ import typer
 
 import qptlab as ql
 from qptlab.benchmarking import bench
+from qptlab.dft import screening
+from qptlab.dft.fitted_response import responded
 from qptlab.dft.integrals import template as template_of
 from qptlab.dft.scf import scf_batch
+from qptlab.dft.semilocal import exchange_correlation
 from qptlab.evaluation import reference
 from qptlab.gui import profiling
 from qptlab.models.systems import make_systems
@@ -94,6 +100,7 @@ class Scale:
 def scale(rehearse: bool, seconds: float, out: pathlib.Path, geometries: pathlib.Path | None) -> Scale:
     """Return the sizes of a measurement or of a rehearsal."""
     if rehearse:
+        seconds = min(seconds, 30.0)
         small = ql.EquivariantConfig("small", iterations=0)
         return Scale(("hydrogen", "water"), "sto-3g", None, 0, ("pbe",), (1, 2), (small,), seconds, out, geometries)
     networks = (
@@ -188,13 +195,17 @@ def _gradient(sizes: Scale) -> Row:
             "relative": float(np.linalg.norm(gradients[0] - gradients[1]) / np.linalg.norm(gradients[0]))}
 
 
+def level(sizes: Scale) -> ql.Method:
+    """Return the level of theory of the training."""
+    return dataclasses.replace(sizes.method("b3lyp5", "fitted"), auxbasis=sizes.auxbasis)
+
+
 def training(sizes: Scale, minutes: float, out: str) -> ql.Trainer:
     """Return the training on the largest molecule, with the best settings known."""
     batch = 4 if jax.default_backend() == "cpu" else 32
     train = ql.TrainConfig(minutes=minutes, batch=batch, validation=2)
     config = dataclasses.replace(sizes.network, iterations=2)
-    method = dataclasses.replace(sizes.method("b3lyp5", "fitted"), auxbasis=sizes.auxbasis)
-    return ql.Trainer(ql.Molecule.from_name(sizes.molecules[-1]), method, config, train, out=sizes.out / out)
+    return ql.Trainer(ql.Molecule.from_name(sizes.molecules[-1]), level(sizes), config, train, out=sizes.out / out)
 
 
 def uracil(sizes: Scale) -> Iterator[Row]:
@@ -245,6 +256,58 @@ def profile(sizes: Scale) -> Iterator[Row]:
     yield {"trace_bytes": len(packed)}
 
 
+def parts(sizes: Scale) -> Iterator[Row]:
+    """Yield the times of what a training step consists of, for one geometry and for a batch."""
+    mol, config = ql.Molecule.from_name(sizes.molecules[-1]), dataclasses.replace(sizes.network, iterations=2)
+    (system,), _ = make_systems([mol], level(sizes), config)
+    host, template = system.host_integrals(mol.positions), system.template
+    yield {"part": "host integrals", "mib": sum(leaf.nbytes for leaf in jax.tree.leaves(host)) / 2**20}
+    for threads in sorted({1, os.cpu_count() or 1}):
+        geometries = [geometry.positions for geometry in displaced(mol, 2 * threads)]
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            began = time.perf_counter()
+            list(pool.map(system.host_integrals, geometries))
+            spent = time.perf_counter() - began
+        yield {"part": "host integrals", "threads": threads, "warm_s": spent / len(geometries)}
+    yield {"part": "transfer to the device", **_cold_and_warm(jax.device_put, host)}
+    yield {"part": "sample", **_cold_and_warm(system.sample, host)}
+
+    for count in (1, max(sizes.batches[:2])):
+        ints = _copies(template.complete(host), count)
+        dms, focks = ints.dm_guess, _copies(ints.hcore[0], count)
+        model = jax.jit(jax.vmap(screening.screening))(ints)
+        calls: dict[str, tuple] = {
+            "eigh, float64": (jnp.linalg.eigh, focks),
+            "Coulomb": (jax.vmap(lambda dm, ints: ints.repulsion.coulomb(dm)), dms, ints),
+            "exchange": (jax.vmap(lambda dm, ints: ints.repulsion.exchange(dm)), dms, ints),
+            "Fock build": (jax.vmap(ql.fock), dms, ints),
+            "density of a Fock matrix": (jax.vmap(ql.density_from_fock), focks, ints),
+            "charge screening": (jax.vmap(screening.screened), focks, dms, ints, model),
+            "response": (jax.vmap(responded), focks, dms, ints),
+        }
+        for name, (function, *arguments) in calls.items():
+            yield {"part": name, "geometries": count, **_cold_and_warm(jax.jit(function), *arguments)}
+        del ints, model, calls
+        for chunks in (1, 8, 64):
+            for keeps in (True, False):
+                points = 128 * math.ceil(template.ngrids / chunks / 128)
+                layout = dataclasses.replace(template.layout, chunk=points, keeps_aos=keeps)
+                ints = _copies(dataclasses.replace(template, layout=layout).complete(host), count)
+                function = jax.jit(jax.vmap(lambda dm, ints: exchange_correlation(dm[None], ints)))
+                yield {"part": "exchange–correlation", "geometries": count, "chunk": points,
+                       "AO values": "stored" if keeps else "recomputed", **_cold_and_warm(function, dms, ints)}
+
+
+def _copies(tree: Any, count: int) -> Any:
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * count), tree)
+
+
+def _cold_and_warm(function: Callable, *arguments: Any) -> Row:
+    """Return the time of the first call, and the median of the next ones, s."""
+    cold, *warm = (_seconds(function, *arguments) for _ in range(6))
+    return {"cold_s": cold, "warm_s": float(np.median(warm))}
+
+
 def sizes_of_networks(sizes: Scale) -> Iterator[Row]:
     """Yield time and memory of a step."""
     mol, method = ql.Molecule.from_name(sizes.molecules[-1]), sizes.method("pbe", "fitted")
@@ -262,17 +325,18 @@ def sizes_of_networks(sizes: Scale) -> Iterator[Row]:
 def molecules(sizes: Scale) -> Iterator[Row]:
     """Train one model of many molecules."""
     mols = ql.read_xyz(sizes.geometries) if sizes.geometries else [*map(ql.Molecule.from_name, sizes.molecules)]
-    train = ql.TrainConfig(minutes=0.6 * sizes.seconds / 60, sampling=ql.Sampling("modes"), validation=1)
+    minutes = 0.6 * sizes.seconds / 60
+    train = ql.TrainConfig(minutes=minutes, sampling=ql.Sampling("modes"), validation=1)
     config = dataclasses.replace(sizes.network, iterations=2)
     trainer = ql.Trainer(mols, sizes.method("b3lyp5", "fitted"), config, train, out=sizes.out / "molecules-run")
-    for last in course(trainer, train.minutes):
+    for last in course(trainer, minutes):
         yield {"molecules": len(mols), **last, "geometries_per_second": last["geometries"] / last["seconds"],
                "waiting_share": sum(row["data_wait_s"] for row in trainer.rows) / last["seconds"]}
 
 
 STAGES: dict[str, tuple[Callable[[Scale], Iterator[Row]], float]] = {
     "right": (right, 3), "uracil": (uracil, 6), "throughput": (throughput, 3), "profile": (profile, 2),
-    "sizes": (sizes_of_networks, 2), "molecules": (molecules, 2),
+    "parts": (parts, 2), "sizes": (sizes_of_networks, 2), "molecules": (molecules, 2),
 }
 """Functions of the stages, and their shares of the time."""
 
@@ -356,15 +420,19 @@ def main(
 def _run(command: list[str], limit: float, environment: dict[str, str], log: pathlib.Path) -> str:
     """Run a process for a limited time, with its messages in a file, and return how it ended."""
     with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env={**os.environ, **environment}, start_new_session=True
+        )
         try:
-            done = subprocess.run(
-                command, timeout=max(limit, 1), stdout=file, stderr=file, check=False,
-                env={**os.environ, **environment},
-            )
+            process.wait(max(limit, 1))
         except subprocess.TimeoutExpired:
             return "stopped at its time limit"
+        finally:
+            if process.returncode is None:  # the processes that it has started hold the device, too
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     lines = log.read_text().strip().splitlines() or ["no message"]
-    return "complete" if done.returncode == 0 else f"failed: {lines[-1]}"
+    return "complete" if process.returncode == 0 else f"failed: {lines[-1]}"
 
 
 if __name__ == "__main__":

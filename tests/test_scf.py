@@ -1,5 +1,6 @@
 """Converged calculations against PySCF: energies, orbitals, dipoles, forces; and what a search does on its way."""
 
+import concurrent.futures
 import importlib
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 import tolerances as tol
 
 import qptlab as ql
-from qptlab.dft.scf import GUESSES, minimise, solve
+from qptlab.dft.scf import GUESSES, LANE_COPIES, converge_in_lanes, minimise, solve
 
 # A covering set: every molecule, every functional, every basis and both forms of the integrals, not their product.
 COVERING = [
@@ -251,6 +252,19 @@ def test_several_geometries_of_a_molecule_at_once_are_each_as_alone():
     for wrong, said in (([], "0 different molecules"), ([mols[0], cases.molecule("ammonia")], "2 different")):
         with pytest.raises(ql.InputError, match=said):
             ql.scf_batch(wrong, method)
+
+
+@pytest.mark.parametrize("eri", ["exact", "fitted"])
+def test_lanes_of_one_program_as_on_an_accelerator_are_each_as_alone(eri):
+    method = ql.Method("pbe", "sto-3g", grid_level=0, eri=eri)
+    mols = [cases.molecule("water", displaced=d) for d in (0.0, 0.1, 0.2, 0.3, 0.4)]
+    template = ql.template(mols[0], method)
+    alone = [float(ql.scf(mol, method).energy) for mol in mols]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for lanes in (5, 2, 0.5):  # one group, three of which the last is not full, and one for each geometry
+            found = converge_in_lanes(template, mols, 1e-6, pool, int(lanes * LANE_COPIES * template.nbytes))
+            assert found.converged.all()
+            np.testing.assert_allclose(found.energy, alone, rtol=0, atol=tol.SCF_ENERGY)
 
 
 def test_what_has_not_converged_says_so():

@@ -135,14 +135,19 @@ def sample(
 
 
 def info(as_json: Json = False) -> None:
-    """Print versions, devices and memory."""
+    """Print versions, devices, the precision of arithmetic, and memory."""
     import jax
+    import jax.numpy as jnp
 
     record = {
         **versions(["qptlab"]),
         "python": platform.python_version(),
         "libraries": versions(LIBRARIES),
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+        "precision": [
+            f"{jnp.zeros(0).dtype} in DFT",
+            f"float32 in networks, JAX's precision {jax.config.jax_default_matmul_precision!r} of matrix products",
+        ],
         "cores": os.cpu_count(),
         "memory_gib": round(memory.allowed_bytes() / 2**30, 1),
     }

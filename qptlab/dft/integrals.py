@@ -29,9 +29,10 @@ from qptlab.system.functional import Functional, functional
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
-AO_SHARE = 4
+AO_SHARE, ACCELERATOR_AO_SHARE = 4, 256
 """AO values of one geometry are stored if they take at most this fraction (one over the number) of the memory for
-integrals. Otherwise they are recomputed, chunk by chunk, when they are needed."""
+integrals; on an accelerator, which holds a hundred geometries of a training, of the memory for arrays. Otherwise they
+are recomputed, chunk by chunk, when they are needed."""
 
 TEMPLATES = 256
 """Number of templates that are kept, with and without padding each: those that were used last."""
@@ -227,7 +228,9 @@ class Template:
         """Peak memory while the integrals of one geometry are computed, bytes."""
         exact = libcint.exact_bytes(self.nao, exchange=self.layout.exchange)
         fitted = libcint.fitted_bytes(self.nao, self.naux)
-        aos = _ao_bytes(self.layout.nderiv, self.nao, self.ngrids) if self.layout.keeps_aos else 0
+        aos = _ao_bytes(
+            self.layout.nderiv, self.nao, self.ngrids if self.layout.keeps_aos else self.layout.chunk
+        )
         # Those of the kernel are in double precision on the host, and in single precision on the device.
         kernel = 12 * self.shape.nresponse * (self.nao * (self.nao + 1) // 2)
         return (fitted if self.layout.fitted else exact) + aos + kernel
@@ -605,14 +608,15 @@ def _on_device(constants: Constants) -> Constants:
 
 def _layout(occupied: Sequence[int], nao: int, ngrids: int, method: Method, *, fitted: bool) -> Layout:
     nderiv = method.functional.nderiv
-    elements = CHUNK_ELEMENTS if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK_ELEMENTS
-    chunks = max(1, math.ceil(ngrids * nao / elements))
+    is_cpu = jax.default_backend() == "cpu"
+    chunks = max(1, math.ceil(ngrids * nao / (CHUNK_ELEMENTS if is_cpu else ACCELERATOR_CHUNK_ELEMENTS)))
+    ao_limit = memory.memory_bytes() // AO_SHARE if is_cpu else memory.device_bytes() // ACCELERATOR_AO_SHARE
     return Layout(
         functional=method.functional,
         nocc=tuple(occupied),
         chunk=128 * math.ceil(ngrids / chunks / 128) or 1,
         nderiv=nderiv,
-        keeps_aos=nderiv > 0 and _ao_bytes(nderiv, nao, ngrids) <= memory.memory_bytes() // AO_SHARE,
+        keeps_aos=nderiv > 0 and _ao_bytes(nderiv, nao, ngrids) <= ao_limit,
         fitted=fitted,
         exchange=method.functional.exact_exchange > 0,
     )

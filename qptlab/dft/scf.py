@@ -201,25 +201,39 @@ def scf_batch(
         )
     template = integrals.template(mols[0], method)
 
-    def host(mol):
-        return template.host_integrals(mol.positions)
-
-    def converge(mol):
-        return jax.block_until_ready(solve(template.complete(host(mol)), tolerance=tolerance))
-
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, template.max_geometries)) as pool:
-        if jax.default_backend() == "cpu":
-            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *pool.map(converge, mols))
-        lanes = jax.vmap(lambda ints: solve(ints, tolerance=tolerance))
-        groups = math.ceil(len(mols) * LANE_COPIES * template.nbytes / memory.device_bytes())
-        size = math.ceil(len(mols) / groups)
-        results = []
-        for start in range(0, len(mols), size):
-            group = mols[start : start + size]
-            group = [*group, *group[-1:] * (size - len(group))]  # one shape, so that nothing is compiled again
-            hosts = jax.tree.map(lambda *leaves: np.stack(leaves), *pool.map(host, group))
-            results.append(lanes(jax.vmap(template.complete)(hosts)))
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(mols)], *results)
+        if jax.default_backend() != "cpu":
+            return converge_in_lanes(template, mols, tolerance, pool, memory.device_bytes())
+
+        def converge(mol):
+            ints = template.complete(template.host_integrals(mol.positions))
+            return jax.block_until_ready(solve(ints, tolerance=tolerance))
+
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *pool.map(converge, mols))
+
+
+def converge_in_lanes(
+    template: Template, mols: Sequence[Molecule], tolerance: float, pool: concurrent.futures.Executor, limit: int
+) -> SCFResult:
+    """Converge geometries as lanes of one program; see `scf_batch`.
+
+    Args:
+      template: template of the molecule.
+      mols: geometries.
+      tolerance: largest element of the commutator at convergence, hartree.
+      pool: threads that compute integrals, those of the next group while the device works.
+      limit: memory that the arrays may take, bytes; more geometries are divided into groups.
+    """
+    lanes = jax.vmap(lambda ints: solve(ints, tolerance=tolerance))
+    groups = math.ceil(len(mols) * LANE_COPIES * template.nbytes / limit)
+    size = math.ceil(len(mols) / groups)
+    results = []
+    for start in range(0, len(mols), size):
+        group = list(mols[start : start + size])
+        group += group[-1:] * (size - len(group))  # one shape, so that nothing is compiled again
+        hosts = pool.map(lambda mol: template.host_integrals(mol.positions), group)
+        results.append(lanes(jax.vmap(template.complete)(jax.tree.map(lambda *leaves: np.stack(leaves), *hosts))))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(mols)], *results)
 
 
 def _check_options(solver: str, level_shift: float, damping: float, max_cycles: int, tolerance: float) -> None:
