@@ -11,7 +11,7 @@ import ase
 import threadpoolctl
 
 from qptlab.errors import InputError
-from qptlab.system.molecule import Molecule
+from qptlab.units import BOHR_ANGSTROM
 
 ACCURACY = 0.01
 """Accuracy setting of tblite: energies converge to 1e-8 hartree, so that differences of operators are smooth."""
@@ -32,18 +32,26 @@ def _thread_controller() -> threadpoolctl.ThreadpoolController:
     return threadpoolctl.ThreadpoolController()
 
 
-def gfn1_calculator(mol: Molecule) -> Any:
-    """Return tblite's GFN1-xTB calculator of a molecule, which keeps its integrals."""
+def gfn1_calculator(atoms: ase.Atoms) -> Any:
+    """Return tblite's GFN1-xTB calculator of a molecule, which keeps its integrals.
+
+    Args:
+      atoms: molecule with its charge in `info`.
+    """
     from tblite.interface import Calculator
 
-    calculator = Calculator("GFN1-xTB", mol.atomic_numbers, mol.positions, charge=mol.charge)
+    positions = atoms.get_positions() / BOHR_ANGSTROM
+    calculator = Calculator("GFN1-xTB", atoms.numbers, positions, charge=atoms.info["charge"])
     for key, value in (("verbosity", 0), ("save-integrals", 1), ("accuracy", ACCURACY)):
         calculator.set(key, value)
     return calculator
 
 
-def gfn1(mol: Molecule) -> Any:
+def gfn1(atoms: ase.Atoms) -> Any:
     """Run GFN1-xTB and return tblite's result, with orbitals and matrices.
+
+    Args:
+      atoms: molecule with its charge in `info`.
 
     Raises:
       InputError: if the calculation does not converge.
@@ -52,15 +60,47 @@ def gfn1(mol: Molecule) -> Any:
 
     try:
         with one_thread():
-            return gfn1_calculator(mol).singlepoint()
+            return gfn1_calculator(atoms).singlepoint()
     except TBLiteRuntimeError as error:
-        raise InputError(f"GFN1-xTB fails for {mol.formula}: {error}; use a different geometry.") from None
+        formula = atoms.get_chemical_formula()
+        raise InputError(f"GFN1-xTB fails for {formula}: {error}; use a different geometry.") from None
 
 
-def gfn2_atoms(mol: Molecule) -> ase.Atoms:
-    """Return the molecule as `ase.Atoms` with tblite's GFN2-xTB calculator."""
+def gfn2_atoms(atoms: ase.Atoms) -> ase.Atoms:
+    """Return a copy of a molecule with tblite's GFN2-xTB calculator.
+
+    Args:
+      atoms: molecule with its charge, and its number of unpaired electrons as `spin`, in `info`.
+    """
     from tblite.ase import TBLite
 
-    atoms = mol.to_ase()
-    atoms.calc = TBLite(method="GFN2-xTB", verbosity=0, charge=mol.charge)
-    return atoms
+    copy = atoms.copy()
+    copy.calc = TBLite(
+        method="GFN2-xTB", verbosity=0, charge=atoms.info["charge"], multiplicity=atoms.info["spin"] + 1
+    )
+    return copy
+
+
+def relaxed(atoms: ase.Atoms, fmax: float, steps: int) -> ase.Atoms:
+    """Return a molecule at a minimum of GFN2-xTB, with its calculator.
+
+    Args:
+      atoms: molecule as for `gfn2_atoms`.
+      fmax: largest force on an atom at the end, eV/Å.
+      steps: largest number of steps; the last geometry is returned if they do not suffice.
+
+    Raises:
+      InputError: if a calculation does not converge.
+    """
+    from ase.calculators.calculator import CalculationFailed
+    from ase.calculators.calculator import InputError as NotDescribed
+    from ase.optimize import BFGS
+
+    found = gfn2_atoms(atoms)
+    try:
+        with one_thread():
+            BFGS(found, logfile=None).run(fmax=fmax, steps=steps)
+    except (CalculationFailed, NotDescribed) as error:
+        formula = atoms.get_chemical_formula()
+        raise InputError(f"GFN2-xTB fails for {formula}: {error}; use a different geometry.") from None
+    return found

@@ -59,6 +59,7 @@ def energy(
         "charges": ql.charges(mol, method, result.dm).tolist(),
         "gap_ha": None if math.isnan(result.gap) else result.gap,
         "eri": ql.template(mol, method).eri,
+        "geometry": mol.source or None,
     }
     if forces:
         record["forces_ha_per_bohr"] = ql.forces(mol, method, result.fock).tolist()
@@ -92,6 +93,8 @@ def _print_energy(mol: ql.Molecule, method: ql.Method, record: dict[str, Any]) -
     """Print the results of `energy` for people."""
     unpaired = f"  {mol.spin} unpaired" if mol.spin else ""
     typer.echo(f"{mol.formula}{unpaired}  {method.label}  grid level {method.grid_level}  {record['eri']} integrals")
+    if mol.source:
+        typer.echo(f"geometry      {mol.source}")
     typer.echo(f"energy        {record['energy_ha']:.9f} hartree, {record['cycles']} cycles")
     if record["gap_ha"] is not None:
         typer.echo(f"HOMO–LUMO gap {record['gap_ha']:.6f} hartree")
@@ -139,6 +142,7 @@ def info(as_json: Json = False) -> None:
     import jax
     import jax.numpy as jnp
 
+    rounding = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     record = {
         **versions(["qptlab"]),
         "python": platform.python_version(),
@@ -146,7 +150,7 @@ def info(as_json: Json = False) -> None:
         "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
         "precision": [
             f"{jnp.zeros(0).dtype} in DFT",
-            f"float32 in networks, JAX's precision {jax.config.jax_default_matmul_precision!r} of matrix products",
+            f"float32 in networks, JAX's precision {rounding!r} of matrix products",
         ],
         "cores": os.cpu_count(),
         "memory_gib": round(memory.allowed_bytes() / 2**30, 1),

@@ -184,7 +184,7 @@ def invariants(
 
 
 def _gfn1_shells(mol: Molecule) -> Shells:
-    calculator = xtb.gfn1_calculator(mol)
+    calculator = xtb.gfn1_calculator(mol.to_ase())
     atoms = np.asarray(calculator.get("shell-map"))
     momenta = np.asarray(calculator.get("angular-momenta"))
     rank = [int(np.sum(atoms[:i] == atoms[i])) for i in range(len(atoms))]  # hydrogen has two s shells
@@ -196,7 +196,7 @@ def _gfn1_shells(mol: Molecule) -> Shells:
 
 
 def _gfn1_operators(mol: Molecule) -> Operators:
-    result = xtb.gfn1(mol)
+    result = xtb.gfn1(mol.to_ase())
     overlap, coeff = result.get("overlap-matrix"), result.get("orbital-coefficients")
     levels = result.get("orbital-energies")
     projected = overlap @ coeff  # tblite lacks the Fock matrix; it follows from the orbital energies

@@ -79,7 +79,7 @@ def _langevin(mol: Molecule, temperature: float, rng: np.random.Generator) -> "L
     from ase.constraints import FixCom
     from ase.md.langevin import Langevin
 
-    atoms = gfn2_atoms(mol)
+    atoms = gfn2_atoms(mol.to_ase())
     # Langevin's own fixcm removes the drift in a way that ASE deprecates; a constraint is exact.
     atoms.set_constraint(FixCom())
     # ASE's MaxwellBoltzmannDistribution rounds differently, and the trajectories of earlier runs would change. ASE

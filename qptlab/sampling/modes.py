@@ -13,7 +13,7 @@ from qptlab.sampling.positions import MAX_TRIES, keeps_bonds
 from qptlab.sampling.register import SEGMENT, Sampler, Segments, register_sampler
 from qptlab.system.molecule import Molecule
 from qptlab.units import BOHR_ANGSTROM
-from qptlab.xtb import gfn2_atoms, one_thread
+from qptlab.xtb import one_thread, relaxed
 
 SOFTEST_MODE_CM = 100.0
 """Lowest wavenumber, cm⁻¹. Softer vibrations get this one, because a harmonic potential describes them badly."""
@@ -75,11 +75,9 @@ def _minimum(
     symbols: tuple[str, ...], positions: bytes, charge: int
 ) -> tuple[Float[np.ndarray, "natm 3"], Float[np.ndarray, " natm"], Float[np.ndarray, "3*natm 3*natm"]]:
     """Return GFN2-xTB's minimum (ångström), the masses (u) and the Hessian (eV/Å²) by differences of forces."""
-    from ase.optimize import BFGS
-
-    atoms = gfn2_atoms(Molecule(symbols, np.frombuffer(positions).reshape(-1, 3), charge))
+    mol = Molecule(symbols, np.frombuffer(positions).reshape(-1, 3), charge)
+    atoms = relaxed(mol.to_ase(), fmax=0.005, steps=500)
     with one_thread():
-        BFGS(atoms, logfile=None).run(fmax=0.005, steps=500)
         minimum, step = atoms.get_positions(), 0.01
 
         def forces(coordinate: int, shift: float) -> np.ndarray:

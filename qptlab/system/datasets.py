@@ -24,7 +24,7 @@ from jaxtyping import Int
 from qptlab.errors import InputError, shown
 from qptlab.random_streams import Purpose, generator
 from qptlab.system.molecule import (
-    MAX_SMILES_CHARACTERS,
+    MAX_PATH_CHARACTERS,
     XYZ_SUFFIXES,
     Molecule,
     is_file,
@@ -259,7 +259,7 @@ def _hash_of_bonds(mol: Molecule) -> str:
 
 
 def _read_several(text: str, *, skip_bad: bool) -> Iterable[Molecule]:
-    suffix = pathlib.Path(text).suffix.lower() if len(text) < MAX_SMILES_CHARACTERS else ""
+    suffix = pathlib.Path(text).suffix.lower() if len(text) < MAX_PATH_CHARACTERS else ""
     if text.partition(":")[0] == "qm9":
         return read_qm9(text)
     if suffix in XYZ_SUFFIXES or (suffix and suffix != ".smi" and is_file(text)):

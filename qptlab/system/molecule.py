@@ -32,7 +32,7 @@ MIN_DISTANCE_ANGSTROM = 0.4
 MAX_XYZ_BYTES = 50_000_000
 """Largest text that is parsed: about a million atoms."""
 
-MAX_SMILES_CHARACTERS = 500
+MAX_PATH_CHARACTERS = 500
 
 XYZ_SUFFIXES = (".xyz", ".extxyz")
 """Endings of the names of XYZ files."""
@@ -40,10 +40,6 @@ XYZ_SUFFIXES = (".xyz", ".extxyz")
 BOND_FACTOR = 1.3
 """Two atoms are bonded if their distance is below this factor times the sum of their covalent radii. At 500 K an X–H
 bond stretches by 20 %; the nearest non-bonded pairs have a factor above 1.5."""
-
-
-class _NotSmilesError(InputError):
-    """Error for a text that is not SMILES at all, unlike SMILES of a molecule that cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,6 +52,7 @@ class Molecule:
       charge: total charge, elementary charges.
       name: name on plots and in files.
       spin: number of unpaired electrons (2S, as in PySCF); by default 0 or 1, whichever the electrons allow.
+      source: how the geometry was found, if qptlab found it.
 
     Raises:
       InputError: if an element is unknown, positions are not finite or do not fit the symbols, atoms overlap, or the
@@ -70,6 +67,7 @@ class Molecule:
     charge: int = 0
     name: str = ""
     spin: int | None = None
+    source: str = ""
 
     def __post_init__(self):
         """Check the record once, where it enters."""
@@ -156,7 +154,7 @@ class Molecule:
 
     def with_positions(self, positions: Float[np.ndarray, "natm 3"]) -> "Molecule":
         """Return the molecule at different positions, bohr."""
-        return dataclasses.replace(self, positions=positions)
+        return dataclasses.replace(self, positions=positions, source="")
 
     def to_ase(self) -> ase.Atoms:
         """Return an `ase.Atoms` (ångström), with charge and spin in `info`."""
@@ -194,46 +192,24 @@ class Molecule:
         return read_xyz(source)[0]
 
     @classmethod
-    def from_smiles(cls, smiles: str) -> "Molecule":
-        """Return a conformer of a SMILES string, by RDKit's ETKDG (fixed seed) and MMFF94 or UFF.
+    def from_smiles(cls, smiles: str, spin: int | None = None) -> "Molecule":
+        """Return a molecule of a SMILES string: RDKit's conformer, relaxed with GFN2-xTB; see `smiles.molecule`.
+
+        Args:
+          smiles: SMILES; fragments are placed beside each other.
+          spin: number of unpaired electrons; None for that of the SMILES or, for atoms, O2, SO and S2, of the ground
+            state.
+
+        Warns:
+          UserWarning: if the spin is not that of the Lewis structure, or GFN2-xTB cannot relax it without changing
+            its bonds.
 
         Raises:
-          InputError: if the text does not parse or no conformer is found.
+          InputError: if the text does not parse or no geometry is found.
         """
-        from rdkit import Chem, rdBase
-        from rdkit.Chem.rdDistGeom import EmbedMolecule
-        from rdkit.Chem.rdForceFieldHelpers import (
-            MMFFHasAllMoleculeParams,
-            MMFFOptimizeMolecule,
-            UFFHasAllMoleculeParams,
-            UFFOptimizeMolecule,
-        )
+        from qptlab.system import smiles as geometries  # it makes molecules
 
-        text = smiles.strip()
-        hint = "use SMILES such as CCO for ethanol."
-        if not text or len(text) > MAX_SMILES_CHARACTERS:
-            raise _NotSmilesError(
-                f"Expected SMILES of 1 to {MAX_SMILES_CHARACTERS} characters, got {len(text)}; {hint}"
-            )
-        with rdBase.BlockLogs():
-            graph = Chem.MolFromSmiles(text)
-            if graph is None or graph.GetNumAtoms() == 0:
-                raise _NotSmilesError(
-                    f"Expected SMILES of one molecule, got {shown(text)}, which does not parse; {hint}"
-                )
-            graph = Chem.AddHs(graph)
-            if EmbedMolecule(graph, randomSeed=7) != 0:
-                raise InputError(
-                    f"Expected SMILES for which RDKit finds a 3D structure, got {shown(text)}; use an XYZ file."
-                )
-            if MMFFHasAllMoleculeParams(graph):
-                MMFFOptimizeMolecule(graph)
-            elif UFFHasAllMoleculeParams(graph):
-                UFFOptimizeMolecule(graph)
-        symbols = tuple(atom.GetSymbol() for atom in graph.GetAtoms())
-        positions = graph.GetConformer().GetPositions() / BOHR_ANGSTROM
-        unpaired = sum(atom.GetNumRadicalElectrons() for atom in graph.GetAtoms())
-        return cls(symbols, positions, Chem.GetFormalCharge(graph), text, unpaired)
+        return geometries.molecule(smiles.strip(), spin)
 
     @classmethod
     def from_ase(cls, atoms: ase.Atoms, name: str = "") -> "Molecule":
@@ -273,19 +249,21 @@ class Molecule:
         >>> Molecule.parse("CCO").formula
         'C2H6O'
         """
-        mol = cls.from_xyz(text) if isinstance(text, pathlib.Path) else cls._parse(text)
-        return mol if spin is None else dataclasses.replace(mol, spin=spin)
+        mol = cls.from_xyz(text) if isinstance(text, pathlib.Path) else cls._parse(text, spin)
+        return mol if spin in (None, mol.spin) else dataclasses.replace(mol, spin=spin)
 
     @classmethod
-    def _parse(cls, text: str) -> "Molecule":
+    def _parse(cls, text: str, spin: int | None) -> "Molecule":
         stripped = text.strip()
         if stripped.lower().replace("-", " ") in _builtin():
             return cls.from_name(stripped)
         if "\n" in stripped or stripped.lower().endswith(XYZ_SUFFIXES):
             return cls.from_xyz(text if "\n" in stripped else stripped)
+        from qptlab.system.smiles import NotSmilesError  # it makes molecules
+
         try:
-            return cls.from_smiles(stripped)
-        except _NotSmilesError:
+            return cls.from_smiles(stripped, spin)
+        except NotSmilesError:
             if is_file(stripped):
                 return cls._from_other_file(stripped)
             raise InputError(
@@ -308,7 +286,7 @@ class Molecule:
 def is_file(text: str) -> bool:
     """Return True if a text is the path of a file."""
     try:
-        return 0 < len(text) < MAX_SMILES_CHARACTERS and pathlib.Path(text).is_file()
+        return 0 < len(text) < MAX_PATH_CHARACTERS and pathlib.Path(text).is_file()
     except (OSError, ValueError):  # no path at all
         return False
 
