@@ -5,7 +5,7 @@
 
 The first command has the molecules with which QH9 measures the acceleration of DFT (Yu et al. 2023,
 arXiv:2306.09549), at the geometries of QM9, in def2-SVP. The SCFs start from minao and from the density of a model of
-B3LYP (`ql.with_guess`), without and with its DFT iterations. The second has harder cases, at geometries of MMFF94:
+B3LYP (`ql.with_guess`), without and with its DFT iterations. The second has harder cases, at geometries of SMILES:
 anions, small gaps, radicals (UKS) and def2-TZVP, without a model. All SCFs have PySCF's default criteria, exact
 integrals and grid level 3, and run one after another. Rows are written after each SCF, to `results/accelerate.json`
 and `.md`, or to `results/accelerate-harder.json` and `.md`.
