@@ -7,8 +7,8 @@
 
 Tests on the molecules of QH9's random split (Yu et al. 2023, arXiv:2306.09549) that are not in its training part and
 have up to 5 heavy atoms; on molecules drawn from its test by size, with 23 atoms or more; on closed-shell ions; and
-on conformers of butan-1-ol. Geometries are those of QM9; those of ions and conformers are found as for SMILES. References are
-converged PySCF with exact integrals, and are kept in the user's cache: it takes an hour to make them. Writes
+on conformers of butan-1-ol. Geometries are those of QM9; those of ions and conformers are found as for SMILES.
+References are converged PySCF with exact integrals, kept in the user's cache: it takes an hour to make them. Writes
 `results/qm9.json` and `.md` after each molecule. With `--ship NAME`, the model with its card and checksum is written
 into `qptlab/pretrained`, from where `qptlab.load(NAME)` reads it. For a model that was shipped so, the second command
 continues: the rows that `results/qm9.json` has are kept, the others are measured, and the card is written anew.

@@ -52,6 +52,7 @@ from qptlab.models.correction import CorrectionModel  # noqa: E402
 from qptlab.models.equivariant import EquivariantConfig  # noqa: E402
 from qptlab.models.features import Features  # noqa: E402
 from qptlab.models.frame import ReferenceFrame  # noqa: E402
+from qptlab.models.limits import error_limits  # noqa: E402
 from qptlab.models.loading import model_card, pretrained_models  # noqa: E402
 from qptlab.models.networks import Attention, CorrectionConfig, register_network  # noqa: E402
 from qptlab.models.orbital_gnn import GNNConfig, GNNPredictor, OrbitalGNN  # noqa: E402
@@ -102,8 +103,9 @@ __all__ = [
     "InputError", "Integrals", "LabelledSet", "Method", "Model", "ModelCalculator", "Molecule", "OrbitalGNN",
     "PredictedSet", "Prediction", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampler", "Sampling",
     "TaskWeights", "TrainConfig", "Trainer", "accelerate", "build_integrals", "charges", "density_from_fock",
-    "dipole_debye", "energy", "evaluate", "fock", "forces", "guess", "kohn_sham", "load", "make_objective",
-    "make_systems", "model_card", "orbitals", "plot", "pretrained_models", "read_labels", "read_molecules",
-    "read_predictions", "read_xyz", "register_functional", "register_network", "register_sampler", "relax", "require",
-    "sample", "scf", "scf_batch", "template", "train", "with_guess", "workbench", "write_predictions",
+    "dipole_debye", "energy", "error_limits", "evaluate", "fock", "forces", "guess", "kohn_sham", "load",
+    "make_objective", "make_systems", "model_card", "orbitals", "plot", "pretrained_models", "read_labels",
+    "read_molecules", "read_predictions", "read_xyz", "register_functional", "register_network", "register_sampler",
+    "relax", "require", "sample", "scf", "scf_batch", "template", "train", "with_guess", "workbench",
+    "write_predictions",
 ]

@@ -88,6 +88,9 @@ def method_options(defaults: Mapping[str, Any] | None = None) -> Options:
 METHOD = method_options()
 """Options of a Kohn–Sham method."""
 
+LIMITS = Options(ql.error_limits, ("warn_mev", "refuse_mev"), panel="Limits")
+"""Options of commands that use predictions."""
+
 
 def sampling(
     sampler: str | None = None,

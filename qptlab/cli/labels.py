@@ -9,7 +9,7 @@ import typer
 from rich.progress import Progress
 
 import qptlab as ql
-from qptlab.cli.console import Dask, Geometries, Json, check_folder, method_options, print_json, stderr
+from qptlab.cli.console import LIMITS, Dask, Geometries, Json, check_folder, method_options, print_json, stderr
 from qptlab.cli.settings import refuse, takes
 from qptlab.errors import InputError
 from qptlab.evaluation import labels
@@ -19,7 +19,7 @@ from qptlab.runtime import cluster
 METHOD = method_options({"eri": "fitted"})
 
 
-@takes(METHOD)
+@takes(METHOD, LIMITS)
 def label(
     geometries: Geometries,
     out: Annotated[
@@ -42,6 +42,7 @@ def label(
     frames = ql.read_xyz(geometries)
     check_folder(out)
     if teacher is None:
+        refuse(settings, LIMITS.fields, "for labels of PySCF")
         method = ql.Method(**METHOD.values(settings))
         maker = functools.partial(labels.from_pyscf, method=method)
         theory = f"{method.label}, {method.eri} integrals, grid level {method.grid_level}"
@@ -52,6 +53,7 @@ def label(
         theory = f"{model.label}, by the {title_of(model.kind)} {teacher.resolve().name}"
     reasons: list[str] = []
     with contextlib.ExitStack() as stack:
+        stack.enter_context(ql.error_limits(**LIMITS.values(settings)))
         executor = stack.enter_context(cluster.executor(dask)) if dask else None
         bar = stack.enter_context(Progress(console=stderr))
         task = bar.add_task("labelling", total=len(frames))

@@ -9,6 +9,7 @@ from rich.progress import Progress
 
 import qptlab as ql
 from qptlab.cli.console import (
+    LIMITS,
     Geometries,
     Json,
     MoleculeArgument,
@@ -19,6 +20,7 @@ from qptlab.cli.console import (
     stderr,
 )
 from qptlab.cli.settings import Options, takes
+from qptlab.models import limits
 from qptlab.tables import table
 from qptlab.units import AU_DEBYE, HARTREE_EV, HARTREE_MEV, significant
 
@@ -68,6 +70,7 @@ def evaluate(run: ModelArgument, geometries: Geometries, as_json: Json = False) 
         typer.echo(str(evaluation))
 
 
+@takes(LIMITS)
 def predict(
     run: ModelArgument,
     molecules: Annotated[
@@ -82,8 +85,12 @@ def predict(
     ] = None,
     skip_bad: SkipBad = False,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
-    """Predict molecules, or the geometries of a file: a table, or every property in an HDF5 file."""
+    """Predict molecules, or the geometries of a file: a table, or every property in an HDF5 file.
+
+    Predictions with an estimated error above --refuse-mev are left out.
+    """
     if (geometries is None) == (not molecules):
         given = "both" if molecules else "neither"
         raise ql.InputError(f"Expected MOLECULES or --geometries, got {given}; use one of them.")
@@ -93,6 +100,7 @@ def predict(
         refuse_existing(out)
     with Progress(console=stderr) as bar:
         predictions = list(bar.track(model.map(frames), total=len(frames), description="predicting"))
+    frames, predictions, refused = _accepted(frames, predictions, LIMITS.values(settings))
     if out is not None:
         ql.write_predictions(out, frames, predictions, model.label)
     columns = {key: (title, scale) for key, (name, title, scale) in COLUMNS.items() if name in model.provides}
@@ -101,7 +109,8 @@ def predict(
         for key, (_, scale) in columns.items() if key != "energy_ha"
     }
     record = {"out": out and str(out), "n": len(frames), "molecules": [mol.name or mol.formula for mol in frames],
-              "method": model.label, "energy_ha": [float(p.energy) for p in predictions], **values}
+              "method": model.label, "energy_ha": [float(p.energy) for p in predictions], **values,
+              "refused": refused}
     if as_json:
         print_json(record)
     elif out is not None:
@@ -113,6 +122,29 @@ def predict(
         lines = [[name, f"{energy:.6f}", *(significant(value) for value in others)] for name, energy, *others in rows]
         typer.echo(table(["molecule", *(title for title, _ in columns.values())], lines, "text"))
         typer.echo(model.label)
+    if refused:
+        count = len(frames) + len(refused)
+        fail(f"{len(refused)} of {count} predictions were refused. {next(iter(refused.values()))}", 1)
+        raise typer.Exit(1)
+
+
+def _accepted(
+    frames: list[ql.Molecule], predictions: list[ql.Prediction], given: dict[str, float]
+) -> tuple[list[ql.Molecule], list[ql.Prediction], dict[str, str]]:
+    """Return the predictions within the limits of the estimated error, and the reasons for refusing the others."""
+    accepted, refused = [], {}
+    with ql.error_limits(**given):
+        for index, (mol, prediction) in enumerate(zip(frames, predictions, strict=True)):
+            title = mol.name or mol.formula
+            try:
+                limits.check(prediction, title)
+            except ql.InputError as error:
+                refused[f"{index}: {title}"] = str(error)
+            else:
+                accepted.append((mol, prediction))
+    if not accepted:
+        raise ql.InputError(next(iter(refused.values())))
+    return *map(list, zip(*accepted, strict=True)), refused
 
 
 def _number(value: Any) -> float:
@@ -124,7 +156,7 @@ def _number(value: Any) -> float:
     return float(value) if np.ndim(value) == 0 else float(np.linalg.norm(value))
 
 
-@takes(RELAXATION)
+@takes(RELAXATION, LIMITS)
 def relax(
     run: ModelArgument,
     molecule: MoleculeArgument,
@@ -135,7 +167,7 @@ def relax(
     """Move a molecule's atoms to a minimum of a model's energy."""
     mol, model = ql.Molecule.parse(molecule), ql.load(run)
     refuse_existing(out)
-    with Progress(console=stderr) as bar:
+    with ql.error_limits(**LIMITS.values(settings)), Progress(console=stderr) as bar:
         task = bar.add_task("relaxing", total=None)
         relaxed = ql.relax(
             mol, model, **RELAXATION.values(settings),
@@ -143,7 +175,9 @@ def relax(
         )
     out.write_text(relaxed.molecule.to_xyz())
     record = {"out": str(out), "energy_ha": relaxed.energy, "fmax_ev_angstrom": relaxed.fmax,
-              "steps": relaxed.steps, "converged": relaxed.converged}
+              "steps": relaxed.steps, "converged": relaxed.converged, "energy_error_mev": None}
+    if relaxed.energy_error is not None:
+        record["energy_error_mev"] = relaxed.energy_error * HARTREE_MEV
     if as_json:
         print_json(record)
     else:

@@ -24,6 +24,7 @@ from qptlab.dft.properties import charges, dipole_debye
 from qptlab.dft.response import accelerated
 from qptlab.errors import InputError
 from qptlab.evaluation import reference
+from qptlab.models import limits
 from qptlab.models.contract import Model, require
 from qptlab.models.orbital_gnn import VALENCE
 from qptlab.random_streams import Purpose, generator
@@ -125,11 +126,13 @@ def from_model(mol: Molecule, model: Model) -> Label:
     """Return the properties that a model predicts as a label; no DFT calculation is converged.
 
     Raises:
-      InputError: if the model predicts no density or cannot treat the molecule, or an element is beyond argon.
+      InputError: if the model predicts no density or cannot treat the molecule, an element is beyond argon, or the
+        estimated error of the prediction is above the limit (`ql.error_limits`).
     """
     model = require(model, "dm", "mo_coeff")
     _check(mol)
     prediction = model(mol)
+    limits.check(prediction, mol.name or mol.formula)
     arrays = (np.asarray(array) for array in (prediction.dm, prediction.mo_energy, prediction.mo_coeff))
     method = cast(Method, model.method)  # a model of densities has one
     return _label(mol, method, float(prediction.energy), model.forces(mol), *arrays)

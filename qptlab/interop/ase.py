@@ -9,9 +9,13 @@ from ase.calculators.calculator import BaseCalculator, Calculator, all_changes
 from ase.optimize import BFGS
 
 from qptlab.errors import InputError
-from qptlab.models.contract import Model, require
+from qptlab.models import limits
+from qptlab.models.contract import Model, Prediction, require
 from qptlab.system.molecule import Molecule, stated_charge
 from qptlab.units import BOHR_ANGSTROM, HARTREE_EV
+
+CHECKED_EVERY = 20
+"""Number of calculations of forces from one estimate of the error to the next; it costs as much as a prediction."""
 
 
 class ModelCalculator(Calculator):
@@ -19,7 +23,8 @@ class ModelCalculator(Calculator):
 
     Forces are minus the derivative of the predicted energy: exact for a network that corrects a Fock matrix, partly
     by central differences for an OrbitalGNN on GFN1-xTB. So dynamics with a small time step conserve the predicted
-    energy, however large its error is.
+    energy, however large its error is. The estimated error is compared with `ql.error_limits` whenever an energy or a
+    dipole moment is requested without forces, at the first forces, and once in `CHECKED_EVERY` later ones.
 
     Args:
       model: a model of any kind, from `ql.load`.
@@ -37,6 +42,7 @@ class ModelCalculator(Calculator):
     def __init__(self, model: Model, **parameters):
         super().__init__(**parameters)
         self.model = require(model, "energy", "forces", "dipole")
+        self._unchecked = 0
 
     def calculate(
         self, atoms: ase.Atoms | None = None, properties: list[str] | tuple[str, ...] = ("energy",),
@@ -45,17 +51,21 @@ class ModelCalculator(Calculator):
         """Compute the properties that ASE requests, and store them in `results`.
 
         Raises:
-          InputError: if the system is periodic, or the model cannot treat the molecule.
+          InputError: if the system is periodic, the model cannot treat the molecule, or the estimated error is above
+            the limit.
         """
         super().calculate(atoms, list(properties), system_changes)
         mol = self._molecule()
         if "forces" in properties:
             energy, forces = self.model.energy_and_forces(mol)
             self.results["forces"] = forces * HARTREE_EV / BOHR_ANGSTROM
-        if "dipole" in properties or "forces" not in properties:
-            prediction = self.model(mol)
+        is_due = "energy_error" in self.model.provides and self._unchecked % CHECKED_EVERY == 0
+        if "dipole" in properties or "forces" not in properties or is_due:
+            prediction = _checked(self.model, mol)
+            self._unchecked = 0
             energy = float(prediction.energy)
             self.results["dipole"] = prediction.dipole * BOHR_ANGSTROM
+        self._unchecked += 1
         self.results["energy"] = self.results["free_energy"] = energy * HARTREE_EV
 
     def check_state(self, atoms: ase.Atoms, tol: float = 1e-15) -> list[str]:
@@ -73,6 +83,12 @@ class ModelCalculator(Calculator):
         return Molecule.from_ase(atoms)
 
 
+def _checked(model: Model, mol: Molecule) -> Prediction:
+    prediction = model(mol)
+    limits.check(prediction, mol.name or mol.formula)
+    return prediction
+
+
 class Relaxed(NamedTuple):
     """Result of a geometry optimisation.
 
@@ -82,6 +98,7 @@ class Relaxed(NamedTuple):
       fmax: largest force on an atom, eV/Å.
       steps: number of steps of the optimiser.
       converged: true if the largest force is at most the requested one.
+      energy_error: estimated error of `energy`, hartree; None if the model has no estimate.
     """
 
     molecule: Molecule
@@ -89,6 +106,7 @@ class Relaxed(NamedTuple):
     fmax: float
     steps: int
     converged: bool
+    energy_error: float | None
 
 
 def relax(
@@ -105,7 +123,8 @@ def relax(
       progress: callback `progress(step, force)` with the largest force, eV/Å; an exception ends the optimisation.
 
     Raises:
-      InputError: if the force or the number of steps is not positive, or the model cannot treat the molecule.
+      InputError: if the force or the number of steps is not positive, the model cannot treat the molecule, or the
+        estimated error is above the limit (`ql.error_limits`).
     """
     if not 0 < fmax < np.inf or steps < 1:
         raise InputError(
@@ -120,4 +139,7 @@ def relax(
         progress(search.nsteps, force)
     energy = atoms.get_potential_energy() / HARTREE_EV
     moved = mol.with_positions(atoms.get_positions() / BOHR_ANGSTROM)
-    return Relaxed(moved, energy, force, search.nsteps, force <= fmax)
+    estimate = None
+    if not isinstance(model, BaseCalculator) and "energy_error" in model.provides:
+        estimate = float(_checked(model, moved).energy_error)
+    return Relaxed(moved, energy, force, search.nsteps, force <= fmax, estimate)

@@ -19,6 +19,9 @@ from qptlab.system.molecule import Molecule
 Params = hk.MutableParams | dict
 """Haiku's nested dictionary of arrays."""
 
+INTERVAL_RATIOS, INTERVAL_ROUNDING_HARTREE = (0.9, 1.2), 4e-8
+"""Smallest and largest ratio of an energy's error and its estimate in an interval, and what rounding adds to it."""
+
 
 class Prediction(NamedTuple):
     """Predicted properties of one geometry, in atomic units. A property that the model does not predict is None.
@@ -53,6 +56,27 @@ class Prediction(NamedTuple):
     residual: Any = None  # []
     energy_error: Any = None  # []
     nocc: Any = None  # []
+
+    @property
+    def energy_interval(self) -> tuple[float, float]:
+        """Interval of the energy at self-consistency in the model's own integrals and grid, hartree.
+
+        It held at least 95 % of the energies in `benchmarks/estimates.py`, whose ratios of error and estimate are its
+        width. If the estimate is negative or not finite, as where the gap closes, there is no lower end.
+
+        Raises:
+          InputError: if the model estimates no error.
+        """
+        if self.energy_error is None:
+            raise InputError(
+                "Expected a prediction with an estimated error, got one without; use a model of kind 'equivariant', "
+                "for example."
+            )
+        energy, estimate = float(self.energy), float(self.energy_error)
+        if not estimate > -INTERVAL_ROUNDING_HARTREE or not np.isfinite(estimate):
+            return -np.inf, energy
+        smallest, largest = (ratio * max(estimate, 0.0) for ratio in INTERVAL_RATIOS)
+        return energy - largest - INTERVAL_ROUNDING_HARTREE, energy - smallest + INTERVAL_ROUNDING_HARTREE
 
 
 @runtime_checkable
