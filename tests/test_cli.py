@@ -19,7 +19,7 @@ import pytest
 import typer
 
 import qptlab as ql
-from qptlab.cli import app, lab, main, train
+from qptlab.cli import app, engine, lab, main, train
 from qptlab.evaluation import labels, reference
 from qptlab.units import HARTREE_MEV
 
@@ -53,8 +53,8 @@ def test_energy_prints_the_keys_that_scripts_read(call):
     record = json.loads(out)
     assert (status, err) == (0, "")
     assert set(record) == {
-        "energy_ha", "converged", "cycles", "mo_energy_ha", "dipole_debye", "charges", "gap_ha", "eri", "seconds",
-        "pyscf_energy_ha", "error_mev",
+        "energy_ha", "converged", "cycles", "mo_energy_ha", "dipole_debye", "charges", "gap_ha", "eri", "geometry",
+        "seconds", "pyscf_energy_ha", "error_mev",
     }
     mf = cases.rks(ql.Molecule.from_name("water"), cases.QUICK_METHOD)
     assert record["energy_ha"] == pytest.approx(mf.kernel(), abs=1e-7)
@@ -89,6 +89,17 @@ def test_a_search_that_does_not_converge_says_so_and_exits_with_1(call):
     status, out, err = call("energy", "water", *QUICK, "--damping", "0.99", "--json")
     assert (status, json.loads(out)["converged"]) == (1, False)
     assert "did not converge in 100 cycles" in err
+    assert "use --level-shift 0.3 or --solver screened or --guess atomic-density." in err  # not what was given
+
+
+@pytest.mark.parametrize(("cycles", "given", "said"), [
+    (100, {"level_shift", "damping", "solver", "guess"}, "100 cycles, .*; use a different geometry."),
+    (100, {"guess"}, "use --level-shift 0.3 or --damping 0.5 or --solver screened."),
+    (7, {"level_shift"}, "that are not the lowest, .*; use no --level-shift or --solver screened or --guess"),
+    (7, {"solver"}, "ended after 7 cycles with electrons in orbitals that are not the lowest, .*; use --guess"),
+])
+def test_advice_for_an_scf_that_fails_leaves_out_what_was_given(cycles, given, said):
+    assert re.search(said, engine._failure(cycles, given))
 
 
 def test_json_has_null_where_there_is_no_gap(call, tmp_path):

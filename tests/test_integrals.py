@@ -104,6 +104,7 @@ def test_reverse_derivative_of_every_integral_equals_finite_differences(eri):
         ("[Ti]", {"auxbasis": "cc-pvdz-jkfit"}, "library for element Ti, got 'cc-pvdz-jkfit', which lacks it"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.* is read with 2 unpaired electrons")
 def test_unusable_bases_are_refused_with_one_sentence(name, method, said):
     with pytest.raises(ql.InputError, match=said) as caught:
         template(ql.Molecule.parse(name), ql.Method("pbe", **method))

@@ -56,7 +56,7 @@ def test_fragments_are_placed_beside_each_other(smiles, formula, charge):
     ("smiles", "spin", "closed"), [("O=O", 2, 0), ("S=S", 2, 0), ("S=O", 2, 0), ("[C]", 2, 4), ("[B]", 1, 3)]
 )
 def test_ground_states_that_no_lewis_structure_shows_are_said(smiles, spin, closed):
-    with pytest.warns(UserWarning, match=f"{spin} unpaired electrons, its ground state; use spin {closed}"):
+    with pytest.warns(UserWarning, match=f"{spin} unpaired electrons, its ground state; use spin {closed} otherwise"):
         assert ql.Molecule.parse(smiles).spin == spin
     assert ql.Molecule.parse(smiles, spin=closed).spin == closed  # without a warning
 

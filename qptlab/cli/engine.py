@@ -21,12 +21,13 @@ from qptlab.cli.console import (
     SamplerOptions,
     Sigma,
     Temperature,
+    fail,
     print_json,
     refuse_existing,
     sampling,
-    stderr,
 )
 from qptlab.cli.settings import Options, takes
+from qptlab.dft.scf import MAX_CYCLES
 from qptlab.errors import InputError
 from qptlab.evaluation import reference
 from qptlab.runtime import memory
@@ -71,11 +72,30 @@ def energy(
     else:
         _print_energy(mol, method, record)
     if not result.converged:
-        stderr.print(
-            f"qptlab: the SCF did not converge in {record['cycles']} cycles, so that the energy is not final; use "
-            "--level-shift 0.3, --damping 0.5 or a different --guess.", soft_wrap=True
+        given = {name for name in SCF.fields if settings[name] is not None}
+        raise typer.Exit(fail(_failure(record["cycles"], given), 1))
+
+
+ADVICE = {
+    "level_shift": "--level-shift 0.3", "damping": "--damping 0.5", "solver": "--solver screened",
+    "guess": "--guess atomic-density",
+}
+"""Options against an SCF that does not converge."""
+
+
+def _failure(cycles: int, given: set[str]) -> str:
+    """Return how an SCF failed, and what to use, without the options that were given."""
+    others = [advice for name, advice in ADVICE.items() if name not in given] or ["a different geometry"]
+    if cycles < MAX_CYCLES:
+        others = [advice for advice in others if "level-shift" not in advice and "damping" not in advice]
+        without = "no --level-shift" if "level_shift" in given else ""
+        return (
+            f"the SCF ended after {cycles} cycles with electrons in orbitals that are not the lowest, so that the "
+            f"energy is not that of the ground state; use {' or '.join(filter(None, [without, *others]))}."
         )
-        raise typer.Exit(1)
+    return (
+        f"the SCF did not converge in {cycles} cycles, so that the energy is not final; use {' or '.join(others)}."
+    )
 
 
 def _pyscf_energies(mol: ql.Molecule, method: ql.Method, record: dict[str, Any]) -> dict[str, float]:

@@ -90,7 +90,8 @@ def check(prediction: Prediction, title: str, stacklevel: int = 2) -> None:
             "(ql.error_limits)."
         )
     if is_wrong or estimate > limits.warn_mev:
+        why = "which is no error: the gap closes" if is_wrong else f"more than {limits.warn_mev:g}"
         warnings.warn(
-            f"The prediction of {title} has an estimated error of {significant(estimate)} meV, more than "
-            f"{limits.warn_mev:g}; use more DFT iterations, or check it with PySCF.", stacklevel=stacklevel + 1,
+            f"The prediction of {title} has an estimated error of {significant(estimate)} meV, {why}; use more DFT "
+            "iterations, or check it with PySCF.", stacklevel=stacklevel + 1,
         )

@@ -85,7 +85,7 @@ def _molecule(smiles: str, spin: int | None) -> tuple[Molecule, tuple[str, ...]]
         ground = _unpaired_in_ground_state(symbols) if not charge else None
         if ground is not None and ground != spin:
             remarks.append(
-                f"{smiles} is read with {ground} unpaired electrons, its ground state; use spin {spin} for {spin}."
+                f"{smiles} is read with {ground} unpaired electrons, its ground state; use spin {spin} otherwise."
             )
             spin = ground
     # Elements and electrons are checked before GFN2-xTB sees them; the positions of the force field may be too close.
