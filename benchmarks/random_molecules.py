@@ -113,7 +113,9 @@ def page(record: dict) -> str:
         f"{density:.0e} at most, in all cases. Another state is a second self-consistent state, in which PySCF stays "
         "as well.", "",
         tables.table(["outcome", "cases"], [[name, count] for name, count in counts.most_common()]), "",
-        tables.table(["molecule", "scale", "spin", "method", "outcome", "difference, hartree"], others, "text"), "",
+        tables.table(
+            ["molecule", "scale", "spin", "method", "outcome", "difference, hartree"], others, text_columns=6
+        ), "",
     ])
 
 
