@@ -61,8 +61,9 @@ class Prediction(NamedTuple):
     def energy_interval(self) -> tuple[float, float]:
         """Interval of the energy at self-consistency in the model's own integrals and grid, hartree.
 
-        It held at least 95 % of the energies in `benchmarks/estimates.py`, whose ratios of error and estimate are its
-        width. If the estimate is negative or not finite, as where the gap closes, there is no lower end.
+        It begins and ends at multiples of the estimated error below the predicted energy, between which all of 198
+        energies in `benchmarks/estimates.py` were found. If the estimate is negative or not finite, as where the gap
+        closes, there is no lower end.
 
         Raises:
           InputError: if the model estimates no error.
