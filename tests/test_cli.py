@@ -461,7 +461,7 @@ def test_a_teacher_says_labels_in_place_of_pyscf(call, trained, frames, tmp_path
 def test_an_orbital_gnn_is_trained_judged_and_used_from_a_shell(call, labelled, orbital_gnn, tmp_path):
     path, record = orbital_gnn
     errors = record["validation"]
-    keys = {"energy_mae_mev", "energy_max_mev", "dipole_mae_debye", "charge_mae", "gap_mae_ev"}
+    keys = {"energy_mae_mev", "energy_max_mev", "dipole_mae_debye", "charge_mae", "gap_mae_ev", "standard_errors"}
     assert set(errors) == {"n", "baselines", *keys}  # forces were not to be learned
     assert (record["kind"], record["steps"], errors["n"]) == ("orbital-gnn", 50, 2)
     assert set(errors["baselines"]["no_network"]) == keys

@@ -1,5 +1,6 @@
 """Errors against PySCF, and both baselines."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -12,12 +13,13 @@ from pyscf import lib
 
 import qptlab as ql
 from qptlab.evaluation import reference
+from qptlab.evaluation.errors import standard_errors
 from qptlab.evaluation.reference import Reference, errors
 from qptlab.runtime import memory
-from qptlab.units import HARTREE_MEV
+from qptlab.units import HARTREE_MEV, significant
 
 WATER = ql.Molecule.from_name("water")
-ERRORS = {"energy_mae_mev", "energy_max_mev", "fock_mae_uha", "mo_energy_mae_uha", "mo_cosine"}
+ERRORS = {"energy_mae_mev", "energy_max_mev", "fock_mae_uha", "mo_energy_mae_uha", "mo_cosine", "standard_errors"}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def test_the_table_has_the_keys_that_others_read(found):
     speeds = {"seconds_per_geometry", "pyscf_seconds_per_geometry", "pyscf_threads"}
     assert (record["kind"], record["method"]) == ("qpt", "LDA/sto-3g")
     names = {"n", "kind", "method", "n_left_out", "same_fit", "baselines", "estimated_energy_mae_mev",
-             "estimate_correlation"}
+             "estimate_correlation", "grid", "finer_grid_level"}
     assert set(record) == names | speeds | ERRORS
     assert record["same_fit"] is None
     assert set(record["baselines"]) == {"no_network", "pyscf_same_fock_builds"}
@@ -45,6 +47,35 @@ def test_the_table_has_the_keys_that_others_read(found):
     for name in ("QPT", "no network", "PySCF, same Fock builds", "3 geometries, LDA/sto-3g"):
         assert name in str(found)
         assert name in found._repr_html_()
+
+
+def test_the_grids_own_error_stands_beside_the_models(found, trained, geometries):
+    """Worked out once more from PySCF's own objects, on the first two geometries."""
+    expected = []
+    for mol in geometries[:2]:
+        placed = mol.with_positions(trained.predictor.locate(mol)[1].positions)
+        energies = []
+        for level in (cases.QUICK_METHOD.grid_level, 3):
+            mf = cases.rks(placed, cases.QUICK_METHOD)
+            mf.grids.level = level
+            energies.append(mf.run().e_tot)
+        expected.append((energies[0] - energies[1]) * HARTREE_MEV)
+    assert found.finer_grid_level == 3
+    assert found.grid.energy_mae_mev == pytest.approx(np.abs(expected).mean(), abs=1e-4)
+    assert "PySCF on this grid, against level 3" in str(found)
+    method = dataclasses.replace(cases.QUICK_METHOD, xc="hf")
+    plain = ql.make_objective(WATER, method, cases.QUICK_MODEL).predictor(None)
+    assert ql.evaluate(plain, geometries[:1]).grid is None  # Hartree–Fock has no grid
+
+
+def test_means_have_standard_errors_by_the_bootstrap(found):
+    values = np.abs(found.energy_errors_mev)
+    bar = found.errors.standard_errors["energy_mae_mev"]
+    assert bar == pytest.approx(values.std() / np.sqrt(len(values)), rel=0.15)
+    assert f"± {significant(bar, 2)}" in str(found)
+    many = np.random.default_rng(3).exponential(size=200)
+    assert standard_errors({"x": many})["x"] == pytest.approx(many.std() / np.sqrt(200), rel=0.1)
+    assert standard_errors({"x": many[:1]}) is None
 
 
 def test_errors_are_differences_to_a_converged_calculation(found, trained, geometries):

@@ -132,7 +132,7 @@ def _accepted(
     frames: list[ql.Molecule], predictions: list[ql.Prediction], given: dict[str, float]
 ) -> tuple[list[ql.Molecule], list[ql.Prediction], dict[str, str]]:
     """Return the predictions within the limits of the estimated error, and the reasons for refusing the others."""
-    accepted, refused = [], {}
+    accepted, kept, refused = [], [], {}
     with ql.error_limits(**given):
         for index, (mol, prediction) in enumerate(zip(frames, predictions, strict=True)):
             title = mol.name or mol.formula
@@ -141,10 +141,11 @@ def _accepted(
             except ql.InputError as error:
                 refused[f"{index}: {title}"] = str(error)
             else:
-                accepted.append((mol, prediction))
+                accepted.append(mol)
+                kept.append(prediction)
     if not accepted:
         raise ql.InputError(next(iter(refused.values())))
-    return *map(list, zip(*accepted, strict=True)), refused
+    return accepted, kept, refused
 
 
 def _number(value: Any) -> float:

@@ -26,6 +26,7 @@ from qptlab.evaluation.reference import TestSet
 from qptlab.models.contract import Model, Prediction, require, title_of
 from qptlab.models.orbital_gnn import GNNPredictor
 from qptlab.models.predictor import CorrectionPredictor
+from qptlab.system.method import GRID_LEVELS
 from qptlab.system.molecule import Molecule, read_xyz
 from qptlab.units import HARTREE_EV, HARTREE_MEV, significant
 
@@ -36,6 +37,9 @@ GEOMETRY_COLUMNS = (
     "dipole_debye", "pyscf_dipole_debye", "gap_ev", "pyscf_gap_ev", "pyscf_seconds",
 )
 """Columns of `Evaluation.by_geometry` for a model that predicts densities."""
+
+GRID_FRAMES, FINE_LEVEL = 2, 3
+"""Number of geometries on which the error of the grid is measured, and lowest level of the finer grid."""
 
 LABELLED_COLUMNS = ("geometry", "molecule", "energy_ha", "label_energy_ha", "energy_error_mev")
 """Columns of `Evaluation.by_geometry` for a model that is compared with labels."""
@@ -63,6 +67,10 @@ class Evaluation:
       test_set: geometries with PySCF's references; None for a model that is compared with labels.
       labelled_set: geometries with labels; None for a model that is compared with PySCF.
       same_fit: errors of the model compared with PySCF with the same density fitting; None for exact integrals.
+      grid: errors of converged PySCF on the model's grid compared with PySCF on the grid of level `finer_grid_level`,
+        over the first `GRID_FRAMES` geometries. An error of the model below it is no error compared with DFT. None
+        if there is no grid, or no finer one.
+      finer_grid_level: level of the finer grid; None if there is none.
       estimate_correlation: rank correlation, over the geometries, of the estimated errors of the predictions with
         their energy errors; it tells how well the estimate finds bad predictions. None for fewer than three
         geometries.
@@ -79,6 +87,8 @@ class Evaluation:
     test_set: TestSet | None = None
     labelled_set: LabelledSet | None = None
     same_fit: ErrorSummary | None = None
+    grid: ErrorSummary | None = None
+    finer_grid_level: int | None = None
     estimate_correlation: float | None = None
     pyscf_seconds_per_geometry: float | None = None
     pyscf_threads: int | None = None
@@ -154,6 +164,8 @@ class Evaluation:
             record |= {
                 "n_left_out": self.test_set.left_out,
                 "same_fit": self.same_fit and self.same_fit.to_dict(),
+                "grid": self.grid and self.grid.to_dict(),
+                "finer_grid_level": self.finer_grid_level,
                 "estimated_energy_mae_mev": self.estimated_energy_mae_mev,
                 "estimate_correlation": self.estimate_correlation,
                 "pyscf_seconds_per_geometry": self.pyscf_seconds_per_geometry,
@@ -222,6 +234,7 @@ class Evaluation:
             (title_of(self.kind), self.errors),
             *([(f"{title_of(self.kind)}, same density fitting", self.same_fit)] if self.same_fit else []),
             *((TITLES.get(name, name), summary) for name, summary in self.baselines.items()),
+            *([(f"PySCF on this grid, against level {self.finer_grid_level}", self.grid)] if self.grid else []),
         ]
 
     def __str__(self) -> str:
@@ -314,6 +327,7 @@ def _compare_with_pyscf(
     predictions = [predictor.in_frame(system, positions) for system, positions in pairs]
     seconds = (time.perf_counter() - began) / len(predictions)
     truth = geometries.same_fit or geometries.converged
+    finer, grid = _grid_errors(geometries)
     misses = np.abs(reference.energy_errors_mev(predictions, truth))
     return Evaluation(
         kind=predictor.kind,
@@ -327,10 +341,29 @@ def _compare_with_pyscf(
         seconds_per_geometry=seconds,
         test_set=geometries,
         same_fit=reference.errors(predictions, geometries.same_fit) if geometries.same_fit else None,
+        grid=grid,
+        finer_grid_level=finer,
         estimate_correlation=_rank_correlation([float(p.energy_error) for p in predictions], misses),
         pyscf_seconds_per_geometry=float(np.mean([answer.seconds for answer in geometries.converged])),
         pyscf_threads=geometries.converged[0].threads,
     )
+
+
+def _grid_errors(test_set: TestSet) -> tuple[int | None, ErrorSummary | None]:
+    """Return the level of a finer grid, and the errors of PySCF on the grid of the references compared with it."""
+    method = test_set.systems[0].method
+    finer = min(max(method.grid_level + 2, FINE_LEVEL), GRID_LEVELS[-1])
+    if not method.functional.nvar or finer == method.grid_level:
+        return None, None
+    coarse, fine = [], []
+    for index, system in enumerate(test_set.systems[:GRID_FRAMES]):
+        positions, found = test_set.positions[index], test_set.converged[index]
+        mol, theory = system.molecule.with_positions(positions), dataclasses.replace(system.method, grid_level=finer)
+        answer = reference.converged(mol, theory)
+        if answer.converged:
+            coarse.append(found)
+            fine.append(answer)
+    return (finer, reference.errors(coarse, fine)) if fine else (None, None)
 
 
 def _rank_correlation(first: Sequence[float], second: Sequence[float] | np.ndarray) -> float | None:

@@ -1,7 +1,10 @@
 """Errors of predictions over a set of geometries, in the units and conventions of the field."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
 
 from qptlab.tables import table
 from qptlab.units import significant
@@ -23,6 +26,9 @@ NO_NETWORK, PYSCF_STOPPED = "no network, same iterations", "PySCF, same Fock bui
 LOW_COST = "low-cost method and linear fit"
 """Titles of the baselines in tables."""
 
+RESAMPLES = 1000
+"""Number of samples of the bootstrap."""
+
 DIGITS = {"mo_cosine": 6}
 """Significant digits where four are too few: for cosines the distance from 1 counts."""
 
@@ -40,6 +46,7 @@ class ErrorSummary(NamedTuple):
       dipole_mae_debye: mean length of the difference of dipole moments, debye.
       charge_mae: mean absolute error of atomic charges, elementary charges.
       gap_mae_ev: mean absolute error of the HOMO–LUMO gap, eV.
+      standard_errors: standard errors of means over the geometries, by the name of the mean and in its unit.
     """
 
     energy_mae_mev: float | None = None
@@ -51,20 +58,38 @@ class ErrorSummary(NamedTuple):
     dipole_mae_debye: float | None = None
     charge_mae: float | None = None
     gap_mae_ev: float | None = None
+    standard_errors: dict[str, float] | None = None
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict:
         """Return the errors that were measured, by name."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
-    def cells(self, names: Iterable[str] | None = None) -> list[str]:
-        """Return the errors as text, without powers of ten; by default those that were measured.
+    def cells(self, names: Iterable[str]) -> list[str]:
+        """Return errors as text, without powers of ten, with their standard errors.
 
         Args:
           names: fields, such as those of `columns`.
         """
-        values = self._asdict()
-        chosen = self.to_dict() if names is None else names
-        return ["–" if values[name] is None else significant(values[name], DIGITS.get(name, 4)) for name in chosen]
+        return [self._cell(name) for name in names]
+
+    def _cell(self, name: str) -> str:
+        value, bar = self._asdict()[name], (self.standard_errors or {}).get(name)
+        if value is None:
+            return "–"
+        return significant(value, DIGITS.get(name, 4)) + (f" ± {significant(bar, 2)}" if bar else "")
+
+
+def standard_errors(values: Mapping[str, Float[np.ndarray, " n"]]) -> dict[str, float] | None:
+    """Return standard errors of means by the bootstrap (Efron 1979); None for fewer than two geometries.
+
+    Args:
+      values: errors of the geometries, by the name of their mean.
+    """
+    number = min(map(len, values.values()), default=0)
+    if number < 2:
+        return None
+    drawn = np.random.default_rng(0).integers(number, size=(RESAMPLES, number))
+    return {name: float(np.std(np.mean(found[drawn], axis=1))) for name, found in values.items()}
 
 
 def columns(summaries: Iterable[ErrorSummary]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from qptlab.dft.padding import fill
 from qptlab.errors import InputError
-from qptlab.evaluation.errors import ErrorSummary
+from qptlab.evaluation.errors import ErrorSummary, standard_errors
 from qptlab.evaluation.labels import Label
 from qptlab.models.contract import Params, Prediction
 from qptlab.models.operators import Invariants
@@ -103,6 +103,7 @@ def label_errors(predictor: GNNPredictor, data: Prepared) -> ErrorSummary:
         dipole_mae_debye=mean(lengths, np.asarray(np.isfinite(labels.dipole).all(axis=-1)), AU_DEBYE),
         charge_mae=error(predictions.charges, labels.charges),
         gap_mae_ev=error(predictions.gap, labels.gap, HARTREE_EV),
+        standard_errors=standard_errors({"energy_mae_mev": misses[has_energy] * HARTREE_MEV}),
     )
 
 

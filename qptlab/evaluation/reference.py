@@ -20,7 +20,7 @@ from qptlab.dft import libcint, padding
 from qptlab.dft.libcint import HostIntegrals
 from qptlab.dft.response import accelerated
 from qptlab.errors import InputError
-from qptlab.evaluation.errors import ErrorSummary
+from qptlab.evaluation.errors import ErrorSummary, standard_errors
 from qptlab.models.contract import Prediction
 from qptlab.models.predictor import CorrectionPredictor
 from qptlab.models.systems import Sample, System
@@ -282,13 +282,17 @@ def errors(
             f"{len(references)} references."
         )
     pairs = list(zip(predictions, references, strict=True))
-    energy = energy_errors_mev(predictions, references)
-    occupied = [np.abs(p.mo_energy[: r.nocc] - r.mo_energy[: r.nocc]).mean() for p, r in pairs]
+    energy = np.abs(energy_errors_mev(predictions, references))
+    fock = np.array([np.abs(p.fock - r.fock).mean() for p, r in pairs]) * 1e6
+    occupied = np.array([np.abs(p.mo_energy[: r.nocc] - r.mo_energy[: r.nocc]).mean() for p, r in pairs]) * 1e6
     return ErrorSummary(
-        energy_mae_mev=float(np.abs(energy).mean()),
-        energy_max_mev=float(np.abs(energy).max()),
-        fock_mae_uha=float(np.mean([np.abs(p.fock - r.fock).mean() for p, r in pairs]) * 1e6),
-        mo_energy_mae_uha=float(np.mean(occupied) * 1e6),
+        energy_mae_mev=float(energy.mean()),
+        energy_max_mev=float(energy.max()),
+        fock_mae_uha=float(fock.mean()),
+        mo_energy_mae_uha=float(occupied.mean()),
+        standard_errors=standard_errors(
+            {"energy_mae_mev": energy, "fock_mae_uha": fock, "mo_energy_mae_uha": occupied}
+        ),
         mo_cosine=float(np.mean([_cosine(p, r) for p, r in pairs])),
     )
 
