@@ -6,15 +6,18 @@ Each case is drawn at random: a molecule, ion or radical; functional, basis, gri
 in half of the cases all distances are scaled by 0.85 to 1.5. Both programs start from minao and have their default
 DIIS. In each case PySCF also evaluates the energy of our density. Two converged energies may differ because there are
 several self-consistent states: then PySCF goes on from our density, and has to stay there. What is left is a
-difference of the engines. Writes `results/random-molecules.json` and `.md` after each case.
+difference of the engines. Writes `results/random-molecules.json` and `.md` after each case; if they exist already for
+the same command, it goes on from there.
 """
 
 import collections
 import dataclasses
+import json
 import pathlib
 import warnings
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 import typer
 
@@ -127,12 +130,16 @@ def main(
     """Compare, and write the counts."""
     warnings.filterwarnings("ignore", message=".* is read with .* unpaired electrons")
     warnings.filterwarnings("ignore", category=UserWarning, module="pyscf")
-    rows: list[dict] = []
-    for number in range(count):
+    command = f"python benchmarks/random_molecules.py --count {count} --seed {seed}"
+    results = pathlib.Path(__file__).parent / "results"
+    path = results / "random-molecules.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    rows: list[dict] = earlier["rows"] if earlier.get("command") == command else []
+    for number in range(len(rows), count):
         rows.append(compare(draw(seed, number)))
-        record = {"command": f"python benchmarks/random_molecules.py --count {count} --seed {seed}",
-                  "machine": bench.machine(), "note": note, "rows": rows}
-        bench.keep(pathlib.Path(__file__).parent / "results", "random-molecules", record, page(record))
+        record = {"command": command, "machine": bench.machine(), "note": note, "rows": rows}
+        bench.keep(results, "random-molecules", record, page(record))
+        jax.clear_caches()  # each compiled function takes some hundred of the mappings that Linux allows
         typer.echo(f"{number}: {rows[-1]['molecule']}, {rows[-1]['method']}: {rows[-1]['outcome']}")
 
 

@@ -126,7 +126,7 @@ def test_a_comparison_is_saved_as_csv_with_a_line_for_each_geometry_and_as_latex
         [(a.mo_energy[5] - a.mo_energy[4]) * HARTREE_EV for a in session.comparison.evaluation.test_set.converged]
     )
     latex = table.with_suffix(".tex").read_text()
-    assert latex.count("\\\\") == 4, "a line of titles and three of numbers"
+    assert latex.count("\\\\") == 5, "a line of titles, three of the model and its baselines, and one of the grid"
     session.comparison.start("nowhere.xyz")
     assert "nowhere.xyz" in session.message.text
 

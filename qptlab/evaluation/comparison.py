@@ -218,7 +218,7 @@ class Evaluation:
 
     def to_latex(self) -> str:
         """Return the table as LaTeX (booktabs)."""
-        text = error_table(self.rows(), "latex").replace("µHa", r"\textmu Ha")
+        text = error_table(self.rows(), "latex").replace("µHa", r"\textmu Ha").replace("±", r"$\pm$")
         return f"% {self._caption}\n{text}\n"
 
     def fock_errors_by_atoms(self, index: int) -> np.ndarray:
