@@ -27,6 +27,7 @@ def test_operations_are_named_and_their_time_fits_the_steps(profiled):
     assert 0 < profile.busy_s <= profile.traced_s
     assert {executable.name for executable in profile.executables} == {"correct", "judge", "pull", "update"}
     assert all(executable.calls > 0 and executable.seconds > 0 for executable in profile.executables)
+    assert not any("callback" in compiled.as_text() for compiled, _ in trainer.executables.values()), "the host waits"
     assert sum(operation.seconds for operation in profile.operations) == pytest.approx(
         sum(span.length for span in profile.timeline), rel=0.6
     )
