@@ -16,8 +16,9 @@ fails or takes too long loses its last row only, and the next one runs. The stag
     sizes       time and memory of a step for several networks and batches
     molecules   one model of many molecules: geometries per second and the share of waiting
 
-No stage needs RDKit, plotly or the widgets. For the last one, `python benchmarks/gpu.py --write-molecules qm9.xyz`
-writes geometries of QM9, on a machine that has them.
+No stage needs RDKit, plotly or the widgets. On a machine that has them, `python benchmarks/gpu.py --write-molecules
+qm9.xyz --out FOLDER` writes geometries of QM9 for the last stage, and `python benchmarks/gpu.py --draw --out FOLDER`
+draws timeline and roofline of the profile in FOLDER.
 """
 
 import concurrent.futures
@@ -69,7 +70,8 @@ class Scale:
       auxbasis: auxiliary basis of the training; None for the default.
       grid_level: level of the grid.
       functionals: functionals whose energies are compared.
-      batches: numbers of geometries.
+      batches: numbers of geometries in an SCF of many.
+      training_batches: numbers of geometries in a training step.
       networks: settings of networks.
       seconds: time of the stage.
       out: folder of the results.
@@ -82,6 +84,7 @@ class Scale:
     grid_level: int
     functionals: tuple[str, ...]
     batches: tuple[int, ...]
+    training_batches: tuple[int, ...]
     networks: tuple[ql.CorrectionConfig, ...]
     seconds: float
     out: pathlib.Path
@@ -102,14 +105,16 @@ def scale(rehearse: bool, seconds: float, out: pathlib.Path, geometries: pathlib
     if rehearse:
         seconds = min(seconds, 30.0)
         small = ql.EquivariantConfig("small", iterations=0)
-        return Scale(("hydrogen", "water"), "sto-3g", None, 0, ("pbe",), (1, 2), (small,), seconds, out, geometries)
+        few = (1, 2)
+        return Scale(("hydrogen", "water"), "sto-3g", None, 0, ("pbe",), few, few, (small,), seconds, out, geometries)
     networks = (
         *(ql.EquivariantConfig(preset, iterations=0) for preset in ("small", "base", "large")),
         *(ql.QPTConfig(preset, precision, iterations=0) for preset in ("micro", "small", "base", "medium")
           for precision in ("float32", "bfloat16")),
     )
     names, functionals = ("water", "ethanol", "uracil"), ("pbe", "b3lyp", "r2scan")
-    return Scale(names, "def2-svp", "etb-1.8", 3, functionals, (1, 16, 256), networks, seconds, out, geometries)
+    scfs, steps = (1, 16, 256), (1, 8, 32)
+    return Scale(names, "def2-svp", "etb-1.8", 3, functionals, scfs, steps, networks, seconds, out, geometries)
 
 
 def displaced(mol: ql.Molecule, count: int, seed: int = 0) -> list[ql.Molecule]:
@@ -272,7 +277,7 @@ def parts(sizes: Scale) -> Iterator[Row]:
     yield {"part": "transfer to the device", **_cold_and_warm(jax.device_put, host)}
     yield {"part": "sample", **_cold_and_warm(system.sample, host)}
 
-    for count in (1, max(sizes.batches[:2])):
+    for count in (1, max(sizes.training_batches)):
         ints = _copies(template.complete(host), count)
         dms, focks = ints.dm_guess, _copies(ints.hcore[0], count)
         model = jax.jit(jax.vmap(screening.screening))(ints)
@@ -312,7 +317,7 @@ def sizes_of_networks(sizes: Scale) -> Iterator[Row]:
     """Yield time and memory of a step."""
     mol, method = ql.Molecule.from_name(sizes.molecules[-1]), sizes.method("pbe", "fitted")
     for config in sizes.networks:
-        for batch in sizes.batches[:2]:
+        for batch in sizes.training_batches:
             train = ql.TrainConfig(minutes=None, steps=10, batch=batch)
             steps = [metrics for _, metrics in ql.train(ql.make_objective(mol, method, config), train)]
             stats = jax.local_devices()[0].memory_stats() or {}
@@ -356,6 +361,19 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, pathlib.Path) else value
 
 
+def draw(out: pathlib.Path) -> None:
+    """Draw timeline and roofline of the profile in a folder."""
+    from qptlab.gui import pictures, plots  # they need plotly
+
+    row = json.loads((out / "profile.json").read_text())["rows"][0]
+    kinds = {"operations": profiling.Operation, "executables": profiling.Executable, "timeline": profiling.Span}
+    nested = {name: [kind(**item) for item in row[name]] for name, kind in kinds.items()}
+    fields = {name: row[name] for name in profiling.Profile._fields}
+    found = profiling.Profile(**{**fields, **nested, "path": pathlib.Path(row["path"])})
+    for name, figure in (("timeline", plots.timeline_figure(found)), ("roofline", plots.roofline_figure(found))):
+        (out / f"profile-{name}.png").write_bytes(pictures.png(figure))
+
+
 # One command ------------------------------------------------------------------------------------
 
 
@@ -388,6 +406,7 @@ def main(
     write_molecules: Annotated[
         pathlib.Path | None, typer.Option(help="Write molecules of QM9 to this XYZ file, and end.")
     ] = None,
+    draw_profile: Annotated[bool, typer.Option("--draw", help="Draw the profile in OUT, and end.")] = False,
     stage: Annotated[str | None, typer.Option(hidden=True)] = None,
     seconds: Annotated[float, typer.Option(hidden=True)] = 0.0,
 ) -> None:
@@ -397,6 +416,9 @@ def main(
         raise typer.BadParameter(f"Expected stages among {', '.join(STAGES)}, got {', '.join(unknown)}.")
     if write_molecules is not None:
         write_molecules.write_text("".join(mol.to_xyz() for mol in ql.read_molecules([QM9])))
+        return
+    if draw_profile:
+        draw(out)
         return
     arguments = ["--out", str(out), "--minutes", f"{minutes:g}", *(["--rehearse"] if rehearse else []),
                  *(["--molecules", str(molecules_file)] if molecules_file else [])]

@@ -38,6 +38,8 @@ def test_every_stage_is_rehearsed(tmp_path):
     assert errors["fock_mae_uha"] < errors["baselines"]["pyscf_same_fock_builds"]["fock_mae_uha"]
     assert (tmp_path / "trace.xplane.pb.gz").stat().st_size > 0
     assert records["profile"]["rows"][0]["operations"]
+    subprocess.run([sys.executable, SCRIPT, "--draw", "--out", tmp_path], check=True)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"profile-timeline.png", "profile-roofline.png"}
     assert 0 <= records["molecules"]["rows"][-1]["waiting_share"] < 1
 
 
