@@ -45,6 +45,7 @@ from qptlab.evaluation.errors import ErrorSummary  # noqa: E402
 from qptlab.evaluation.labels import LabelledSet  # noqa: E402
 from qptlab.evaluation.labels import read as read_labels  # noqa: E402
 from qptlab.evaluation.predictions import PredictedSet, read_predictions, write_predictions  # noqa: E402
+from qptlab.evaluation.reference import Stability, stability  # noqa: E402
 from qptlab.interop.ase import ModelCalculator, relax  # noqa: E402
 from qptlab.interop.pyscf import accelerate, guess, with_guess  # noqa: E402
 from qptlab.models.contract import Model, Prediction, require  # noqa: E402
@@ -102,10 +103,10 @@ __all__ = [
     "EquivariantConfig", "ErrorSummary", "Evaluation", "Features", "Functional", "GNNConfig", "GNNPredictor",
     "InputError", "Integrals", "LabelledSet", "Method", "Model", "ModelCalculator", "Molecule", "OrbitalGNN",
     "PredictedSet", "Prediction", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampler", "Sampling",
-    "TaskWeights", "TrainConfig", "Trainer", "accelerate", "build_integrals", "charges", "density_from_fock",
-    "dipole_debye", "energy", "error_limits", "evaluate", "fock", "forces", "guess", "kohn_sham", "load",
-    "make_objective", "make_systems", "model_card", "orbitals", "plot", "pretrained_models", "read_labels",
-    "read_molecules", "read_predictions", "read_xyz", "register_functional", "register_network", "register_sampler",
-    "relax", "require", "sample", "scf", "scf_batch", "template", "train", "with_guess", "workbench",
-    "write_predictions",
+    "Stability", "TaskWeights", "TrainConfig", "Trainer", "accelerate", "build_integrals", "charges",
+    "density_from_fock", "dipole_debye", "energy", "error_limits", "evaluate", "fock", "forces", "guess",
+    "kohn_sham", "load", "make_objective", "make_systems", "model_card", "orbitals", "plot", "pretrained_models",
+    "read_labels", "read_molecules", "read_predictions", "read_xyz", "register_functional", "register_network",
+    "register_sampler", "relax", "require", "sample", "scf", "scf_batch", "stability", "template", "train",
+    "with_guess", "workbench", "write_predictions",
 ]

@@ -54,7 +54,7 @@ def test_energy_prints_the_keys_that_scripts_read(call):
     assert (status, err) == (0, "")
     assert set(record) == {
         "energy_ha", "converged", "cycles", "mo_energy_ha", "dipole_debye", "charges", "gap_ha", "eri", "geometry",
-        "seconds", "pyscf_energy_ha", "error_mev",
+        "seconds", "stability", "pyscf_energy_ha", "error_mev",
     }
     mf = cases.rks(ql.Molecule.from_name("water"), cases.QUICK_METHOD)
     assert record["energy_ha"] == pytest.approx(mf.kernel(), abs=1e-7)
@@ -90,6 +90,23 @@ def test_a_search_that_does_not_converge_says_so_and_exits_with_1(call):
     assert (status, json.loads(out)["converged"]) == (1, False)
     assert "did not converge in 100 cycles" in err
     assert "use --level-shift 0.3 or --solver screened or --guess atomic-density." in err  # not what was given
+
+
+@pytest.mark.parametrize(("molecule", "options", "found", "said"), [
+    ("H 0 0 0\nH 0 0 2.65", ("--xc", "hf"), {"internal": True, "external": False}, "broken spin symmetry"),
+    ("H 0 0 0\nH 0 0 0.74", ("--xc", "hf", "--stability"), {"internal": True, "external": True}, ""),
+    ("O 0 0 0\nH 0 0 0.97", ("--xc", "hf", "--guess", "core"), {"internal": False, "external": None}, "lower"),
+    ("O 0 0 0\nH 0 0 0.97", ("--xc", "hf"), None, ""),
+    ("H 0 0 0", ("--xc", "pbe", "--stability"), {"internal": True, "external": None}, ""),
+    ("He 0 0 0\nHe 0 0 3", ("--xc", "pbe"), {"internal": True, "external": True}, ""),
+])
+def test_an_unstable_state_is_said_where_it_is_likely(call, tmp_path, molecule, options, found, said):
+    path = tmp_path / "M.xyz"
+    path.write_text(f"{len(molecule.splitlines())}\n\n{molecule}\n")
+    status, out, err = call("energy", path, "--basis", "def2-svp", "--grid-level", "0", *options, "--json")
+    assert (status, json.loads(out)["stability"]) == (0, found)
+    assert said in err
+    assert bool(said) == bool(err)
 
 
 @pytest.mark.parametrize(("cycles", "given", "said"), [

@@ -174,3 +174,13 @@ def test_methods_that_are_not_offered_are_refused():
     assert "eri 'cholesky'" in said(lambda: ql.Method(eri="cholesky"))
     assert "as basis, got ''" in said(lambda: ql.Method(basis=""))
     assert "with exact integrals" in said(lambda: ql.Method(eri="exact", auxbasis="weigend"))
+
+
+@pytest.mark.parametrize(("text", "is_one"), [
+    ("CCO", True), ("O.O", False), ("[He]", True), ("c1ccccc1", True), ("CCCCCCCC", True), ("[F-].O", False),
+])
+def test_bonds_connect_the_atoms_of_a_molecule(text, is_one):
+    mol = ql.Molecule.parse(text)
+    order = np.random.default_rng(1).permutation(len(mol.symbols))
+    shuffled = ql.Molecule(tuple(mol.symbols[i] for i in order), mol.positions[order], mol.charge)
+    assert mol.is_connected == shuffled.is_connected == is_one

@@ -35,6 +35,9 @@ from qptlab.runtime.versions import versions
 from qptlab.training.run import LIBRARIES
 from qptlab.units import HARTREE_MEV
 
+SMALL_GAP_HARTREE = 0.1
+"""HOMO–LUMO gap below which the stability of the state is analysed."""
+
 SCF = Options(ql.scf, ("guess", "solver", "level_shift", "damping"), panel="SCF")
 
 
@@ -44,6 +47,11 @@ def energy(
     spin: Annotated[int | None, typer.Option("--spin", help="Number of unpaired electrons. Default: 0 or 1.")] = None,
     forces: Annotated[bool, typer.Option("--forces", help="Also compute the forces on the atoms.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Compare with PySCF.")] = False,
+    stability: Annotated[bool | None, typer.Option(
+        "--stability/--no-stability",
+        help="Analyse the stability of the state with PySCF. Default: if the gap is small, atoms are apart, or a "
+             "--guess is given.",
+    )] = None,
     as_json: Json = False,
     **settings: Any,
 ) -> None:
@@ -65,12 +73,19 @@ def energy(
     if forces:
         record["forces_ha_per_bohr"] = ql.forces(mol, method, result.fock).tolist()
     record["seconds"] = time.perf_counter() - began
+    if stability is None:
+        is_doubtful = settings["guess"] is not None or result.gap < SMALL_GAP_HARTREE
+        stability = is_doubtful or not mol.is_connected
+    found = ql.stability(mol, method, result) if stability and result.converged else None
+    record["stability"] = found and found._asdict()
     if check:
         record |= _pyscf_energies(mol, method, record)
     if as_json:
         print_json(record)
     else:
         _print_energy(mol, method, record)
+    if found is not None and found.warning:
+        fail(found.warning, 0)
     if not result.converged:
         given = {name for name in SCF.fields if settings[name] is not None}
         raise typer.Exit(fail(_failure(record["cycles"], given), 1))
@@ -118,6 +133,9 @@ def _print_energy(mol: ql.Molecule, method: ql.Method, record: dict[str, Any]) -
     typer.echo(f"energy        {record['energy_ha']:.9f} hartree, {record['cycles']} cycles")
     if record["gap_ha"] is not None:
         typer.echo(f"HOMO–LUMO gap {record['gap_ha']:.6f} hartree")
+    if record["stability"] is not None:
+        is_stable = all(value is not False for value in record["stability"].values())
+        typer.echo(f"stability     {'stable' if is_stable else 'unstable'}")
     typer.echo(f"dipole        {np.linalg.norm(record['dipole_debye']):.4f} debye")
     forces = record.get("forces_ha_per_bohr")
     for index, symbol in enumerate(mol.symbols):

@@ -8,7 +8,7 @@ between occupied coefficient vectors.
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +16,10 @@ from jaxtyping import Float
 from pyscf import dft, lib
 from pyscf.scf import hf
 
-from qptlab.dft import libcint, padding
+from qptlab.dft import integrals, libcint, padding
 from qptlab.dft.libcint import HostIntegrals
 from qptlab.dft.response import accelerated
+from qptlab.dft.scf import SCFResult
 from qptlab.errors import InputError
 from qptlab.evaluation.errors import ErrorSummary, standard_errors
 from qptlab.models.contract import Prediction
@@ -220,6 +221,60 @@ def calculation(mol: Molecule, method: Method, *, fitted: bool) -> hf.SCF:
     if not fitted:
         return mf
     return cast(hf.SCF, mf.density_fit(auxbasis=libcint.auxiliary_basis(built, method)))
+
+
+class Stability(NamedTuple):
+    """Result of PySCF's stability analysis of a self-consistent state.
+
+    Attributes:
+      internal: true if no state of the same kind (closed or open shell) near it is lower.
+      external: true if no open-shell state with broken spin symmetry near it is lower; None for an open shell.
+    """
+
+    internal: bool
+    external: bool | None
+
+    @property
+    def warning(self) -> str:
+        """What is wrong, in a sentence; empty for a stable state."""
+        if not self.internal:
+            return (
+                "the state is internally unstable: a lower self-consistent state is near; use a different guess or "
+                "solver."
+            )
+        if self.external is False:
+            return (
+                "the closed-shell state is unstable against an open-shell one with broken spin symmetry, which is "
+                "lower; use PySCF's UKS or UHF for it."
+            )
+        return ""
+
+
+def stability(mol: Molecule, method: Method, result: SCFResult) -> Stability:
+    """Return the stability of a self-consistent state of the engine, by PySCF (Seeger & Pople 1977).
+
+    Args:
+      mol: molecule.
+      method: level of theory.
+      result: converged state, from `ql.scf`.
+
+    Raises:
+      InputError: if it has not converged.
+    """
+    if not result.converged:
+        raise InputError("Expected a converged SCF, got one that is not; use a different guess or solver first.")
+    mf: Any = calculation(mol, method, fitted=integrals.template(mol, method).eri == "fitted")
+    mf.verbose = 0
+    energies, orbitals = np.asarray(result.mo_energy), np.asarray(result.mo_coeff)
+    is_kept = np.any(orbitals != 0, axis=-2).reshape(-1, energies.shape[-1])[0]  # the rest is linearly dependent
+    mf.mo_energy, mf.mo_coeff = energies[..., is_kept], orbitals[..., is_kept]
+    is_filled = np.arange(is_kept.sum()) < np.asarray(result.nocc)[..., None]
+    mf.mo_occ = is_filled * (1.0 if mol.spin else 2.0)
+    mf.e_tot, mf.converged = float(result.energy), True
+    if (grids := getattr(mf, "grids", None)) is not None:
+        grids.build()
+    _, _, internal, external = mf.stability(external=not mol.spin, return_status=True)
+    return Stability(bool(internal), None if mol.spin else bool(external))
 
 
 def _pyscf_name(method: Method) -> str:

@@ -152,6 +152,14 @@ class Molecule:
         graph.add_edges_from(sorted(self.bonds))
         return graph
 
+    @property
+    def is_connected(self) -> bool:
+        """True if every atom can be reached from every other one along bonds."""
+        reached, bonds = {0}, self.bonds
+        for _ in self.symbols:
+            reached |= {atom for bond in bonds if reached & {*bond} for atom in bond}
+        return len(reached) == len(self.symbols)
+
     def with_positions(self, positions: Float[np.ndarray, "natm 3"]) -> "Molecule":
         """Return the molecule at different positions, bohr."""
         return dataclasses.replace(self, positions=positions, source="")
