@@ -227,7 +227,7 @@ def test_a_model_that_comes_with_qptlab_is_listed_and_predicts_by_its_name(call)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:H3NO is not among")
+@pytest.mark.filterwarnings("ignore:H3NO is not among", "ignore:The prediction of .* has an estimated error")
 def test_one_model_of_several_molecules_from_files_predicts_each_and_warns_of_others(call, tmp_path):
     (tmp_path / "list.smi").write_text("# one\nN ammonia\n")
     mols = [ql.Molecule.parse(text) for text in ("water", "ammonia", "NO")]

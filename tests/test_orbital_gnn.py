@@ -308,8 +308,8 @@ def test_training_brings_every_error_below_that_of_the_low_cost_method(learned):
     assert len(losses) == 400
     assert np.mean(losses[-50:]) < 0.3 * np.mean(losses[:50])
     assert {"energy_mae_mev", "forces_mae_mev_angstrom", "dipole_mae_debye", "charge_mae", "gap_mae_ev"} < set(ours)
-    for name, value in ours.items():
-        assert value < 0.7 * plain[name], name
+    for name in set(ours) - {"standard_errors"}:
+        assert ours[name] < 0.7 * plain[name], name
 
 
 def test_a_trained_model_has_the_errors_of_its_training(learned, labelled):
