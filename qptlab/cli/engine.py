@@ -100,17 +100,17 @@ ADVICE = {
 
 def _failure(cycles: int, given: set[str]) -> str:
     """Return how an SCF failed, and what to use, without the options that were given."""
-    others = [advice for name, advice in ADVICE.items() if name not in given] or ["a different geometry"]
     if cycles < MAX_CYCLES:
-        others = [advice for advice in others if "level-shift" not in advice and "damping" not in advice]
-        without = "no --level-shift" if "level_shift" in given else ""
-        return (
-            f"the SCF ended after {cycles} cycles with electrons in orbitals that are not the lowest, so that the "
-            f"energy is not that of the ground state; use {' or '.join(filter(None, [without, *others]))}."
+        how = (
+            f"ended after {cycles} cycles with electrons in orbitals that are not the lowest, so that the energy is "
+            "not that of the ground state"
         )
-    return (
-        f"the SCF did not converge in {cycles} cycles, so that the energy is not final; use {' or '.join(others)}."
-    )
+        useful, first = {"solver", "guess"}, ["no --level-shift"] if "level_shift" in given else []
+    else:
+        how = f"did not converge in {cycles} cycles, so that the energy is not final"
+        useful, first = {*ADVICE}, []
+    others = first + [advice for name, advice in ADVICE.items() if name in useful - given]
+    return f"the SCF {how}; use {' or '.join(others or ['a different geometry'])}."
 
 
 def _pyscf_energies(mol: ql.Molecule, method: ql.Method, record: dict[str, Any]) -> dict[str, float]:

@@ -155,10 +155,11 @@ class Molecule:
     @property
     def is_connected(self) -> bool:
         """True if every atom can be reached from every other one along bonds."""
-        reached, bonds = {0}, self.bonds
-        for _ in self.symbols:
-            reached |= {atom for bond in bonds if reached & {*bond} for atom in bond}
-        return len(reached) == len(self.symbols)
+        from scipy.sparse.csgraph import connected_components
+
+        bonded = np.zeros((len(self.symbols),) * 2, bool)
+        bonded[tuple(np.array(sorted(self.bonds), int).reshape(-1, 2).T)] = True
+        return connected_components(bonded, directed=False, return_labels=False) == 1
 
     def with_positions(self, positions: Float[np.ndarray, "natm 3"]) -> "Molecule":
         """Return the molecule at different positions, bohr."""
