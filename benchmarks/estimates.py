@@ -34,7 +34,7 @@ SEED = 5
 def frames(mol: ql.Molecule, count: int) -> Iterator[tuple[ql.Molecule, str]]:
     """Yield frames of dynamics, and as many with a stretched bond."""
     rng = np.random.default_rng(SEED)
-    drawn = itertools.islice(ql.sample(mol, ql.Sampling("md"), SEED, validation=True), 0, None, 8)
+    drawn = itertools.islice(ql.sample(mol, ql.Sampling("md"), SEED), 0, None, 8)
     bonds = [coordinate for coordinate in coordinates.coordinates(mol) if coordinate.unit == "Å"]
     for index, positions in enumerate(itertools.islice(drawn, 2 * count)):
         frame = mol.with_positions(positions)

@@ -29,7 +29,7 @@ SEED = 20_240_204
 
 def measure(predictor: ql.CorrectionPredictor, mol: ql.Molecule) -> dict:
     """Return the times of a prediction and of PySCF, with exact and with fitted integrals, and the errors."""
-    stream = ql.sample(mol, ql.Sampling("md"), SEED, validation=True)
+    stream = ql.sample(mol, ql.Sampling("md"), SEED)
     frames = itertools.islice(stream, 0, (GEOMETRIES + 1) * STRIDE, STRIDE)
     rows = []
     for frame in frames:
@@ -57,7 +57,7 @@ def measure(predictor: ql.CorrectionPredictor, mol: ql.Molecule) -> dict:
 def fresh(molecule: str, xc: str, iterations: int, eri: str) -> ql.CorrectionPredictor:
     """Return a model with random parameters."""
     config = ql.EquivariantConfig(iterations=iterations)
-    systems, kinds = ql.make_systems([ql.Molecule.parse(molecule)], ql.Method(xc, "def2-svp", eri=eri), config)
+    systems, kinds = ql.make_systems([ql.Molecule.parse(molecule)], ql.Method(xc, "def2-svp", 1, eri=eri), config)
     model = ql.CorrectionModel(config, kinds)
     return ql.CorrectionPredictor(model, model.init(jax.random.key(0)), systems)
 

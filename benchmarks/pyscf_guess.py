@@ -45,7 +45,7 @@ def measure(run: str) -> list[dict]:
     """Return cycles, Fock builds and seconds from every guess on every geometry."""
     predictor = ql.load(run)
     mol, method = predictor.systems[0].molecule, predictor.method
-    stream = ql.sample(mol, ql.Sampling("md"), SEED, validation=True)
+    stream = ql.sample(mol, ql.Sampling("md"), SEED)
     frames = list(itertools.islice(stream, 0, (GEOMETRIES + 1) * STRIDE, STRIDE))
     rows, guesses = [], starts(predictor)  # created once: each compiles its functions on the first geometry
     for index, frame in enumerate(frames):

@@ -43,7 +43,7 @@ def shortest(function: Callable, *arguments: Any) -> float:
 def parts(name: str, xc: str, eri: str) -> list[str]:
     """Return the cells of a row."""
     mol = ql.Molecule.from_name(name)
-    prepared = ql.template(mol, ql.Method(xc, "def2-svp", eri=eri))
+    prepared = ql.template(mol, ql.Method(xc, "def2-svp", 1, eri=eri))
     has_exchange = xc == "b3lyp"
     host_s = shortest(prepared.host_integrals, mol.positions, None)
     host = prepared.host_integrals(mol.positions, None)

@@ -47,7 +47,7 @@ def ours(molecule: str, eri: str) -> dict:
     from qptlab.dft.energy import filled_orbitals, kohn_sham
     from qptlab.training.label_free import loss
 
-    method = ql.Method("b3lyp", "def2-svp", eri=eri)
+    method = ql.Method("b3lyp", "def2-svp", 1, eri=eri)
     config = ql.QPTConfig("micro", iterations=0)
     (system,), kinds = ql.make_systems([ql.Molecule.from_name(molecule)], method, config)
     template = system.template
@@ -97,7 +97,7 @@ def pyscf(molecule: str, eri: str) -> dict:
     import qptlab as ql
     from qptlab.evaluation import reference
 
-    method = ql.Method("b3lyp", "def2-svp", eri=eri)
+    method = ql.Method("b3lyp", "def2-svp", 1, eri=eri)
     mf = reference.calculation(ql.Molecule.from_name(molecule), method, fitted=eri == "fitted")
     dm, hcore = mf.get_init_guess(), mf.get_hcore()
     return {"form": f"PySCF, {eri}", "fock_s": _warm(lambda: mf.get_fock(h1e=hcore, vhf=mf.get_veff(dm=dm), dm=dm))}
@@ -129,7 +129,7 @@ def _for_dftax(molecule: str, folder: str) -> pathlib.Path:
     import qptlab as ql
 
     mol = ql.Molecule.from_name(molecule)
-    ints = ql.build_integrals(mol, ql.Method("b3lyp", "def2-svp", eri="fitted"))
+    ints = ql.build_integrals(mol, ql.Method("b3lyp", "def2-svp", 1, eri="fitted"))
     atoms = zip(mol.symbols, mol.positions_angstrom, strict=True)
     record = {
         "atoms": "; ".join(f"{symbol} {x:.8f} {y:.8f} {z:.8f}" for symbol, (x, y, z) in atoms),

@@ -42,7 +42,7 @@ class Target(NamedTuple):
     method: Method
     minutes: float
     goal: str
-    geometries: int = 12
+    geometries: int = studies.TEST_GEOMETRIES
     groups: Mapping[str, TestGroup] = MappingProxyType({})
     sampling: Sampling = Sampling()
 
@@ -52,16 +52,16 @@ TARGETS = {
     "ethanol": Target(("ethanol",), Method("pbe", "sto-3g", 3), 1, "0.01 meV after 60 s"),
     "ethanol-def2": Target(("ethanol",), Method("b3lyp", "def2-svp", 3), 4, "0.05 meV after 4 minutes"),
     "uracil": Target(
-        ("uracil",), Method("b3lyp5", "def2-svp", 3), 10, "0.524 meV, 39.46 µHa and 409 µHa within 15 minutes", 4
+        ("uracil",), Method("b3lyp5", "def2-svp", 3), 10, "0.524 meV, 39.46 µHa and 409 µHa within 15 minutes"
     ),
     "peptide": Target(
-        ("alanine dipeptide",), Method("pbe", "sto-3g", 3), 10, "1 meV for turned torsions after 10 minutes", 4,
-        {"Turned torsions": TestGroup(sampling=Sampling("torsions"), each=12)}, Sampling("torsions"),
+        ("alanine dipeptide",), Method("pbe", "sto-3g", 3), 10, "1 meV for turned torsions after 10 minutes", 12,
+        {"Turned torsions": TestGroup(sampling=Sampling("torsions"), each=50)}, Sampling("torsions"),
     ),
     "molecules": Target(
         small_molecules()[:-4], Method("pbe", "sto-3g", 3), 4,
         "unseen 0.05 meV, larger ones 0.1 meV after 4 minutes", 12,
-        {"Unseen molecules": TestGroup(small_molecules()[-4:]), "Larger molecules": TestGroup(LARGER)},
+        {"Unseen molecules": TestGroup(small_molecules()[-4:], each=13), "Larger molecules": TestGroup(LARGER)},
     ),
 }
 

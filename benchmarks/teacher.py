@@ -26,6 +26,7 @@ from qptlab import tables
 from qptlab.benchmarking import bench
 from qptlab.evaluation import labels
 from qptlab.evaluation.labelled import label_errors, prepare
+from qptlab.random_streams import Purpose
 from qptlab.training.supervised import vocabulary
 from qptlab.units import HARTREE_MEV, significant
 
@@ -33,9 +34,9 @@ STRIDE, TEST, SEED = 10, 40, 20_240_207
 """Frames of a trajectory from one geometry to the next; number of test geometries; seed of the trajectories."""
 
 
-def frames(mol: ql.Molecule, count: int, *, validation: bool) -> list[ql.Molecule]:
+def frames(mol: ql.Molecule, count: int, purpose: Purpose) -> list[ql.Molecule]:
     """Return geometries of dynamics at 500 K."""
-    stream = ql.sample(mol, ql.Sampling("md"), SEED, validation=validation)
+    stream = ql.sample(mol, ql.Sampling("md"), SEED, purpose=purpose)
     return [mol.with_positions(frame) for frame in itertools.islice(stream, 0, count * STRIDE, STRIDE)]
 
 
@@ -50,7 +51,8 @@ def measure(teacher: ql.CorrectionPredictor, sizes: list[int], seeds: int, steps
     """Return the errors of students of both teachers for each size and seed, and the time of a label."""
     mol, method = teacher.systems[0].molecule, teacher.method
     # One more than is trained on: each training holds one geometry out.
-    training, unseen = frames(mol, max(sizes) + 1, validation=False), frames(mol, TEST, validation=True)
+    training = frames(mol, max(sizes) + 1, Purpose.TRAINING_GEOMETRIES)
+    unseen = frames(mol, TEST, Purpose.TEST_GEOMETRIES)
     makers = {"QPT": functools.partial(labels.from_model, model=teacher),
               "PySCF": functools.partial(labels.from_pyscf, method=method)}
     labelled = {name: label(training, maker) for name, maker in makers.items()}

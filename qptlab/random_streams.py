@@ -26,6 +26,7 @@ class Purpose(enum.IntEnum):
       SPLIT: separation of labelled geometries into training and test sets. Seed: seed.
       STATISTICS: geometries from which statistics of features are taken. Seed: seed.
       SELECTION: molecules drawn from a data set. Seed: seed.
+      TEST_GEOMETRIES: geometries that a user draws, to test on. Seed: seed, segment.
     """
 
     TRAINING_GEOMETRIES = 0
@@ -36,6 +37,7 @@ class Purpose(enum.IntEnum):
     SPLIT = 7
     STATISTICS = 8
     SELECTION = 9
+    TEST_GEOMETRIES = 10
 
 
 def generator(purpose: Purpose, seed: int | Sequence[int], *numbers: int) -> np.random.Generator:

@@ -24,7 +24,7 @@ ERRORS = {"energy_mae_mev", "energy_max_mev", "fock_mae_uha", "mo_energy_mae_uha
 
 @pytest.fixture(scope="module")
 def geometries():
-    stream = ql.sample(WATER, ql.Sampling("perturb"), 9, validation=True)
+    stream = ql.sample(WATER, ql.Sampling("perturb"), 9)
     return [WATER.with_positions(place) for place in itertools.islice(stream, 3)]
 
 

@@ -31,6 +31,7 @@ from qptlab.sampling import (
     samplers_without_required,
     sampling_from_json,
 )
+from qptlab.sampling.bonds import conformer_graph
 from qptlab.units import BOHR_ANGSTROM
 
 WATER = ql.Molecule.from_name("water")
@@ -65,10 +66,14 @@ def test_a_seed_gives_one_stream_and_another_seed_another(sampler):
 
 
 @pytest.mark.parametrize("sampler", ["md", "perturb"])
-def test_validation_geometries_are_never_trained_on(sampler):
-    training, held_out = first(ql.Sampling(sampler), 20), first(ql.Sampling(sampler), 20, validation=True)
-    distance = np.abs(training[:, None] - held_out).max(axis=(2, 3))
-    assert distance.min() > 1e-3
+def test_geometries_of_training_validation_and_tests_differ(sampler):
+    sampling = ql.Sampling(sampler)
+    streams = [first(sampling, 20, seed, purpose=purpose) for purpose, seed in (
+        (Purpose.TRAINING_GEOMETRIES, [0, 0, 0]), (Purpose.VALIDATION_GEOMETRIES, [0, 0]),
+        (Purpose.TEST_GEOMETRIES, 0), (Purpose.TEST_GEOMETRIES, 1),
+    )]
+    for stream, other in itertools.combinations(streams, 2):
+        assert np.abs(stream[:, None] - other).max(axis=(2, 3)).min() > 1e-3
 
 
 def test_displacements_have_the_spread_asked_for():
@@ -86,6 +91,18 @@ def test_dynamics_has_the_temperature_asked_for():
         return np.sqrt(distances.var(axis=0).sum())
 
     assert spread(500.0) / spread(125.0) == pytest.approx(2.0, rel=0.3)
+
+
+def test_trajectories_of_a_flexible_molecule_start_from_its_conformers():
+    """Butane: 500 K frames for tests are trans and gauche; the reference geometry is trans. Water has one start."""
+    butane = ql.Molecule.from_smiles("CCCC")
+    frames = first(ql.Sampling("md"), 6 * 8, mol=butane)[::8]
+    angles = np.degrees([_dihedral(frame[:4]) for frame in frames])
+    assert abs(np.degrees(_dihedral(butane.positions[:4]))) > 170
+    assert angles.min() < 100
+    assert angles.max() > 150
+    assert conformer_graph(butane)
+    assert not conformer_graph(WATER)
 
 
 def test_dynamics_keeps_the_molecule_whole_and_at_rest():
@@ -146,7 +163,7 @@ def frames_file(tmp_path):
 
 def test_every_fifth_frame_of_a_file_is_held_out(frames_file):
     sampling = ql.Sampling("file", path=str(frames_file))
-    training, held_out = first(sampling, 16), first(sampling, 4, validation=True)
+    training, held_out = first(sampling, 16, purpose=Purpose.TRAINING_GEOMETRIES), first(sampling, 4)
     scale = lambda frames: {round(float(np.linalg.norm(f) / np.linalg.norm(WATER.positions)), 3) for f in frames}  # noqa: E731
     assert scale(training) == {1.0, 1.01, 1.02, 1.03, 1.05, 1.06, 1.07, 1.08}
     assert scale(held_out) == {1.04, 1.09}
@@ -184,15 +201,17 @@ def test_the_numbers_of_the_purposes_never_change():
     """A resumed training draws what it would have drawn with version 0.1.0."""
     assert {purpose.name: int(purpose) for purpose in Purpose} == {
         "TRAINING_GEOMETRIES": 0, "VALIDATION_GEOMETRIES": 1, "BATCHES": 2, "WALK": 4, "LABELLED_BATCHES": 5,
-        "SPLIT": 7, "STATISTICS": 8, "SELECTION": 9,
+        "SPLIT": 7, "STATISTICS": 8, "SELECTION": 9, "TEST_GEOMETRIES": 10,
     }
     for purpose in Purpose:
         expected = np.random.default_rng([int(purpose), 3, 1, 8]).normal(size=4)
         np.testing.assert_array_equal(generator(purpose, [3, 1], 8).normal(size=4), expected)
     # The first displacement of version 0.1.0, with seed 5: its training, its validation, its third segment.
-    for options, seed in (({}, [0, 5, 0]), ({"validation": True}, [1, 5, 0]), ({"start": 400}, [0, 5, 2])):
+    training, validation = Purpose.TRAINING_GEOMETRIES, Purpose.VALIDATION_GEOMETRIES
+    for purpose, start, seed in ((training, 0, [0, 5, 0]), (validation, 0, [1, 5, 0]), (training, 400, [0, 5, 2])):
         expected = WATER.positions + 0.05 * np.random.default_rng(seed).normal(size=(3, 3))
-        np.testing.assert_array_equal(first(ql.Sampling("perturb"), 1, 5, **options)[0], expected)
+        found = first(ql.Sampling("perturb"), 1, 5, purpose=purpose, start=start)[0]
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_no_module_draws_seeded_numbers_outside_the_register():
@@ -311,7 +330,7 @@ def test_the_command_line_lists_and_uses_a_sampler_of_ones_own(tmp_path):
     options = ("--sampler", "stretch", "--sampler-option", "amplitude_bohr=0.5")
     done = run("sample", "water", *options, "--n", "1", "--out", out)
     assert done.returncode == 0, done.stderr
-    factor = 1 + 0.5 * generator(Purpose.VALIDATION_GEOMETRIES, 0, 0).normal()
+    factor = 1 + 0.5 * generator(Purpose.TEST_GEOMETRIES, 0, 0).normal()
     (frame,) = ql.read_xyz(out)
     np.testing.assert_allclose(frame.positions, factor * WATER.positions, atol=1e-7)
     wrong = run("sample", "water", "--sampler", "stretch", "--temperature", "300", "--out", tmp_path / "t.xyz")

@@ -41,6 +41,8 @@ MOLECULES = ("water", "ethanol", "benzene", "uracil", "alanine-dipeptide")
 ALKANES = (2, 4, 6, 8, 12, 16)
 BATCH = 16
 DISPLACEMENT_BOHR = 0.02
+GRID_LEVEL = 1
+"""Level of both programs' grids."""
 
 Row = dict[str, Any]
 
@@ -67,7 +69,7 @@ class Case(NamedTuple):
     @property
     def method(self) -> Method:
         """Level of theory."""
-        return Method(self.xc, self.basis, eri=self.eri)
+        return Method(self.xc, self.basis, GRID_LEVEL, eri=self.eri)
 
     def geometries(self) -> list[Molecule]:
         """Return geometries with small displacements, so that no result can be used again; the same in each call."""
@@ -203,10 +205,10 @@ def _calculation(mol: Molecule, case: Case) -> Any:
 _PYSCF_PROCESS = """
 import sys
 from pyscf import dft, gto
-atoms, basis, xc, eri = sys.argv[1:]
+atoms, basis, xc, eri, level = sys.argv[1:]
 mf = dft.RKS(gto.M(atom=atoms, basis=basis, verbose=0), xc=xc)
 mf = mf.density_fit() if eri == "fitted" else mf
-mf.grids.level = 1
+mf.grids.level = int(level)
 mf.kernel()
 """
 
@@ -214,10 +216,10 @@ mf.kernel()
 def _start(case: Case) -> tuple[list[Row], list[Row]]:
     """Measure whole processes up to the energy, imports included: with nothing compiled, all compiled, PySCF."""
     command = [sys.executable, "-m", "qptlab", "energy", case.molecule, "--xc", case.xc, "--basis", case.basis,
-               "--eri", case.eri, "--json"]
+               "--eri", case.eri, "--grid-level", str(GRID_LEVEL), "--json"]
     lines = Molecule.parse(case.molecule).to_xyz().splitlines()[2:]
     peer = [sys.executable, "-c", _PYSCF_PROCESS, "\n".join(lines), case.basis,
-            case.method.functional.require_pyscf_name(), case.eri]
+            case.method.functional.require_pyscf_name(), case.eri, str(GRID_LEVEL)]
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
 

@@ -38,6 +38,8 @@ from qptlab.models.qpt import QPTConfig
 from qptlab.models.systems import System, added_share, make_systems
 from qptlab.runtime import cluster
 from qptlab.sampling import MolecularDynamics, Sampler, Sampling, sample
+from qptlab.sampling.bonds import conformer_graph
+from qptlab.sampling.dynamics import HELD_OUT_SEGMENT
 from qptlab.system import coordinates
 from qptlab.system.datasets import read_molecules
 from qptlab.system.method import Method
@@ -50,12 +52,13 @@ from qptlab.units import significant
 Row = dict[str, Any]
 
 TEST_SEED = 20_240_204
-TEST_GEOMETRIES = 12
+TEST_GEOMETRIES = 50
 TEST_MOLECULES = 4
 """Number of molecules that a study tests on, the first ones of those trained on."""
 TEST_STRIDE = 40
-"""Frames of dynamics from one test geometry to the next. In 200 fs, a small molecule loses all memory of its
-positions. Other samplers draw independent geometries, and all of them are used."""
+"""Frames of dynamics from one test geometry of a rigid molecule to the next: 200 fs. Those of a molecule with
+conformers come from trajectories of their own. Other samplers draw independent geometries, and all of them are used.
+"""
 
 POINTS = 8
 """Number of measurements of the error in a training, at times that grow by equal factors."""
@@ -463,7 +466,10 @@ def _train(plain: CorrectionPredictor, config: TrainConfig, test: TestSet) -> tu
 def _errors(evaluation: Evaluation) -> Row:
     """Return the errors of a model and of the baselines."""
     record = evaluation.to_dict()
-    names = ("estimated_energy_mae_mev", "estimate_correlation", "baselines", "n", "n_left_out")
+    names = (
+        "estimated_energy_mae_mev", "estimate_correlation", "baselines", "n", "n_left_out", "same_fit", "grid",
+        "finer_grid_level",
+    )
     return evaluation.errors.to_dict() | {name: record[name] for name in names}
 
 
@@ -483,8 +489,10 @@ def _test_frames(
 ) -> list[Float[np.ndarray, "natm 3"]]:
     """Return test geometries of a molecule, bohr; settings of one study share them."""
     mol = Molecule(symbols, np.frombuffer(positions).reshape(-1, 3), charge)
-    stream = sample(mol, sampling, [TEST_SEED, index], validation=True)
-    stride = TEST_STRIDE if isinstance(sampling, MolecularDynamics) else 1
+    stream = sample(mol, sampling, [TEST_SEED, index])
+    stride = 1
+    if isinstance(sampling, MolecularDynamics):
+        stride = HELD_OUT_SEGMENT if conformer_graph(mol) else TEST_STRIDE
     return list(itertools.islice(stream, 0, count * stride, stride))
 
 
@@ -532,10 +540,12 @@ def _group_cells(label: str, title: str, rows: Sequence[Row | None]) -> list[str
 
 
 def _energy_cells(rows: Sequence[Row]) -> list[str]:
-    """Return the cells of energy errors: median and range over the seeds, and both baselines."""
+    """Return the cells of energy errors: median with its standard error, range over the seeds, and both baselines."""
     errors = [row["energy_mae_mev"] for row in rows]
+    middle = statistics.median_low(errors)
+    bar = (rows[errors.index(middle)].get("standard_errors") or {}).get("energy_mae_mev")
     return [
-        significant(statistics.median(errors), 3),
+        significant(middle, 3) + (f" ± {significant(bar, 1)}" if bar else ""),
         f"{significant(min(errors), 3)} to {significant(max(errors), 3)}",
         *(significant(rows[0]["baselines"][key]["energy_mae_mev"], 3) for key in BASELINES),
     ]
@@ -572,12 +582,27 @@ def write(
     text = [
         f"# {selected.title}", "", f"    {command}", "",
         f"{names}; {_levels(selected, method)}. Errors against converged PySCF on {selected.geometries} geometries "
-        "of an independent trajectory at 500 K, at the end of the training.",
+        "of GFN2-xTB dynamics at 500 K that no training uses, at the end of the training; medians of the seeds, with "
+        f"standard errors over the geometries. {_floors(rows)}",
         *([f"\nThe second table has the errors of the same models on further geometries:\n{groups}"] * bool(groups)),
         "", bench.describe(machine), "", table(rows), "", f"![{selected.title}]({name}.png)", "",
     ]
     bench.keep(folder, name, record, "\n".join(text))
     figure(selected, rows, method).savefig(folder / f"{name}.png", dpi=120)
+
+
+def _floors(rows: Sequence[Row]) -> str:
+    """Return the errors of the references' grid and of density fitting, in sentences."""
+    grids = {(row["finer_grid_level"], row["grid"]["energy_mae_mev"]) for row in rows if row["grid"]}
+    fitted = {
+        f"{row['setting']}, seed {row['seed']}": row["same_fit"]["energy_mae_mev"] for row in rows if row["same_fit"]
+    }
+    return " ".join([
+        *(f"The grid's own error is {significant(error, 2)} meV: converged PySCF on two geometries, compared with "
+          f"level {level}." for level, error in sorted(grids)),
+        *(f"{name}: {significant(error, 3)} meV compared with PySCF with the same density fitting."
+          for name, error in fitted.items()),
+    ])
 
 
 def _describe(group: TestGroup) -> str:

@@ -165,7 +165,7 @@ def sample(
         if value < least:
             raise InputError(f"Expected a whole number from {least} as --{name}, got {value}; use {least}.")
     mol = ql.Molecule.parse(molecule)
-    stream = ql.sample(mol, sampling(sampler, temperature, sigma, frames, sampler_option), seed, validation=True)
+    stream = ql.sample(mol, sampling(sampler, temperature, sigma, frames, sampler_option), seed)
     refuse_existing(out)
     drawn = itertools.islice(stream, 0, n * stride, stride)
     out.write_text("".join(mol.with_positions(positions).to_xyz() for positions in drawn))

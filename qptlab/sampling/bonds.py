@@ -1,5 +1,7 @@
-"""Bonds of a molecule as RDKit sees them, for the samplers `torsions` and `conformers`."""
+"""Bonds of a molecule as RDKit sees them, and its conformers, for the samplers `torsions`, `conformers` and `md`."""
 
+import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 CLASH = 0.6
 """Smallest accepted distance of two atoms that are at least three bonds apart, in units of the sum of their van der
 Waals radii."""
+
+
+CONFORMERS = 10
+"""Number of conformers that are embedded at a time."""
 
 
 def bonded_graph(mol: Molecule) -> "Chem.Mol":
@@ -51,6 +57,34 @@ def rotatable_bonds(graph: "Chem.Mol") -> list[tuple[int, int]]:
     amides = {frozenset((carbon, nitrogen)) for carbon, _, nitrogen in matches}
     bonds = graph.GetSubstructMatches(Chem.MolFromSmarts("[!D1;!$(*#*)]-&!@[!D1;!$(*#*)]"))
     return [bond for bond in bonds if frozenset(bond) not in amides]
+
+
+@functools.lru_cache(maxsize=32)
+def _conformer_graph(symbols: tuple[str, ...], positions: bytes, charge: int) -> "Chem.Mol | None":
+    from rdkit import Chem
+
+    try:
+        graph = bonded_graph(Molecule(symbols, np.frombuffer(positions).reshape(-1, 3), charge))
+    except InputError:
+        return None
+    rings = graph.GetSubstructMatches(Chem.MolFromSmarts("[A;R;!r3;!r4;X4]"))
+    return graph if rings or rotatable_bonds(graph) else None
+
+
+def conformer_graph(mol: Molecule) -> "Chem.Mol | None":
+    """Return `bonded_graph` of a molecule with rotatable bonds or saturated rings; None for any other molecule."""
+    return _conformer_graph(mol.symbols, mol.positions.tobytes(), mol.charge)
+
+
+def embedded(graph: "Chem.Mol", rng: np.random.Generator) -> Iterator[Float[np.ndarray, "natm 3"]]:
+    """Yield conformers by RDKit's distance geometry, bohr; the stream ends if RDKit finds none."""
+    from rdkit import Chem
+    from rdkit.Chem.rdDistGeom import EmbedMultipleConfs
+
+    copy = Chem.Mol(graph)  # other threads may embed the same molecule
+    while EmbedMultipleConfs(copy, CONFORMERS, randomSeed=int(rng.integers(2**31 - 1))):
+        # All conformers are read first: the next embedding replaces them.
+        yield from [conformer.GetPositions() / BOHR_ANGSTROM for conformer in copy.GetConformers()]
 
 
 def dihedral(graph: "Chem.Mol", bond: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -7,14 +7,10 @@ import numpy as np
 from jaxtyping import Float
 
 from qptlab.errors import InputError
-from qptlab.sampling.bonds import bonded_graph
+from qptlab.sampling.bonds import bonded_graph, embedded
 from qptlab.sampling.positions import DisplacedSampler, displaced
 from qptlab.sampling.register import register_sampler
 from qptlab.system.molecule import Molecule
-from qptlab.units import BOHR_ANGSTROM
-
-CONFORMERS = 10
-"""Number of conformers that are embedded at a time."""
 
 
 @register_sampler("conformers")
@@ -32,20 +28,12 @@ class Conformers(DisplacedSampler):
         Raises:
           InputError: if RDKit finds no conformer.
         """
-        return displaced(_embedded(mol, rng), self.sigma_bohr, rng)
+        return displaced(_conformers(mol, rng), self.sigma_bohr, rng)
 
 
-def _embedded(mol: Molecule, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "natm 3"]]:
-    """Yield conformers, bohr."""
-    from rdkit.Chem.rdDistGeom import EmbedMultipleConfs
-
-    graph = bonded_graph(mol)
-    while True:
-        numbers = EmbedMultipleConfs(graph, CONFORMERS, randomSeed=int(rng.integers(2**31 - 1)))
-        if not numbers:
-            raise InputError(
-                f"Expected a molecule that RDKit's distance geometry can embed, got {mol.formula}; use the sampler "
-                "md, modes or perturb."
-            )
-        # All conformers are read first: the next embedding replaces them.
-        yield from [graph.GetConformer(number).GetPositions() / BOHR_ANGSTROM for number in numbers]
+def _conformers(mol: Molecule, rng: np.random.Generator) -> Iterator[Float[np.ndarray, "natm 3"]]:
+    yield from embedded(bonded_graph(mol), rng)
+    raise InputError(
+        f"Expected a molecule that RDKit's distance geometry can embed, got {mol.formula}; use the sampler md, modes "
+        "or perturb."
+    )

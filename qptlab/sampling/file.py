@@ -35,7 +35,7 @@ class Frames(Sampler):
                 f"Expected the path of an XYZ file for the sampler file, got {shown(self.path)}; use path=frames.xyz."
             )
 
-    def segments(self, mol: Molecule, *, validation: bool) -> Segments:
+    def segments(self, mol: Molecule, *, training: bool) -> Segments:
         """Return segments that hold every frame once.
 
         Raises:
@@ -44,7 +44,7 @@ class Frames(Sampler):
         frames = self._frames(mol)
         used = [
             frame for index, frame in enumerate(frames)
-            if (index % VALIDATION_SHARE == VALIDATION_SHARE - 1) == validation
+            if (index % VALIDATION_SHARE < VALIDATION_SHARE - 1) == training
         ]
 
         def draw(rng: np.random.Generator) -> Iterator[np.ndarray]:

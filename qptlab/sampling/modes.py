@@ -34,7 +34,7 @@ class NormalModes(Sampler):
         """Check the parameter."""
         self.check_number("temperature", 5000.0, "K", 500.0)
 
-    def segments(self, mol: Molecule, *, validation: bool) -> Segments:
+    def segments(self, mol: Molecule, *, training: bool) -> Segments:
         """Return the segments of a stream; the normal modes are calculated once.
 
         ASE's `phonon_harmonics` is for crystals: it removes three translations but no rotations, and it has no lower

@@ -1,8 +1,8 @@
 """Register of samplers: the base class, the list of names, and the streams of geometries that samplers draw.
 
 A stream is endless and follows from its seed. It is cut into segments with random numbers of their own, so that a
-resumed training can start in the middle and draws what it would have drawn. Streams for training and for validation
-have different random numbers.
+resumed training can start in the middle and draws what it would have drawn. Streams for training, for validation and
+for tests have different random numbers.
 """
 
 import dataclasses
@@ -83,13 +83,13 @@ class Sampler:
         """
         raise NotImplementedError(f"{type(self).__name__} has no method draw(mol, rng).")
 
-    def segments(self, mol: Molecule, *, validation: bool) -> Segments:
+    def segments(self, mol: Molecule, *, training: bool) -> Segments:
         """Return the segments of a stream; by default segments of `SEGMENT` geometries from `draw`.
 
         Args:
           mol: the molecule at its reference geometry.
-          validation: if true, geometries for validation, which must not be trained on. By default both kinds differ
-            in their random numbers only.
+          training: if true, geometries to train on; else geometries for validation and tests, which must not be
+            trained on. By default both kinds differ in their random numbers only.
         """
         return Segments(SEGMENT, functools.partial(self.draw, mol))
 
@@ -104,7 +104,7 @@ class Sampler:
           seed: seed of the stream.
           start: number of the first geometry.
         """
-        stream = sample(system.molecule, self, seed, start=start)
+        stream = sample(system.molecule, self, seed, purpose=Purpose.TRAINING_GEOMETRIES, start=start)
         return lambda params: next(stream)
 
     def check(self, systems: Sequence[System]) -> None:
@@ -331,16 +331,16 @@ def sample(
     sampling: Sampler,
     seed: int | Sequence[int],
     *,
-    validation: bool = False,
+    purpose: Purpose = Purpose.TEST_GEOMETRIES,
     start: int = 0,
 ) -> Iterator[Float[np.ndarray, "natm 3"]]:
-    """Draw an endless stream of geometries.
+    """Draw an endless stream of geometries; by default one that no training uses, whatever its seed is.
 
     Args:
       mol: the molecule at its reference geometry.
       sampling: the sampler.
       seed: a non-negative integer or several.
-      validation: if true, draw from the stream for validation of this seed instead of the one for training.
+      purpose: `TRAINING_GEOMETRIES`, `VALIDATION_GEOMETRIES` or `TEST_GEOMETRIES`; the streams are independent.
       start: number of the first geometry. The stream continues as if the earlier geometries had been drawn.
 
     Yields:
@@ -349,8 +349,7 @@ def sample(
     Raises:
       InputError: with the first geometry, if the molecule cannot be sampled in this way.
     """
-    purpose = Purpose.VALIDATION_GEOMETRIES if validation else Purpose.TRAINING_GEOMETRIES
-    segments = sampling.segments(mol, validation=validation)
+    segments = sampling.segments(mol, training=purpose == Purpose.TRAINING_GEOMETRIES)
     first, skipped = divmod(start, segments.length)
     for number in itertools.count(first):
         geometries = segments.draw(generator(purpose, seed, number))

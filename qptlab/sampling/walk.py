@@ -93,7 +93,8 @@ class Walk:
         self._energy_and_gradient = energy_and_gradient(model, system)
         self._system = system
         self._rng = generator(Purpose.WALK, seed)
-        self._dynamics = sample(system.molecule, MolecularDynamics(temperature), seed)
+        dynamics = MolecularDynamics(temperature)
+        self._dynamics = sample(system.molecule, dynamics, seed, purpose=Purpose.TRAINING_GEOMETRIES)
         self._thermal = BOLTZMANN_HARTREE * temperature
         masses = ase.data.atomic_masses[system.molecule.atomic_numbers] * ELECTRON_MASSES
         self._masses = masses[:, None]

@@ -22,7 +22,7 @@ class Method:
         under its name. The field holds the name of a built-in functional and the record of any other.
       basis: name of a basis set in PySCF's library, see `basis_sets.is_known`; neither a file's path nor basis-set
         text. `integrals.template` checks that it has every element, because only there the molecule is known.
-      grid_level: PySCF's grid level, 0 (coarse) to 5. PySCF's default is 3.
+      grid_level: PySCF's grid level, 0 (coarse) to 5. The default is PySCF's.
       eri: form of the two-electron integrals, one of `ERI_FORMS`. `integrals.Template.eri` is the form that `auto`
         stands for.
       auxbasis: auxiliary basis of density-fitted integrals: a name as `basis`, or `etb-` and a number for an
@@ -33,12 +33,12 @@ class Method:
       InputError: if a value is not allowed.
 
     >>> Method(xc="pbe", basis="sto-3g")
-    Method(xc='pbe', basis='sto-3g', grid_level=1, eri='auto', auxbasis=None)
+    Method(xc='pbe', basis='sto-3g', grid_level=3, eri='auto', auxbasis=None)
     """
 
     xc: str | Functional = "pbe"
     basis: str = "def2-svp"
-    grid_level: int = 1
+    grid_level: int = 3
     eri: str = "auto"
     auxbasis: str | None = None
 

@@ -225,7 +225,9 @@ class LabelFree(Objective):
         systems = self.systems[:: max(1, len(self.systems) // count)][:count]  # a selection, if there are many
         placed = []
         for index, system in enumerate(systems):
-            stream = sample(system.molecule, config.sampling, [config.seed, index], validation=True)
+            stream = sample(
+                system.molecule, config.sampling, [config.seed, index], purpose=Purpose.VALIDATION_GEOMETRIES
+            )
             share = len(range(index, count, len(systems)))
             frames = itertools.islice(stream, 0, share * VALIDATION_STRIDE, VALIDATION_STRIDE)
             placed += [(system, system.frame.pose(frame).positions) for frame in frames]
