@@ -1,12 +1,13 @@
 """Molecules and methods as chemists write them: each is right to PySCF's last digits, or refused in one sentence.
 
-One table. `Right` compares the energy of the command line with PySCF's for the molecule that is meant; `Refused` holds
-words of the message. Both kinds come from reports of users of other programs.
+One table. `Right` compares the energy of the command line with PySCF's for the molecule that is meant; `Refused`
+holds words of the message. Both kinds come from reports of users of other programs.
 """
 
 import functools
 import json
 import re
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from qptlab.cli import main
 
 WATER = "O 0 0 0.119262\nH 0 0.763239 -0.477047\nH 0 -0.763239 -0.477047"
 HYDROGEN = "H 0 0 0\nH 0 0 0.74"
+CHAIN = "\n".join(f"H 0 0 {0.45 * index:.2f}" for index in range(8))
 OH, OXYGEN, LITHIUM = "O 0 0 0\nH 0 0 0.97", "O 0 0 0\nO 0 0 1.21", "Li 0 0 0"
 STO = ("--basis", "sto-3g", "--xc", "hf")
 
@@ -59,7 +61,7 @@ FILES = {
     "tritium": (xyz(WATER.replace("H", "T")), STO, Right(said="hydrogen")),
     "lower case": (xyz(WATER.lower()), STO, Right()),
     "upper case": (xyz("LI 0 0 0\nH 0 0 1.6"), STO, Right("Li 0 0 0\nH 0 0 1.6")),
-    "a decimal comma": (changed("0.119262", "0,119262"), STO, Refused("line 3.*0,119262")),
+    "a decimal comma": (changed("0.119262", "0,119262"), STO, Refused("0,119262' in line 3")),
     "a ghost atom": (changed("O ", "X "), STO, Refused("line 3|X")),
     "an element that does not exist": (changed("O ", "Qq "), STO, Refused("line 3.*Qq|Qq")),
     "a number that is not finite": (changed("0.119262", "nan"), STO, Refused("nan|finite")),
@@ -72,9 +74,9 @@ FILES = {
     "a comment that looks like settings": (xyz(comment="Properties of water = good"), STO, Right()),
     "a comment in Latin-1": (xyz(comment="é å").encode("latin-1"), STO, Right()),
     "further columns": (xyz(WATER.replace("262", "262 -0.8 ok")), STO, Right()),
-    "a count that is too large": (xyz(count=4), STO, Refused("4")),
+    "a count that is too large": (xyz(count=4), STO, Refused("line 6")),
     "a count that is too small": (xyz(count=2), STO, Refused("line 5|frame")),
-    "an empty file": ("", STO, Refused("no frame|empty|no atom|holds no")),
+    "an empty file": ("", STO, Refused("at least one frame")),
     "a picture": (b"\x89PNG\r\n\x1a\n\x00\x00", STO, Refused("molecule|text|atoms")),
     # Charge and spin
     "charge": (xyz(LITHIUM, "charge=1"), STO, Right(LITHIUM, 1)),
@@ -93,15 +95,17 @@ FILES = {
     "a functional as PySCF writes it": (xyz(), ("--basis", "sto-3g", "--xc", "pbe,pbe"), Right(xc="pbe,pbe")),
     "svwn": (xyz(), ("--basis", "sto-3g", "--xc", "SVWN"), Right(xc="svwn")),
     "a basis in capitals": (xyz(), ("--basis", "STO-3G", "--xc", "hf"), Right()),
-    "a basis with brackets": (xyz(HYDROGEN), ("--basis", "6-31G(d,p)", "--xc", "hf"), Right(HYDROGEN, basis="6-31g**")),
+    "a basis with brackets": (
+        xyz(HYDROGEN), ("--basis", "6-31G(d,p)", "--xc", "hf"), Right(HYDROGEN, basis="6-31g**"),
+    ),
     "a basis that is cut": (xyz(), ("--basis", "cc-pvdz@2s1p", "--xc", "hf"), Right(basis="cc-pvdz@2s1p")),
     "a cut that is no contraction": (xyz(), ("--basis", "6-31g(d)@3s", "--xc", "hf"), Refused("3s|6-31g")),
     "a basis for a pseudopotential": (xyz(), ("--basis", "gth-szv", "--xc", "hf"), Refused("gth-szv")),
     "a basis without the core": (xyz(), ("--basis", "bfd-vdz", "--xc", "hf"), Refused("bfd-vdz")),
     "a basis for density fitting": (xyz(), ("--basis", "weigend", "--xc", "hf"), Refused("weigend")),
-    "a basis that depends on itself": (
-        xyz("H 0 0 0\nH 0 0 0.25\nH 0 0 0.5\nH 0 0 0.75"), ("--basis", "6-31++g", "--xc", "hf"),
-        Right("H 0 0 0\nH 0 0 0.25\nH 0 0 0.5\nH 0 0 0.75", basis="6-31++g"),
+    "a basis that is linearly dependent": (
+        xyz(CHAIN), ("--basis", "6-31++g", "--xc", "hf"),
+        Right(CHAIN, basis="6-31++g"),
     ),
     "a functional that is not offered": (xyz(), ("--basis", "sto-3g", "--xc", "m06-2x"), Refused("m06-2x.*pbe")),
     "a file as basis": (xyz(), ("--basis", "./basis.nw", "--xc", "hf"), Refused("basis.nw")),
@@ -126,7 +130,9 @@ def expected(meant: Right) -> float:
 def test_a_situation_is_right_or_refused(content, options, found, tmp_path, capsys):
     path = tmp_path / "input.xyz"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(SystemExit) as ended:
+    said = found.said if isinstance(found, Right) else ""
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+        warnings.simplefilter("default")  # the command line prints them
         main(["energy", str(path), *options, "--json"])
     out, err = capsys.readouterr()
     if isinstance(found, Refused):
@@ -136,9 +142,9 @@ def test_a_situation_is_right_or_refused(content, options, found, tmp_path, caps
         assert re.search(found.said, err)
         return
     assert ended.value.code == 0, err
+    assert said in err
+    assert bool(said) == bool(err)
     assert json.loads(out)["energy_ha"] == pytest.approx(expected(found), abs=1e-7)
-    assert found.said in err
-    assert bool(found.said) == bool(err)
 
 
 @pytest.mark.parametrize(("smiles", "atoms", "angstrom"), [
