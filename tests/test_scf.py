@@ -14,6 +14,7 @@ import tolerances as tol
 
 import qptlab as ql
 from qptlab.dft.scf import GUESSES, LANE_COPIES, converge_in_lanes, minimise, solve
+from qptlab.evaluation import reference
 
 # A covering set: every molecule, every functional, every basis and both forms of the integrals, not their product.
 COVERING = [
@@ -302,3 +303,30 @@ def test_functions_of_the_public_face_hide_no_module():
         module = importlib.import_module(f"qptlab.dft.{name}")
         assert getattr(module, name) is getattr(ql, name)
         assert getattr(sys.modules["qptlab.dft"], name) is module
+
+
+@pytest.mark.parametrize(("xc", "eri"), [("hf", "exact"), ("pbe", "fitted")])
+def test_a_broken_symmetry_is_two_radicals_and_has_forces(xc, eri):
+    """H2 at 5 bohr: PySCF agrees, the state is stable, and each atom has one electron."""
+    mol = ql.Molecule(("H", "H"), np.array([[0.0, 0, 0], [0, 0, 5]]))
+    method = ql.Method(xc, "sto-3g", 0, eri=eri)
+    closed, found = ql.scf(mol, method), ql.scf(mol, method, guess="broken-symmetry")
+    assert found.converged
+    assert found.energy < closed.energy - 0.05
+    peer = reference.converged_from(mol, method, np.asarray(found.dm), fitted=eri == "fitted")
+    assert found.energy == pytest.approx(peer.energy, abs=1e-8)
+    assert ql.stability(mol, method, found).internal
+    np.testing.assert_allclose(np.diagonal(found.dm, axis1=1, axis2=2).round() @ np.eye(2), [[1, 0], [0, 1]])
+
+    def energy(shift):
+        moved = mol.with_positions(mol.positions + np.array([[0, 0, 0], [0, 0, shift]]))
+        return float(ql.scf(moved, method, guess="broken-symmetry").energy)
+
+    slope = (energy(1e-3) - energy(-1e-3)) / 2e-3
+    assert ql.forces(mol, method, found.fock)[1, 2] == pytest.approx(-slope, abs=1e-6)
+
+
+def test_a_broken_symmetry_needs_a_closed_shell_with_an_empty_orbital():
+    for mol in (ql.Molecule(("H",), np.zeros((1, 3))), ql.Molecule(("He",), np.zeros((1, 3)))):
+        with pytest.raises(ql.InputError, match="Expected a closed shell with a filled and an empty orbital"):
+            ql.scf(mol, ql.Method("hf", "sto-3g"), guess="broken-symmetry")

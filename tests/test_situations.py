@@ -131,9 +131,10 @@ def test_a_situation_is_right_or_refused(content, options, found, tmp_path, caps
     path = tmp_path / "input.xyz"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     said = found.said if isinstance(found, Right) else ""
-    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+    with warnings.catch_warnings():
         warnings.simplefilter("default")  # the command line prints them
-        main(["energy", str(path), *options, "--json"])
+        with pytest.raises(SystemExit) as ended:
+            main(["energy", str(path), *options, "--json"])
     out, err = capsys.readouterr()
     if isinstance(found, Refused):
         assert (ended.value.code, out) == (2, "")

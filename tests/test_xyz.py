@@ -81,7 +81,7 @@ def test_raw_files_of_qm9_are_read_one_after_another():
 
 @pytest.mark.parametrize("symbol", ["D", "T"])
 def test_isotopes_are_hydrogen_and_that_is_said(symbol):
-    with pytest.warns(UserWarning, match=f"Atoms {symbol} .* read as H"):
+    with pytest.warns(UserWarning, match=f"Atoms {symbol} .* read as hydrogen"):
         (mol,) = ql.read_xyz(WATER.replace("H ", f"{symbol} "))
     assert mol.formula == "H2O"
 

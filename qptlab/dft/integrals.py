@@ -161,6 +161,14 @@ class Integrals(NamedTuple):
         return self._replace(layout=dataclasses.replace(layout, functional=record))
 
 
+    def unrestricted(self) -> "Integrals":
+        """Return the same integrals for an unrestricted calculation; those of an open shell are unchanged."""
+        if self.nocc.ndim:
+            return self
+        layout = dataclasses.replace(self.layout, nocc=2 * self.layout.nocc)
+        return self._replace(layout=layout, nocc=jnp.stack([self.nocc, self.nocc]))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Template:
     """Molecule and method, ready for the integrals of any geometry; `template` returns it.

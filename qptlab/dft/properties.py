@@ -65,7 +65,11 @@ def forces(
 
 @functools.lru_cache(maxsize=8)
 def _energy_and_gradient(template: Template) -> Callable[..., tuple[Array, np.ndarray]]:
-    return template.value_and_gradient(lambda ints, fock: energy(density_from_fock(fock, ints), ints))
+    def value(ints, fock):
+        ints = ints.unrestricted() if fock.ndim == 3 else ints  # also a closed shell with broken symmetry
+        return energy(density_from_fock(fock, ints), ints)
+
+    return template.value_and_gradient(value)
 
 
 def dipole_debye(

@@ -57,6 +57,10 @@ GUESSES = ("minao", "core", "random", "atomic-density", "atomic-potential")
 """Initial guesses: PySCF's `minao`; the core Hamiltonian; random orbitals; superpositions of the densities, or of the
 screened potentials, of free atoms."""
 
+BROKEN_SYMMETRY = "broken-symmetry"
+"""Initial guess of an unrestricted calculation without unpaired electrons: `minao`, with the HOMO and the LUMO of its
+Fock matrix mixed in equal parts, with opposite signs in the two spins."""
+
 SOLVERS = ("diis", "screened", "plain", "minimise")
 """Solvers: DIIS; DIIS with charge screening; fixed-point iteration without extrapolation; gradient descent on the
 energy."""
@@ -139,7 +143,8 @@ def scf(
     Args:
       mol: molecule.
       method: level of theory; the default is `Method()`.
-      guess: initial guess, one of `GUESSES`.
+      guess: initial guess: minao, core, random, atomic-density or atomic-potential; or broken-symmetry, which makes
+        the calculation of a closed shell unrestricted and finds, for example, two separate radicals.
       solver: "diis"; "screened" for DIIS with charge screening, which needs fewer Fock matrices and more
         diagonalisations; "plain" for iteration without extrapolation, with or without damping; or "minimise" for
         gradient descent on the energy.
@@ -163,7 +168,10 @@ def scf(
     _check_options(solver, level_shift, damping, max_cycles, tolerance)
     template = integrals.template(mol, method)
     ints = template.build(mol.positions)
-    dm = guess_density(guess, template, ints, seed)
+    if guess == BROKEN_SYMMETRY:
+        ints, dm = broken_symmetry(ints)
+    else:
+        dm = guess_density(guess, template, ints, seed)
     if solver == "minimise":
         return minimise(ints, dm, tolerance=tolerance, max_cycles=max_cycles, trace=trace)
     space = 1 if solver == "plain" else DIIS_SPACE
@@ -276,8 +284,32 @@ def guess_density(name: str, template: Template, ints: Integrals, seed: int = 0)
         noise = jax.random.normal(jax.random.key(seed), (nao, nao))
         fock = (padding.ENERGY_HARTREE * jnp.eye(ints.nao)).at[:nao, :nao].set(root @ (noise + noise.T) @ root)
     else:
-        raise InputError(f"Expected a known guess, got {name!r}; use one of {', '.join(GUESSES)}.")
+        raise InputError(
+            f"Expected a known guess, got {name!r}; use one of {', '.join((*GUESSES, BROKEN_SYMMETRY))}."
+        )
     return density_from_fock(jnp.broadcast_to(fock, (*ints.nocc.shape, *fock.shape)), ints)
+
+
+def broken_symmetry(ints: Integrals) -> tuple[Integrals, Float[Array, "2 nao nao"]]:
+    """Return integrals for an unrestricted calculation of a closed shell, and the guess `BROKEN_SYMMETRY`.
+
+    Args:
+      ints: integrals of the geometry, of a closed shell.
+
+    Raises:
+      InputError: if the molecule has unpaired electrons, no electrons, or no empty orbital.
+    """
+    nocc = int(np.max(ints.nocc))
+    if ints.nocc.ndim or not 0 < nocc < int(jnp.sum(is_kept(ints.orthogonaliser))):
+        raise InputError(
+            f"Expected a closed shell with a filled and an empty orbital for the guess {BROKEN_SYMMETRY!r}, got an "
+            "open shell, or too small a basis; use the guess 'minao'."
+        )
+    _, mo_coeff = orbitals(kohn_sham(ints.dm_guess, ints).fock, ints)
+    homo, lumo = mo_coeff[:, nocc - 1], mo_coeff[:, nocc]
+    inner = mo_coeff[:, : nocc - 1]
+    mixed = [(homo + sign * lumo) / math.sqrt(2) for sign in (1, -1)]
+    return ints.unrestricted(), jnp.stack([inner @ inner.T + jnp.outer(mix, mix) for mix in mixed])
 
 
 def start_density(dm: Float[Array, "nao nao"], ints: Integrals) -> Float[Array, "*spin nao nao"]:

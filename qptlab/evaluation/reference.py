@@ -208,12 +208,22 @@ def make_test_set(
     return test_set._replace(left_out=len(geometries) - len(test_set.positions))
 
 
-def calculation(mol: Molecule, method: Method, *, fitted: bool) -> hf.SCF:
+def converged_from(
+    mol: Molecule, method: Method, dm: Float[np.ndarray, "*spin nao nao"], *, fitted: bool = False
+) -> Reference:
+    """Return a converged PySCF calculation as `converged`, that starts from a density matrix.
+
+    With the matrices of two spins, the calculation is unrestricted, also without unpaired electrons.
+    """
+    return _run(mol, method, MAX_CYCLES, fitted=fitted, dm=dm)
+
+
+def calculation(mol: Molecule, method: Method, *, fitted: bool, unrestricted: bool = False) -> hf.SCF:
     """Return a PySCF mean-field object with the settings of a method, not yet run."""
     built = libcint.pyscf_molecule(mol, method)
     # PySCF subtracts the memory that the process holds already, such as a training's replay buffer, from its limit.
     built.max_memory = lib.current_memory()[0] + min(lib.param.MAX_MEMORY, memory_bytes() / 1e6)
-    mf = dft.RKS(built) if mol.spin == 0 else dft.UKS(built)
+    mf = dft.UKS(built) if mol.spin or unrestricted else dft.RKS(built)
     mf.xc = _pyscf_name(method)
     mf.grids.level = method.grid_level
     mf.init_guess = "minao"
@@ -245,7 +255,7 @@ class Stability(NamedTuple):
         if self.external is False:
             return (
                 "the closed-shell state is unstable against an open-shell one with broken spin symmetry, which is "
-                "lower; use PySCF's UKS or UHF for it."
+                "lower; use the guess broken-symmetry for it."
             )
         return ""
 
@@ -263,18 +273,21 @@ def stability(mol: Molecule, method: Method, result: SCFResult) -> Stability:
     """
     if not result.converged:
         raise InputError("Expected a converged SCF, got one that is not; use a different guess or solver first.")
-    mf: Any = calculation(mol, method, fitted=integrals.template(mol, method).eri == "fitted")
+    is_open = np.ndim(result.fock) == 3
+    mf: Any = calculation(
+        mol, method, fitted=integrals.template(mol, method).eri == "fitted", unrestricted=is_open
+    )
     mf.verbose = 0
     energies, orbitals = np.asarray(result.mo_energy), np.asarray(result.mo_coeff)
     is_kept = np.any(orbitals != 0, axis=-2).reshape(-1, energies.shape[-1])[0]  # the rest is linearly dependent
     mf.mo_energy, mf.mo_coeff = energies[..., is_kept], orbitals[..., is_kept]
     is_filled = np.arange(is_kept.sum()) < np.asarray(result.nocc)[..., None]
-    mf.mo_occ = is_filled * (1.0 if mol.spin else 2.0)
+    mf.mo_occ = is_filled * (1.0 if is_open else 2.0)
     mf.e_tot, mf.converged = float(result.energy), True
     if (grids := getattr(mf, "grids", None)) is not None:
         grids.build()
-    _, _, internal, external = mf.stability(external=not mol.spin, return_status=True)
-    return Stability(bool(internal), None if mol.spin else bool(external))
+    _, _, internal, external = mf.stability(external=not is_open, return_status=True)
+    return Stability(bool(internal), None if is_open else bool(external))
 
 
 def _pyscf_name(method: Method) -> str:
@@ -291,14 +304,14 @@ def _pyscf_name(method: Method) -> str:
 
 def _run(
     mol: Molecule, method: Method, max_cycles: int, *, fitted: bool = False, threads: int | None = None,
-    response: bool = False,
+    response: bool = False, dm: np.ndarray | None = None,
 ) -> Reference:
     began = time.perf_counter()
     with lib.with_omp_threads(threads):
-        mf = calculation(mol, method, fitted=fitted)
+        mf = calculation(mol, method, fitted=fitted, unrestricted=dm is not None and dm.ndim == 3)
         mf = accelerated(mf) if response else mf
         mf.max_cycle = max_cycles
-        mf.kernel()
+        mf.kernel(dm0=dm)
         seconds = time.perf_counter() - began
         dm = np.asarray(mf.make_rdm1())
         potential = mf.get_veff(mf.mol, dm)

@@ -69,7 +69,9 @@ def frames(text: str, title: str) -> list[ase.Atoms]:
             stacklevel=3,
         )
     if isotopes:
-        warnings.warn(f"Atoms {', '.join(sorted(isotopes))} in {title} are read as H, of its mass.", stacklevel=3)
+        warnings.warn(
+            f"Atoms {', '.join(sorted(isotopes))} in {title} are read as hydrogen with its ordinary mass.", stacklevel=3
+        )
     return found
 
 
