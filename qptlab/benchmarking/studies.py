@@ -1,7 +1,7 @@
 """Studies of training: short trainings in one run, compared on the same unseen geometries.
 
 Each study answers one question. Every setting is trained for the same time with the same seeds. Its error on
-geometries of an independent trajectory is compared with those of the same DFT iterations without a network, and of
+geometries that no training uses is compared with those of the same DFT iterations without a network, and of
 PySCF's DIIS stopped after as many Fock builds. The time of a setting includes all that it needs, such as labels.
 
 A study can test its trained models on groups of further geometries as well (`TestGroup`): on molecules that were not
@@ -60,8 +60,9 @@ TEST_STRIDE = 40
 conformers come from trajectories of their own. Other samplers draw independent geometries, and all of them are used.
 """
 
-POINTS = 8
-"""Number of measurements of the error in a training, at times that grow by equal factors."""
+POINTS, POINT_GEOMETRIES = 8, 12
+"""Number of measurements of the error in a training, at times that grow by equal factors, and largest number of test
+geometries that they use."""
 
 
 BASELINES = ("no_network", "pyscf_same_fock_builds")
@@ -441,13 +442,14 @@ def _train(plain: CorrectionPredictor, config: TrainConfig, test: TestSet) -> tu
     metrics, skipped = None, 0
     objective = LabelFree(model, systems)
     state = start = initial_state(objective, config)
+    few = test.first(POINT_GEOMETRIES)
     for state, metrics in train(objective, config, start):
         waiting.append(metrics.data_wait_s)
         compiling.append(metrics.compile_s)
         skipped += metrics.skipped
         if metrics.seconds >= due:
             due = next((seconds for seconds in moments if seconds > metrics.seconds), np.inf)
-            evaluation = evaluate(CorrectionPredictor(model, state.average, systems), test)
+            evaluation = evaluate(CorrectionPredictor(model, state.average, systems), few)
             curve.append([metrics.seconds, evaluation.errors.energy_mae_mev])
     assert metrics is not None  # a training makes one update in any case
     trained = CorrectionPredictor(model, state.average, systems)

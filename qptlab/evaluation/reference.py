@@ -86,6 +86,10 @@ class TestSet(NamedTuple):
     same_fit: list[Reference]
     left_out: int
 
+    def first(self, count: int) -> "TestSet":
+        """Return the first geometries."""
+        return TestSet(*(part[:count] for part in self[:-1]), left_out=self.left_out)
+
 
 class Labelled(System):
     """Molecule whose samples carry PySCF's converged Fock matrix, for the comparison with learning from labels."""

@@ -87,7 +87,7 @@ class TrainConfig:
       clip_norm: largest norm of a gradient; longer gradients are scaled down to it.
       weight_decay: weight decay of AdamW.
       averaging: decay, update by update, of the mean of parameters that is used for prediction; 0 for the last ones.
-      validation: number of geometries on which errors are measured: of an independent trajectory or, for labels, of
+      validation: number of geometries on which errors are measured: of a stream of their own or, for labels, of
         the labelled set, which then are not trained on. A number below 1 is a share of the labelled set.
       tasks: weights of the properties that are learned from labels.
     """

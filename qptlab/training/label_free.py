@@ -220,7 +220,7 @@ class LabelFree(Objective):
         self, config: TrainConfig, progress: Callable[[int, int], None], threads: Callable[[], int | None],
         drawn: Callable[[list[Molecule]], None],
     ) -> TestSet:
-        """Draw validation geometries of an independent trajectory, and compute PySCF's references."""
+        """Draw validation geometries, which no training uses, and compute PySCF's references."""
         count = int(config.validation)
         systems = self.systems[:: max(1, len(self.systems) // count)][:count]  # a selection, if there are many
         placed = []
