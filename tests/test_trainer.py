@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -253,6 +254,103 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
     assert checkpoint <= sum(same) < len(lost)
     assert all(same[: sum(same)])
     assert json.loads(done.stdout)["steps"] == goal
+
+
+QUICK_COMMAND = (
+    sys.executable, "-m", "qptlab", "train", "water", "--xc", "lda", "--basis", "sto-3g", "--grid-level", "0",
+    "--preset", "small", "--sampler", "perturb", "--batch", "4", "-n", "0", "--steps", "1000000", "--out",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize("moment", ["while compiling", "after a step"])
+def test_a_signal_saves_the_training_says_where_and_ends_it_soon(tmp_path, name, moment):
+    out = tmp_path / "w"
+    process = subprocess.Popen([*QUICK_COMMAND, str(out)], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: (out / "writer.json").exists())
+    if moment == "after a step":
+        wait_until(lambda: len(Run.open(out).metrics()) > 3)
+    began = time.monotonic()
+    process.send_signal(getattr(signal, name))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert time.monotonic() - began < 8
+    assert "Traceback" not in err
+    step = int(re.search(r"stopped at step (\d+), kept in .*; use --resume to continue", " ".join(err.split()))[1])
+    assert step == max(finished(out), default=0)
+    assert (step > 3) == (moment == "after a step")
+
+
+def test_a_second_interrupt_ends_a_training_at_once(tmp_path):
+    out = tmp_path / "w"
+    process = subprocess.Popen([*QUICK_COMMAND, str(out)], stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: (out / "writer.json").exists())
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert time.monotonic() - began < 2
+    assert "Traceback" not in err
+
+
+def contents(folder):
+    """Return the bytes and times of all files of a folder."""
+    return {
+        path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def test_looking_at_a_run_changes_nothing_also_while_it_is_trained(tmp_path):
+    long = dataclasses.replace(config(1), steps=None, minutes=5.0)
+    live = ql.Trainer(WATER, METHOD, MODEL, long, tmp_path / "w").start()
+    wait_until(lambda: len(live.rows) > 3)
+    live.pause()
+    wait_until(lambda: live.status == "paused")
+    before = contents(tmp_path / "w")
+    seen = ql.Trainer.open(tmp_path / "w")
+    seen.make_validation()
+    assert seen.step == live.step
+    assert len(seen.rows) == len(live.rows)
+    assert ql.load(tmp_path / "w")
+    assert contents(tmp_path / "w") == before
+    said = f"nobody is training, got .*, which process {os.getpid()} on .* since"
+    for act in (seen.start, lambda: seen.note("hello"), lambda: ql.Trainer.open(tmp_path / "w").run()):
+        with pytest.raises(ql.InputError, match=said):
+            act()
+    assert contents(tmp_path / "w") == before
+    step = live.step
+    live.resume()
+    wait_until(lambda: len(live.rows) > step + 1)
+    live.stop()
+    assert not (tmp_path / "w/writer.json").exists()
+    with pytest.raises(ql.InputError, match=f"at step {step}, as it was opened, .* of step {live.step}; open it"):
+        seen.start()
+    again = ql.Trainer.open(tmp_path / "w")
+    assert [row["step"] for row in again.rows] == list(range(1, live.step + 1))
+    again.note("hello")
+    assert Run.open(tmp_path / "w").events()[-1]["text"] == "hello"
+
+
+def test_a_stale_lock_is_recognised_and_said(tmp_path):
+    ql.Trainer(WATER, METHOD, MODEL, config(2), tmp_path / "w").run()
+    (tmp_path / "w/writer.json").write_text('{"host": "node7", "process": 12, "since": "2026-01-01"}')
+    trainer = ql.Trainer.open(tmp_path / "w", config(3)).run()
+    assert trainer.step == 3
+    assert any("process 12 on 'node7' since '2026-01-01'" in event.text for event in trainer.events())
+
+
+def test_a_lock_that_leads_out_of_the_folder_is_refused(tmp_path):
+    ql.Trainer(WATER, METHOD, MODEL, config(2), tmp_path / "w").run()
+    (tmp_path / "w/.lock").unlink()
+    (tmp_path / "precious").write_text("text")
+    (tmp_path / "w/.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(ql.InputError, match="Expected a lock in the run folder, got a link"):
+        ql.Trainer.open(tmp_path / "w", config(3)).start()
+    assert (tmp_path / "precious").read_text() == "text"
 
 
 STARTS = int(os.environ.get("QPTLAB_STARTS", "20"))

@@ -1,9 +1,14 @@
 """The command that trains a model of any kind."""
 
+import contextlib
 import dataclasses
+import os
 import pathlib
+import signal
 import time
-from typing import Annotated, Any
+import types
+from collections.abc import Iterator
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -30,6 +35,9 @@ from qptlab.training.config import TASKS
 
 DEFAULT_KIND, DEFAULT_LABELLED_KIND = "equivariant", "orbital-gnn"
 """Kinds of models that are trained on molecules and on labels, unless a different one is chosen."""
+
+GRACE_S = 3.0
+"""Time that a training has to finish its step when it is interrupted, s."""
 
 
 def _networks() -> dict[str, Options]:
@@ -154,18 +162,57 @@ def train(
         weights = ql.TaskWeights.only(*(task.strip() for task in tasks.split(","))) if tasks else ql.TaskWeights()
         train_config = ql.TrainConfig.supervised(**_training(settings), tasks=weights)
     trainer = ql.Trainer(data, method, config, train_config, out, resume=resume, start=first)
-    try:
-        _follow(trainer)
-    except KeyboardInterrupt:
-        trainer.stop()
-        stderr.print(f"qptlab: stopped at step {trainer.step}; use --resume to continue.")
-        raise typer.Exit(1) from None
+    with _signals_interrupt(out):
+        try:
+            _follow(trainer)
+        except KeyboardInterrupt:
+            _end(trainer)
     trainer.run()  # has ended: raises the error of the training, if there is one
     record = _summary(trainer)
     if as_json:
         print_json(record)
     else:
         _print_summary(trainer, record)
+
+
+@contextlib.contextmanager
+def _signals_interrupt(out: pathlib.Path) -> Iterator[None]:
+    """Treat signals that end a process (kill, a closed terminal, a batch system) as Ctrl-C inside the block.
+
+    A second signal ends the process at once; checkpoints are complete at any time.
+    """
+    received = []
+
+    def interrupt(number: int, frame: types.FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            said = f"qptlab: ended at once; the last checkpoint is in {out}; use --resume to continue.\n"
+            with contextlib.suppress(OSError):  # not by Rich, whose lock the interrupted code may hold
+                os.write(2, said.encode())
+            os._exit(1)
+        raise KeyboardInterrupt
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
+    earlier = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        if not received:  # else the process ends, and a second signal may come until it has
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+
+def _end(trainer: ql.Trainer) -> NoReturn:
+    """Save a training that is interrupted, say where it is, and end the process."""
+    trainer.stop(timeout=GRACE_S)
+    if trainer.is_alive:  # inside a compilation, which cannot be interrupted
+        trainer.save()
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        stderr.print(f"qptlab: stopped at step {trainer.step}, kept in {trainer.out}; use --resume to continue.")
+    if trainer.is_alive:
+        os._exit(1)  # the end of the interpreter would wait for the thread
+    raise typer.Exit(1)
 
 
 def _network(kind: str, settings: dict[str, Any], first: Any = None) -> Any:

@@ -70,7 +70,8 @@ def frames(text: str, title: str) -> list[ase.Atoms]:
         )
     if isotopes:
         warnings.warn(
-            f"Atoms {', '.join(sorted(isotopes))} in {title} are read as hydrogen with its ordinary mass.", stacklevel=3
+            f"Atoms {', '.join(sorted(isotopes))} in {title} are read as hydrogen with its ordinary mass.",
+            stacklevel=3,
         )
     return found
 

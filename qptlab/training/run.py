@@ -9,8 +9,10 @@
     not-finite.xyz   geometries at which training failed, if it did
     labels.xyz       labels that were learned from, and
     statistics.json  statistics that were fitted to them; of networks that learn from labels
+    writer.json      process that is training, while there is one; it holds the lock on `.lock`
 
-Nothing in it is a pickle, and nothing in it is executed.
+Opening a run reads only. Whoever trains it locks the folder first. Nothing in it is a pickle, and nothing in it is
+executed.
 """
 
 import contextlib
@@ -25,9 +27,11 @@ import os
 import pathlib
 import platform
 import tempfile
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +57,8 @@ COLUMNS = (
 MAX_TEXT_BYTES = 2**31
 """Largest text file of a run folder that is read."""
 
+LOCK_FILE, WRITER_FILE = ".lock", "writer.json"
+
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -72,6 +78,8 @@ class Run:
 
     def __init__(self, path: pathlib.Path, record: dict, objective: Objective | None = None):
         self.path, self.record = path, record
+        self._lock: filelock.BaseFileLock | None = None
+        self._saving = threading.Lock()
         if objective is not None:
             self.objective = objective
         with self._checking():
@@ -157,11 +165,98 @@ class Run:
             )
         return cls(path, record)
 
-    def extend(self, train: TrainConfig) -> None:
-        """Set a new budget for a resumed run; what was drawn and learned so far is kept."""
+    def lock(self) -> str:
+        """Become the only writer of the folder, until `unlock`; the system unlocks it when the process ends.
+
+        Returns:
+          A sentence about an earlier writer that ended without unlocking; empty if there is none.
+
+        Raises:
+          InputError: if another process, or another trainer of this one, writes the folder, or it cannot be written.
+        """
+        if self._lock is not None:
+            return ""
+        path = self.path / LOCK_FILE
+        if path.is_symlink():
+            raise InputError(f"Expected a lock in the run folder, got a link, {path}; remove it.")
+        lock = filelock.FileLock(path, thread_local=False)  # another thread unlocks than locks
+        try:
+            lock.acquire(timeout=0)
+            earlier = self._writer()
+            writer = {"host": platform.node(), "process": os.getpid(), "since": _now()}
+            _write_atomically(self.path / WRITER_FILE, json.dumps(writer))
+        except filelock.Timeout:
+            raise InputError(
+                f"Expected a run that nobody is training, got {self.path}, which {self._writer() or 'a process'} is "
+                "training; stop that training first, or train in a copy of the folder."
+            ) from None
+        except OSError as error:
+            lock.release()
+            raise InputError(
+                f"Expected a run folder that can be written, got {self.path} ({error.strerror}); use a copy of it."
+            ) from None
+        self._lock = lock
+        return f"an earlier training ended without a word: {earlier}" if earlier else ""
+
+    def unlock(self) -> None:
+        """Let others write the folder."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                (self.path / WRITER_FILE).unlink(missing_ok=True)
+            self._lock.release()
+            self._lock = None
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Lock the folder inside the block, unless it is locked already.
+
+        Raises:
+          InputError: if `lock` raises it.
+        """
+        is_mine = self._lock is not None
+        self.lock()
+        try:
+            yield
+        finally:
+            if not is_mine:
+                self.unlock()
+
+    def _writer(self) -> str:
+        """Return who locked the folder, for people; empty if nobody did."""
+        try:
+            record = json.loads(self._read(WRITER_FILE) or "")
+            return f"process {int(record['process'])} on {shown(record['host'])} since {shown(record['since'])}"
+        except (ValueError, TypeError, KeyError):
+            return ""
+
+    def begin(self, last: int, train: TrainConfig) -> str:
+        """Lock the folder to continue from step `last`; metrics and events of later, lost updates are removed.
+
+        Args:
+          last: step of the checkpoint that was restored; 0 for none.
+          train: settings with the new budget.
+
+        Returns:
+          As `lock`.
+
+        Raises:
+          InputError: if `lock` raises it, or the run has a newer checkpoint.
+        """
+        said = self.lock()
+        newest = self._newest_step() or 0
+        if newest != last:
+            self.unlock()
+            raise InputError(
+                f"Expected a run at step {last}, as it was opened, got {self.path}, which has a checkpoint of step "
+                f"{newest}; open it again."
+            )
+        self._rewrite(row for row in self.metrics() if row["step"] <= last)
+        lines = (json.dumps(event) + "\n" for event in self.events() if event["step"] <= last)
+        _write_atomically(self.path / "events.jsonl", "".join(lines))
         self.record["train"] = dataclasses.asdict(train)
         self.train_config = train
         _write_atomically(self.path / "config.json", json.dumps(self.record, indent=1))
+        return said
 
     def append(self, row: dict) -> None:
         """Add a row of metrics; missing columns stay empty."""
@@ -204,7 +299,7 @@ class Run:
         self._write_objective()
         with _open_to_append(self.path / "metrics.csv") as file:
             os.fsync(file.fileno())
-        with self._checkpoints() as manager:
+        with self._saving, self._checkpoints() as manager:
             if state.step not in manager.all_steps():
                 manager.save(state.step, args=_orbax().args.StandardSave(_on_host(state)))
 
@@ -248,12 +343,10 @@ class Run:
 
     def restore(self) -> TrainState | None:
         """Return the state of the last checkpoint; None if there is none."""
-        if not (self.path / "checkpoints").is_dir():
+        step = self._newest_step()
+        if step is None:
             return None
-        with self._checkpoints() as manager:
-            step = manager.latest_step()
-            if step is None:
-                return None
+        with self._checkpoints(read_only=True) as manager:
             blank = blank_state(self.objective, self.train_config)
             tree = manager.restore(step, args=_orbax().args.StandardRestore(_on_host(blank)))
         tree = jax.tree.map(jnp.asarray, tree) | {"step": int(tree["step"]), "seconds": float(tree["seconds"])}
@@ -272,14 +365,11 @@ class Run:
             )
         return self.objective.predictor(state.average)
 
-    def resume(self) -> TrainState | None:
-        """Return the state of the last checkpoint; metrics and events of later, lost updates are removed."""
-        state = self.restore()
-        last = state.step if state else 0
-        self._rewrite(row for row in self.metrics() if row["step"] <= last)
-        lines = (json.dumps(event) + "\n" for event in self.events() if event["step"] <= last)
-        _write_atomically(self.path / "events.jsonl", "".join(lines))
-        return state
+    def _newest_step(self) -> int | None:
+        if not (self.path / "checkpoints").is_dir():
+            return None
+        with self._checkpoints(read_only=True) as manager:
+            return manager.latest_step()
 
     def _read(self, name: str) -> str | None:
         try:
@@ -297,7 +387,7 @@ class Run:
         csv.writer(table).writerows([COLUMNS, *map(_cells, rows)])
         _write_atomically(self.path / "metrics.csv", table.getvalue())
 
-    def _checkpoints(self):
+    def _checkpoints(self, *, read_only: bool = False):
         orbax = _orbax()
         # Each process acts for itself: only the first writes.
         multiprocessing = orbax.options.MultiprocessingOptions(
@@ -305,12 +395,14 @@ class Run:
             barrier_sync_key_prefix=f"process-{jax.process_index()}",
         )
         options = orbax.CheckpointManagerOptions(
-            max_to_keep=2, create=False, enable_async_checkpointing=False, multiprocessing_options=multiprocessing
+            max_to_keep=2, create=False, enable_async_checkpointing=False, multiprocessing_options=multiprocessing,
+            read_only=read_only,
         )
         folder = (self.path / "checkpoints").absolute()
         if folder.is_symlink():
             raise InputError(f"Expected checkpoints in the run folder, got a link, {folder}; copy the whole folder.")
-        folder.mkdir(exist_ok=True)
+        if not read_only:
+            folder.mkdir(exist_ok=True)
         return orbax.CheckpointManager(folder, options=options)
 
 
@@ -322,13 +414,14 @@ class FollowedRun(Run):
         """Return the run that the first process creates."""
         return cls(pathlib.Path(path), _record(objective, train), objective)
 
-    def extend(self, train: TrainConfig) -> None:
+    def lock(self) -> str:
+        """Do nothing: the first process locks the folder."""
+        return ""
+
+    def begin(self, last: int, train: TrainConfig) -> str:
         """Set a new budget."""
         self.train_config = train
-
-    def resume(self) -> TrainState | None:
-        """Return the state of the last checkpoint."""
-        return self.restore()
+        return ""
 
     def append(self, row: dict) -> None:
         """Do nothing: the first process writes."""
@@ -381,8 +474,12 @@ def _record(objective: Objective, train: TrainConfig) -> dict:
         **objective.record(),
         "train": dataclasses.asdict(train),
         "versions": _versions(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": _now(),
     }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _orbax():

@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
+import math
 import os
 import pathlib
 import sys
@@ -200,21 +201,30 @@ class Trainer:
                 f"Expected {name} {earlier}, which the run in {out} has, got {requested}; use the same, or a new "
                 "output folder."
             )
-        state = run.resume()
-        run.extend(self.train_config)
-        self._rows = run.metrics()
+        state = run.restore()
+        last = state.step if state else 0  # what came later was lost
+        self._rows = [row for row in run.metrics() if row["step"] <= last]
         self._log = [
-            Event(event["kind"], event["text"], None, int(event["step"]), event["seconds"]) for event in run.events()
+            Event(event["kind"], event["text"], None, int(event["step"]), event["seconds"])
+            for event in run.events() if event["step"] <= last
         ]
         return run, state
 
     # Control ---------------------------------------------------------------------------------
 
     def start(self) -> "Trainer":
-        """Start, or continue after a pause; return at once."""
+        """Start, or continue after a pause; return at once.
+
+        Raises:
+          InputError: if the run's folder cannot be written, another process is training it, or it has gone on since
+            it was opened.
+        """
         if self.status == "paused":
             self._going.set()
         elif self._thread is None:
+            said = self.run_folder.begin(self.step, self.train_config)
+            if said:
+                self._emit("news", said)
             self._thread = threading.Thread(target=self._work, name="qptlab-trainer", daemon=True)
             self._thread.start()
             atexit.register(_stop_at_exit, weakref.ref(self))
@@ -250,15 +260,21 @@ class Trainer:
             raise RuntimeError(f"training failed: {self.error}") from self.error
         return self
 
+    def save(self) -> None:
+        """Write a checkpoint of the last step now, if there is one; a training writes them by itself."""
+        with self.run_folder.writing():
+            self._save()
+
     def note(self, text: str) -> None:
         """Add a note at the present step; it is kept with the run.
 
         Raises:
-          InputError: if the note is empty.
+          InputError: if the note is empty, or another process is training the run.
         """
         if not text.strip():
             raise InputError("Expected a note of some words, got an empty one; use a short sentence.")
-        self._emit("note", " ".join(text.split()))
+        with self.run_folder.writing():
+            self._emit("note", " ".join(text.split()))
 
     def wait(self, timeout: float | None = None) -> "Trainer":
         """Wait until training has ended."""
@@ -338,9 +354,9 @@ class Trainer:
                     self._loop(references)
                 finally:
                     self._enough.set()
-            self._set_status("stopped" if self._stopping.is_set() else "finished")
+            end = "stopped" if self._stopping.is_set() else "finished"
         except concurrent.futures.CancelledError:  # stopped before there was a step to stop after
-            self._set_status("stopped")
+            end = "stopped"
         except Exception as error:  # noqa: BLE001  a thread's last words, shown by whoever watches
             self.error = error
             with contextlib.suppress(OSError):  # it may be the disk itself
@@ -351,11 +367,13 @@ class Trainer:
                 )
                 self._emit("news", f"the geometries that caused it are in {path}")
             self._emit("error", str(error))
-            self._set_status("failed")
+            end = "failed"
+        self.run_folder.unlock()
+        self._set_status(end)
 
     def _loop(self, references: concurrent.futures.Future | None) -> None:
         start = self._state or initial_state(self._objective, self.train_config)
-        saved = time.perf_counter()
+        saved = -math.inf if self._state is None else time.perf_counter()
         for state, metrics in train(self._objective, self.train_config, start, _Watch(self)):
             if self.status == "compiling":
                 self._set_status("running")
@@ -436,7 +454,8 @@ class Trainer:
             self._check_wanted(done, total)
 
         def drawn(mols: list[Molecule]) -> None:
-            self.run_folder.write_geometries("validation.xyz", mols)
+            if self.is_alive:  # else somebody only looks at the run
+                self.run_folder.write_geometries("validation.xyz", mols)
 
         validation = self._objective.make_validation(self.train_config, report, self._threads, drawn)
         self.validation = validation
