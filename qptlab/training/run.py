@@ -56,7 +56,7 @@ MAX_TEXT_BYTES = 2**31
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
-LIBRARIES = ("jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint", "numpy", "pyscf", "tblite", "ase")
+LIBRARIES = ("jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint", "numpy", "pyscf", "pyscf-dispersion", "tblite", "ase")
 
 
 class Run:
