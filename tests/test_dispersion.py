@@ -23,6 +23,7 @@ from qptlab.gui.session import Session
 from qptlab.gui.widgets import MoleculePicker
 from qptlab.system.dispersion import CORRECTIONS, Correction, correction
 from qptlab.system.functional import FUNCTIONALS
+from qptlab.units import HARTREE_EV
 
 PYSCF_NAMES = {
     "hf": "hf", "pbe": "pbe", "blyp": "blyp", "b3lyp": "b3lyp", "b3lyp5": "b3lyp", "pbe0": "pbe0", "r2scan": "r2scan",
@@ -67,12 +68,17 @@ def test_two_distant_argon_atoms_have_the_measured_coefficient(kind):
     assert coefficient == pytest.approx(64.30, rel=0.02)
 
 
-@pytest.mark.parametrize(("kind", "name", "charge"), [
-    ("d3bj", "water dimer", 0), ("d4", "water dimer", 0), ("d4", "hydroxide", -1), ("d4", "OH", 0),
-])
-def test_scf_and_forces_are_pyscfs(kind, name, charge):
+@pytest.mark.parametrize("kind", KINDS)
+def test_integrals_have_the_correction_of_an_ion(kind):
+    method = ql.Method("hf", "sto-3g", dispersion=kind)
+    ion = cases.molecule("hydroxide")
+    expected = float(mean_field(ion, method).get_dispersion())
+    assert float(ql.build_integrals(ion, method).e_disp) == pytest.approx(expected, abs=ROUNDING)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("d3bj", "water dimer"), cases.slow("d4", "CH3")])
+def test_scf_and_forces_are_pyscfs(kind, name):
     mol = cases.molecule(name, displaced=0.05)
-    assert mol.charge == charge
     method = ql.Method("pbe", "sto-3g", grid_level=0, dispersion=kind)
     mf = mean_field(mol, method).run()
     solved = ql.scf(mol, method, tolerance=1e-7)
@@ -130,7 +136,6 @@ def test_the_label_names_the_correction():
 
 @pytest.mark.parametrize(("fields", "message"), [
     ({"dispersion": "d3"}, "Expected a known dispersion, got dispersion 'd3'; use one of None, d3bj, d4"),
-    ({"dispersion": ["d4"]}, "known dispersion"),
     ({"xc": "lda", "dispersion": "d3bj"}, r"parameters of D3\(BJ\), got 'lda'; use one of hf, pbe, blyp, b3lyp, b3lyp5"),
     ({"xc": "pw92-d4"}, "parameters of D4, got 'pw92'"),
     ({"xc": "pbe-d3bj", "dispersion": "d4"}, "got functional 'pbe-d3bj' with dispersion 'd4'; use xc='pbe'"),
@@ -148,13 +153,6 @@ def test_all_functionals_with_parameters_are_compared_with_pyscf():
         with pytest.raises(ql.InputError) as error:
             correction(FUNCTIONALS["lda"], kind)
         assert f"use one of {', '.join(PYSCF_NAMES)}, or no dispersion" in str(error.value)
-
-
-def test_elements_without_parameters_are_refused():
-    mol = ql.Molecule(("Rf", "H", "H", "H", "H"), 5.0 * np.arange(15.0).reshape(5, 3))
-    for kind in KINDS:
-        with pytest.raises(ql.InputError, match="up to Lr for D.*, got Rf; use no dispersion"):
-            ql.template(mol, ql.Method("pbe", "dyallv2z", dispersion=kind, eri="fitted"))
 
 
 @pytest.fixture
@@ -193,10 +191,10 @@ def test_integrals_keep_the_functional_of_their_correction():
 
 def test_a_prediction_has_the_correction_and_nothing_else_changes():
     plain, corrected = (
-        cases.predictor("ethanol", ql.Method("pbe", "sto-3g", grid_level=0, dispersion=kind), 1)
+        cases.predictor("water", ql.Method("pbe", "sto-3g", grid_level=0, dispersion=kind), 0)
         for kind in (None, "d4")
     )
-    mol = cases.molecule("ethanol", displaced=0.05)
+    mol = cases.molecule("water", displaced=0.05)
     before, after = plain(mol), corrected(mol)
     mf = mean_field(mol, corrected.method)
     assert float(after.energy - before.energy) == pytest.approx(float(mf.get_dispersion()), abs=1e-11)
@@ -207,10 +205,10 @@ def test_a_prediction_has_the_correction_and_nothing_else_changes():
 
 
 def test_padding_changes_no_correction():
-    mols = [WATER, cases.molecule("ammonia"), cases.molecule("methane")]
-    method = ql.Method("pbe", "sto-3g", grid_level=0, dispersion="d3bj")
+    mols = [WATER, cases.molecule("ammonia")]
+    method = ql.Method("pbe", "sto-3g", grid_level=0, dispersion="d4")
     systems, _ = ql.make_systems(mols, method, cases.QUICK_MODEL)
-    assert len({system.template.shape for system in systems}) < 3
+    assert len({system.template.shape for system in systems}) == 1
     for system in systems:
         positions = system.frame.reference_positions
         mf = mean_field(system.molecule.with_positions(positions), method)
@@ -220,7 +218,7 @@ def test_padding_changes_no_correction():
 
 def test_a_label_of_pyscf_has_the_correction():
     mol = cases.molecule("water", displaced=0.1)
-    method = ql.Method("pbe", "sto-3g", grid_level=0, dispersion="d3bj")
+    method = ql.Method("pbe", "sto-3g", grid_level=0, dispersion="d4")
     solved = ql.scf(mol, method, tolerance=1e-7)
     label = labels.from_pyscf(mol, method)
     assert label.energy == pytest.approx(float(solved.energy), abs=tol.SCF_ENERGY)
@@ -231,7 +229,7 @@ def test_pyscfs_own_calculation_keeps_its_correction():
     model = cases.predictor("water", ql.Method("pbe", "sto-3g", grid_level=0), 0)
     mf = mean_field(WATER, ql.Method("pbe", "sto-3g", grid_level=0, dispersion="d4"))
     expected = mf.kernel()
-    for changed in (ql.accelerate(mf), ql.with_guess(mf, model), ql.accelerate(ql.with_guess(mf, model))):
+    for changed in (ql.accelerate(mf), ql.with_guess(mf, model)):
         assert changed.kernel() == pytest.approx(expected, abs=tol.SCF_ENERGY)
 
 
@@ -251,7 +249,9 @@ def test_a_training_is_stored_with_its_correction_and_loaded(tmp_path, capsys):
     model.save(tmp_path / "model.h5")
     assert ql.load(tmp_path / "model.h5").method == model.method
     (atoms := WATER.to_ase()).calc = ql.ModelCalculator(model)
-    assert atoms.get_potential_energy() == pytest.approx(float(model(WATER).energy) * ql.units.HARTREE_EV, abs=1e-7)
+    with ql.error_limits(warn_mev=1e5, refuse_mev=1e5):
+        energy_ev = atoms.get_potential_energy()
+    assert energy_ev == pytest.approx(float(model(WATER).energy) * HARTREE_EV, abs=1e-7)
     evaluation = ql.evaluate(model, [WATER])
     assert evaluation.method == "PBE-D4/sto-3g"
     assert evaluation.errors.energy_mae_mev > 0
@@ -307,5 +307,5 @@ found = dict((f.__name__, f()) for f in [{', '.join(order)}, {', '.join(order)}]
 print(found["xtb"], *found["dispersion"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    expected = [-5.0705, -3.6e-4, -2.05e-4]
-    np.testing.assert_allclose([float(word) for word in done.stdout.split()], expected, rtol=0.01)
+    expected = [-5.06329, -3.59863e-4, -1.99283e-4]  # each alone
+    np.testing.assert_allclose([float(word) for word in done.stdout.split()], expected, rtol=1e-5)

@@ -94,11 +94,9 @@ def moles(mol: Molecule, method: Method, *, with_kernel: bool = False) -> Moles:
 
     Raises:
       InputError: if PySCF lacks the basis for an element, a shell is beyond f, the basis needs an effective core
-        potential, the dispersion correction lacks an element, or the integrals do not fit into memory.
+        potential, or the integrals do not fit into memory.
     """
     basis, correction = pyscf_molecule(mol, method), method.correction
-    if correction is not None:
-        correction.check_elements(mol.symbols)
     minao, auxiliary = _minao(basis)[0], _response_basis(basis) if with_kernel else None
     if eri_form(basis.nao, method) == "exact":
         exact = exact_bytes(basis.nao, exchange=_has_exchange(method))

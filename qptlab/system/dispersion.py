@@ -8,14 +8,13 @@ density, so the Fock matrix is the same with and without it. Sources:
     D4                      Caldeweyher et al. 2019 (doi:10.1063/1.5090222)
 
 As in PySCF 2.14 with ``mf.disp = "d3bj"`` or ``"d4"``, D3(BJ) is a sum over pairs of atoms, and D4 also has the
-three-body term of Axilrod, Teller and Muto.
+three-body term of Axilrod, Teller and Muto. All elements that a molecule may have (H to Kr) have parameters.
 """
 
 import functools
 import re
 from typing import Any, NamedTuple
 
-import ase.data
 import numpy as np
 from jaxtyping import Float
 
@@ -24,9 +23,6 @@ from qptlab.system.functional import FUNCTIONALS, Functional, is_known
 
 CORRECTIONS = {"d3bj": "D3(BJ)", "d4": "D4"}
 """Dispersion corrections, and their names in the label of a method."""
-
-MAX_ATOMIC_NUMBER = 103
-"""Heaviest element that both corrections have parameters for."""
 
 _JOINT_NAME = re.compile(r"(.+)-(d[34].*)")
 """Functional and dispersion correction in one name, such as b3lyp-d3bj."""
@@ -63,19 +59,6 @@ class Correction(NamedTuple):
           mole: PySCF's record of the molecule at a geometry.
         """
         return self._model(mole).get_dispersion(grad=True)["gradient"]
-
-    def check_elements(self, symbols: tuple[str, ...]) -> None:
-        """Check that there are parameters for all elements; the libraries would read beyond their tables.
-
-        Raises:
-          InputError: if an element has none.
-        """
-        heavy = sorted({symbol for symbol in symbols if ase.data.atomic_numbers[symbol] > MAX_ATOMIC_NUMBER})
-        if heavy:
-            raise InputError(
-                f"Expected elements up to {ase.data.chemical_symbols[MAX_ATOMIC_NUMBER]} for {CORRECTIONS[self.kind]}, "
-                f"got {', '.join(heavy)}; use no dispersion correction."
-            )
 
     def _model(self, mole: Any) -> Any:
         try:
