@@ -600,7 +600,8 @@ def test_an_option_that_is_not_used_has_pythons_default(call, labelled, tmp_path
 def test_every_setting_of_a_training_is_an_option_with_a_description():
     options = {option.name: option.help or "" for option in typer.main.get_command(app).commands["train"].params}
     settings = {
-        "xc", "basis", "grid_level", "eri", "auxbasis", "dispersion", "tasks", "sampler", "train_iterations", "train_grid_level",
+        "xc", "basis", "grid_level", "eri", "auxbasis", "dispersion", "tasks", "sampler", "train_iterations",
+        "train_grid_level",
     }
     for config in (ql.EquivariantConfig, ql.QPTConfig, ql.GNNConfig, ql.TrainConfig):
         settings |= {field.name for field in dataclasses.fields(config)} - {"sampling"}

@@ -1,9 +1,9 @@
 """Integrals over Gaussians from libcint, and their derivatives with respect to the nuclear positions.
 
-The energy of a dispersion correction is one more number that the host computes from the positions. This is the only module of the engine that calls PySCF; it runs on the host. `HostIntegrals` are those that only
-libcint can compute; grids, AO values and all that follows are computed on the device. `pull_back` is the reverse
-derivative of `host_integrals`: Gaussians move with their atom, so ∂⟨i|j⟩/∂A is −⟨∇i|j⟩ for i on A, and the sum over
-all atoms vanishes (Helgaker, Jørgensen & Olsen 2000, ch. 9).
+This is the only module of the engine that calls PySCF; it runs on the host. `HostIntegrals` are those that only
+libcint can compute, and the dispersion energy; grids, AO values and all that follows are computed on the device.
+`pull_back` is the reverse derivative of `host_integrals`: Gaussians move with their atom, so ∂⟨i|j⟩/∂A is −⟨∇i|j⟩ for
+i on A, and the sum over all atoms vanishes (Helgaker, Jørgensen & Olsen 2000, ch. 9).
 """
 
 import functools
@@ -39,7 +39,7 @@ ROUNDING = 1e-12
 
 
 class HostIntegrals(NamedTuple):
-    """Integrals of one geometry that only libcint can compute.
+    """Integrals of one geometry that only libcint can compute, and the dispersion energy.
 
     Attributes:
       positions: nuclear positions, bohr.

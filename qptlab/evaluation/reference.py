@@ -213,7 +213,7 @@ def calculation(mol: Molecule, method: Method, *, fitted: bool) -> hf.SCF:
     built = libcint.pyscf_molecule(mol, method)
     # PySCF subtracts the memory that the process holds already, such as a training's replay buffer, from its limit.
     built.max_memory = lib.current_memory()[0] + min(lib.param.MAX_MEMORY, memory_bytes() / 1e6)
-    mf = dft.RKS(built) if mol.spin == 0 else dft.UKS(built)
+    mf: Any = dft.RKS(built) if mol.spin == 0 else dft.UKS(built)
     mf.xc = _pyscf_name(method)
     mf.disp = None if method.correction is None else method.correction.pyscf_name
     mf.grids.level = method.grid_level

@@ -65,8 +65,8 @@ class Correction(NamedTuple):
             from pyscf.dispersion import dftd3, dftd4
         except ImportError:
             raise InputError(
-                f"Expected the package pyscf-dispersion for dispersion={self.kind!r}, got none; install it (its wheels "
-                "are for Linux), or use no dispersion correction."
+                f"Expected the package pyscf-dispersion for dispersion {self.kind!r}, got none; install it (it has "
+                "wheels for Linux), or use no dispersion correction."
             ) from None
         if self.kind == "d4":
             return dftd4.DFTD4Dispersion(mole, xc=self.parameters)

@@ -48,7 +48,7 @@ class Method:
 
     def __post_init__(self):
         """Check every field that can be checked without a molecule."""
-        record = register_functional(self.xc) if isinstance(self.xc, Functional) else self._named_functional()
+        record = register_functional(self.xc) if isinstance(self.xc, Functional) else self._named_functional(self.xc)
         # A name may come to mean a different record of the user's; only a built-in name identifies its record.
         object.__setattr__(self, "xc", record.name if is_builtin(record) else record)
         fields = (("grid_level", GRID_LEVELS), ("eri", ERI_FORMS), ("dispersion", (None, *CORRECTIONS)))
@@ -69,14 +69,14 @@ class Method:
         if self.dispersion is not None:
             dispersion.correction(record, self.dispersion)
 
-    def _named_functional(self) -> Functional:
+    def _named_functional(self, xc: str) -> Functional:
         """Return the functional of a name; if the name has a dispersion correction as well, it becomes the field."""
-        name, kind = dispersion.split(self.xc)
+        name, kind = dispersion.split(xc)
         if kind is None:
             return functional(name)
         if self.dispersion not in (None, kind):
             raise InputError(
-                f"Expected one dispersion correction, got functional {shown(self.xc)} with dispersion "
+                f"Expected one dispersion correction, got functional {shown(xc)} with dispersion "
                 f"{shown(self.dispersion)}; use xc={shown(name)} with one of {', '.join(CORRECTIONS)}."
             )
         object.__setattr__(self, "dispersion", kind)

@@ -56,7 +56,9 @@ MAX_TEXT_BYTES = 2**31
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
-LIBRARIES = ("jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint", "numpy", "pyscf", "pyscf-dispersion", "tblite", "ase")
+LIBRARIES = (
+    "jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint", "numpy", "pyscf", "pyscf-dispersion", "tblite", "ase",
+)
 
 
 class Run:

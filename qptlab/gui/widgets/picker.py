@@ -109,9 +109,10 @@ class MoleculePicker(View):
             widget.style = _FIELD
             widget.layout = {"width": "260px"}
         self._network.layout.width = "530px"  # its names are long
+        rows = ("xc", "dispersion", "basis", "grid_level"), ("sampler", "temperature", "minutes", "seed", "labels")
         upper, lower = (
             ipw.GridBox([self._fields[name] for name in names], layout={"grid_template_columns": "repeat(3, 270px)"})
-            for names in (("xc", "dispersion", "basis", "grid_level"), ("sampler", "temperature", "minutes", "seed", "labels"))
+            for names in rows
         )
         middle = ipw.HBox([ipw.Box([self._network], layout={"width": "540px"}), self._fields["iterations"]])
         return ipw.VBox([ipw.HTML("<b>Method, network and training</b>"), upper, middle, lower])
