@@ -331,6 +331,8 @@ BAD = [
     (["train", "water", "--sampler", "model", "--guess", "atomic-density", "--out", "{tmp}/w"], "with a derivative"),
     (["bench", "labels", "--seeds", "0"], "0 seeds"),
     (["bench", "scf", "--minutes", "2"], "Expected no --minutes for scf"),
+    (["bench", "fock", "--dispersion", "d4"], "Expected no --dispersion for fock"),
+    (["bench", "methods", "--dispersion", "d4"], "which compares its own, got d4"),
     (["bench", "scaling", "--molecules", "water"], "trainings on 1, 10, 96, got 1"),
     (["evaluate", "{tmp}", "--geometries", "{tmp}/cut.xyz"], "cut.xyz"),
     (["evaluate", "{tmp}", "--geometries", "{tmp}/good.xyz"], "has no readable config.json"),

@@ -155,15 +155,6 @@ def test_all_functionals_with_parameters_are_compared_with_pyscf():
         assert f"use one of {', '.join(PYSCF_NAMES)}, or no dispersion" in str(error.value)
 
 
-@pytest.fixture
-def registered():
-    """Forget the functionals that a test registers."""
-    before = dict(FUNCTIONALS)
-    yield
-    for name in set(FUNCTIONALS) - set(before):
-        ql.system.functional._REGISTER.pop(name)
-
-
 def test_a_users_functional_has_the_parameters_of_its_name(registered):
     def exchange(density):
         return pbe_exchange(density, kappa=1.245)
@@ -252,6 +243,9 @@ def test_a_training_is_stored_with_its_correction_and_loaded(tmp_path, capsys):
     with ql.error_limits(warn_mev=1e5, refuse_mev=1e5):
         energy_ev = atoms.get_potential_energy()
     assert energy_ev == pytest.approx(float(model(WATER).energy) * HARTREE_EV, abs=1e-7)
+    session = Session(dispersion="d3bj")
+    session.training.show(ql.Trainer.open(out))
+    assert session.method.dispersion == "d4"
     evaluation = ql.evaluate(model, [WATER])
     assert evaluation.method == "PBE-D4/sto-3g"
     assert evaluation.errors.energy_mae_mev > 0
@@ -285,6 +279,19 @@ def test_the_workbench_offers_corrections_and_refuses_what_has_no_parameters():
     assert picker.session.method.label == "B3LYP-D4/sto-3g"
     with pytest.raises(ql.InputError, match="got 'lda'"):
         Session(xc="lda", dispersion="d4")
+
+
+def test_without_the_package_everything_else_works():
+    code = """
+import sys
+sys.modules["pyscf.dispersion"] = None  # as where it is not installed
+import qptlab as ql
+print(ql.Method("pbe").label)
+ql.Method("pbe", dispersion="d4")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "PBE/def2-svp\n"
+    assert "Expected the package pyscf-dispersion for dispersion 'd4', got none; install it" in done.stderr
 
 
 @pytest.mark.parametrize("order", [("xtb", "dispersion"), ("dispersion", "xtb")])
