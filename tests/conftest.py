@@ -42,6 +42,17 @@ def forget_what_was_compiled():
     gc.collect()
 
 
+@pytest.fixture
+def registered():
+    """Forget the functionals that a test registers."""
+    from qptlab.system.functional import _REGISTER  # after the import hook above, which has to see it
+
+    before = set(_REGISTER)
+    yield
+    for name in set(_REGISTER) - before:
+        _REGISTER.pop(name)
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """Return a short training that has ended, in a separate folder. Tests read it and do not change it."""

@@ -331,6 +331,8 @@ BAD = [
     (["train", "water", "--sampler", "model", "--guess", "atomic-density", "--out", "{tmp}/w"], "with a derivative"),
     (["bench", "labels", "--seeds", "0"], "0 seeds"),
     (["bench", "scf", "--minutes", "2"], "Expected no --minutes for scf"),
+    (["bench", "fock", "--dispersion", "d4"], "Expected no --dispersion for fock"),
+    (["bench", "methods", "--dispersion", "d4"], "which compares its own, got d4"),
     (["bench", "scaling", "--molecules", "water"], "trainings on 1, 10, 96, got 1"),
     (["evaluate", "{tmp}", "--geometries", "{tmp}/cut.xyz"], "cut.xyz"),
     (["evaluate", "{tmp}", "--geometries", "{tmp}/good.xyz"], "has no readable config.json"),
@@ -600,7 +602,8 @@ def test_an_option_that_is_not_used_has_pythons_default(call, labelled, tmp_path
 def test_every_setting_of_a_training_is_an_option_with_a_description():
     options = {option.name: option.help or "" for option in typer.main.get_command(app).commands["train"].params}
     settings = {
-        "xc", "basis", "grid_level", "eri", "auxbasis", "tasks", "sampler", "train_iterations", "train_grid_level",
+        "xc", "basis", "grid_level", "eri", "auxbasis", "dispersion", "tasks", "sampler", "train_iterations",
+        "train_grid_level",
     }
     for config in (ql.EquivariantConfig, ql.QPTConfig, ql.GNNConfig, ql.TrainConfig):
         settings |= {field.name for field in dataclasses.fields(config)} - {"sampling"}

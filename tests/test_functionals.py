@@ -166,15 +166,6 @@ REVPBE = ql.Functional("revpbe", revpbe_exchange, pbe_correlation, family="gga",
 """A user's own functional: Zhang & Yang 1998, doi:10.1103/PhysRevLett.80.890."""
 
 
-@pytest.fixture
-def registered():
-    """Forget the functionals that a test registers."""
-    before = dict(FUNCTIONALS)
-    yield
-    for name in set(FUNCTIONALS) - set(before):
-        ql.system.functional._REGISTER.pop(name)
-
-
 def test_every_list_of_functionals_is_the_register(registered):
     ql.register_functional(REVPBE)
     names = list(FUNCTIONALS)

@@ -182,10 +182,11 @@ def planted(trained, place: str, value) -> pathlib.Path:
 
 @pytest.mark.parametrize("value", [NWCHEM, "trap.nw", EXPRESSION, [NWCHEM], "x" * 10**6])
 @pytest.mark.parametrize("place", [
-    "method.basis", "method.auxbasis", "method.xc", "method.eri", "method.grid_level", "model.guess", "model.preset",
-    "model.scheme", "model.precision", "model.iterations", "train.loss", "train.minutes", "train.seed",
-    "train.sampling.sampler", "train.sampling.temperature", "train.sampling.path", "molecules.0.symbols.0",
-    "molecules.0.positions_bohr", "molecules.0.charge", "method", "model", "train", "molecules", "kind",
+    "method.basis", "method.auxbasis", "method.xc", "method.eri", "method.grid_level", "method.dispersion",
+    "model.guess", "model.preset", "model.scheme", "model.precision", "model.iterations", "train.loss",
+    "train.minutes", "train.seed", "train.sampling.sampler", "train.sampling.temperature", "train.sampling.path",
+    "molecules.0.symbols.0", "molecules.0.positions_bohr", "molecules.0.charge", "method", "model", "train",
+    "molecules", "kind",
 ])
 def test_a_run_folder_with_a_trap_is_refused_in_a_sentence(trained, place, value):
     with pytest.raises(ql.InputError) as error:

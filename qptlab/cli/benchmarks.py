@@ -35,6 +35,9 @@ def bench(
     seeds: Annotated[int | None, typer.Option("--seeds", help=f"Seeds of a study. Default: {SEEDS}.")] = None,
     xc: Annotated[str | None, typer.Option("--xc", help=f"Functional of a study. Default: {XC}.")] = None,
     basis: Annotated[str | None, typer.Option("--basis", help=f"Basis set of a study. Default: {BASIS}.")] = None,
+    dispersion: Annotated[
+        str | None, typer.Option("--dispersion", help="Dispersion correction of a study. Default: none.")
+    ] = None,
     out: Annotated[pathlib.Path | None, typer.Option("--out", help="Existing folder for tables and plots.")] = None,
     dask: Annotated[
         str | None, typer.Option("--dask", help="Scheduler of a study, with one worker on each machine.")
@@ -44,7 +47,7 @@ def bench(
     """Compare the DFT engine with PySCF, or study what training depends on.
 
     Benchmarks of the engine: scf, fock, tensors, growth, start. Studies of training, which take --minutes, --seeds,
-    --xc and --basis: scaling, iterations, guess, methods (with functionals and bases of its own),
+    --xc, --basis and --dispersion: scaling, iterations, guess, methods (with functionals and bases of its own),
     out-of-distribution, losses, labels.
     """
     from qptlab.benchmarking import bench, studies  # load what only benchmarks need
@@ -53,19 +56,20 @@ def bench(
         raise InputError(f"Expected an existing folder, got {out}, which does not exist; create it first.")
     names = tuple(filter(None, molecules.split(",")))
     if name in studies.STUDIES:
-        if studies.STUDIES[name]().has_methods and (xc or basis):
+        if studies.STUDIES[name]().has_methods and (xc or basis or dispersion):
             raise InputError(
-                f"Expected no --xc and no --basis for {name}, which compares its own, got {xc or basis}; use a "
-                "different study."
+                f"Expected no --xc, --basis and --dispersion for {name}, which compares its own, got "
+                f"{xc or basis or dispersion}; use a different study."
             )
-        method = ql.Method(xc or XC, basis or BASIS)
+        method = ql.Method(xc or XC, basis or BASIS, dispersion=dispersion)
         minutes, seeds = MINUTES if minutes is None else minutes, SEEDS if seeds is None else seeds
         _study(name, names, method, minutes, seeds, out, as_json, dask)
         return
     if name and name not in bench.NAMES:
         every = ", ".join((*bench.NAMES, *studies.STUDIES))
         raise InputError(f"Expected a benchmark or a study ({every}), got {name!r}; use one of these.")
-    for option, value in (("minutes", minutes), ("seeds", seeds), ("xc", xc), ("basis", basis), ("dask", dask)):
+    given = {"minutes": minutes, "seeds": seeds, "xc": xc, "basis": basis, "dispersion": dispersion, "dask": dask}
+    for option, value in given.items():
         if value is not None:
             raise InputError(
                 f"Expected no --{option} for {name or 'the engine'}, which measures a fixed set, got --{option} "
@@ -90,7 +94,8 @@ def _study(
     if seeds < 1:
         raise InputError(f"Expected one or more seeds, got {seeds} seeds; use {SEEDS}.")
     selected, rows = studies.study(name, molecules), []
-    level = [] if selected.has_methods else ["--xc", str(method.xc), "--basis", method.basis]
+    corrected = ["--dispersion", method.dispersion] if method.dispersion else []
+    level = [] if selected.has_methods else ["--xc", str(method.xc), "--basis", method.basis, *corrected]
     command = ["qptlab", "bench", name, *(["--molecules", ",".join(molecules)] if molecules else []),
                "--minutes", f"{minutes:g}", "--seeds", str(seeds), *level]
     with contextlib.ExitStack() as stack:

@@ -31,17 +31,19 @@ class EnergyTerms(NamedTuple):
       e_coul: Coulomb energy of the electrons.
       e_xc: exchange–correlation energy, including exact exchange.
       e_nuc: repulsion of the nuclei.
+      e_disp: dispersion correction, which does not depend on the density; zero without one.
     """
 
     e_core: Float[Array, ""]
     e_coul: Float[Array, ""]
     e_xc: Float[Array, ""]
     e_nuc: Float[Array, ""]
+    e_disp: Float[Array, ""]
 
     @property
     def e_tot(self) -> Float[Array, ""]:
         """Return the total energy, the sum of the terms, hartree."""
-        return self.e_core + self.e_coul + self.e_xc + self.e_nuc
+        return self.e_core + self.e_coul + self.e_xc + self.e_nuc + self.e_disp
 
 
 class KohnSham(NamedTuple):
@@ -97,6 +99,7 @@ def kohn_sham(
         e_coul=0.5 * jnp.sum(total * coul),
         e_xc=e_xc,
         e_nuc=ints.e_nuc,
+        e_disp=ints.e_disp,
     )
     return KohnSham(terms, coul, vxc, ints.hcore + coul + vxc)
 

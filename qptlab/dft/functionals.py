@@ -385,12 +385,12 @@ BUILTIN = (
     Functional("hf", family="hf", exact_exchange=1.0, pyscf_name="hf"),
     Functional("lda", slater_exchange, vwn5_correlation, "lda", pyscf_name="lda,vwn"),  # PySCF's vwn is VWN5
     Functional("pw92", slater_exchange, pw92_correlation, "lda", pyscf_name="lda,pw"),
-    Functional("pbe", pbe_exchange, pbe_correlation, "gga", pyscf_name="pbe,pbe"),
-    Functional("blyp", b88_exchange, lyp_correlation, "gga", pyscf_name="b88,lyp"),
+    Functional("pbe", pbe_exchange, pbe_correlation, "gga", pyscf_name="pbe,pbe", dispersion_name="pbe"),
+    Functional("blyp", b88_exchange, lyp_correlation, "gga", pyscf_name="b88,lyp", dispersion_name="blyp"),
     # As in Gaussian and PySCF, with VWN's fit to the RPA: b3lypg means this whatever PySCF's settings.
-    Functional("b3lyp", _b3lyp_exchange, _b3lyp_correlation, "gga", 0.2, "b3lypg"),
-    # As in ORCA, with VWN5.
-    Functional("b3lyp5", _b3lyp_exchange, _b3lyp5_correlation, "gga", 0.2, "b3lyp5"),
+    Functional("b3lyp", _b3lyp_exchange, _b3lyp_correlation, "gga", 0.2, "b3lypg", "b3lyp"),
+    # As in ORCA, with VWN5; dispersion corrections have one set of parameters for both.
+    Functional("b3lyp5", _b3lyp_exchange, _b3lyp5_correlation, "gga", 0.2, "b3lyp5", "b3lyp"),
     Functional("pbe0", _pbe0_exchange, pbe_correlation, "gga", 0.25, "pbe0"),
     Functional("r2scan", r2scan_exchange, r2scan_correlation, "mgga", pyscf_name="r2scan"),
 )

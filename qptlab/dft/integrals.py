@@ -55,6 +55,7 @@ class Layout:
       keeps_aos: if true, AO values are stored with a geometry; otherwise they are recomputed when they are needed.
       fitted: if true, two-electron integrals are density-fitted; otherwise they are exact.
       exchange: if true, there are integrals for exact exchange.
+      dispersion: kind of the dispersion correction that the integrals hold; None without one.
     """
 
     functional: Functional
@@ -64,6 +65,7 @@ class Layout:
     keeps_aos: bool
     fitted: bool
     exchange: bool
+    dispersion: str | None
 
 
 class Constants(NamedTuple):
@@ -101,6 +103,7 @@ class Integrals(NamedTuple):
       hcore: core Hamiltonian: kinetic energy and attraction by the nuclei, hartree.
       repulsion: two-electron integrals, exact or density-fitted.
       e_nuc: repulsion of the nuclei, hartree.
+      e_disp: energy of the dispersion correction, hartree; zero without one.
       orthogonaliser: matrix X with Xᵀ·overlap·X = 1, from `orthogonaliser`.
       dm_guess: density matrix of PySCF's `minao` guess, electrons per AO pair.
       coords: grid points, bohr. Copies of the first point complete the last chunk.
@@ -118,6 +121,7 @@ class Integrals(NamedTuple):
     hcore: Float[Array, "nao nao"]
     repulsion: Repulsion
     e_nuc: Float[Array, ""]
+    e_disp: Float[Array, ""]
     orthogonaliser: Float[Array, "nao nao"]
     dm_guess: Float[Array, "nao nao"]
     coords: Float[Array, "ngrids 3"]
@@ -143,10 +147,13 @@ class Integrals(NamedTuple):
           xc: functional, by name or as a record.
 
         Raises:
-          InputError: if the integrals lack what the functional needs.
+          InputError: if the integrals lack what the functional needs, or hold the dispersion correction of a
+            different functional.
         """
         record, layout = functional(xc), self.layout
         missing = []
+        if layout.dispersion is not None and record != layout.functional:
+            missing.append("the dispersion energy")
         if record.nvar and not self.coords.shape[-2]:
             missing.append("grid points")
         elif self.aos is not None and record.nderiv > layout.nderiv:
@@ -361,7 +368,7 @@ def complete(constants: Constants, host: HostIntegrals, layout: Layout) -> Integ
       host: integrals from libcint at the geometry.
       layout: static part of the integrals.
     """
-    positions, overlap, hcore, eri, minao_overlap, response = jax.tree.map(jnp.asarray, host)
+    positions, overlap, hcore, eri, minao_overlap, e_disp, response = jax.tree.map(jnp.asarray, host)
     nao = len(overlap)
     x = orthogonaliser(overlap)
     projection = x @ (x.T @ minao_overlap)
@@ -382,6 +389,7 @@ def complete(constants: Constants, host: HostIntegrals, layout: Layout) -> Integ
             else repulsion.exact(eri[0], nao, exchange=layout.exchange)
         ),
         e_nuc=_nuclear_repulsion(positions, constants.charges),
+        e_disp=e_disp,
         orthogonaliser=x,
         dm_guess=(projection * constants.minao_occupation) @ projection.T,
         coords=coords,
@@ -627,4 +635,5 @@ def _layout(occupied: Sequence[int], nao: int, ngrids: int, method: Method, *, f
         keeps_aos=nderiv > 0 and _ao_bytes(nderiv, nao, ngrids) <= ao_limit,
         fitted=fitted,
         exchange=method.functional.exact_exchange > 0,
+        dispersion=method.dispersion,
     )

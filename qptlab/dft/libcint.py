@@ -1,9 +1,9 @@
 """Integrals over Gaussians from libcint, and their derivatives with respect to the nuclear positions.
 
 This is the only module of the engine that calls PySCF; it runs on the host. `HostIntegrals` are those that only
-libcint can compute; grids, AO values and all that follows are computed on the device. `pull_back` is the reverse
-derivative of `host_integrals`: Gaussians move with their atom, so ∂⟨i|j⟩/∂A is −⟨∇i|j⟩ for i on A, and the sum over
-all atoms vanishes (Helgaker, Jørgensen & Olsen 2000, ch. 9).
+libcint can compute, and the dispersion energy; grids, AO values and all that follows are computed on the device.
+`pull_back` is the reverse derivative of `host_integrals`: Gaussians move with their atom, so ∂⟨i|j⟩/∂A is −⟨∇i|j⟩ for
+i on A, and the sum over all atoms vanishes (Helgaker, Jørgensen & Olsen 2000, ch. 9).
 """
 
 import functools
@@ -24,6 +24,7 @@ from qptlab.dft.response import KERNEL_GRID, MAX_ATOMIC_NUMBER
 from qptlab.errors import InputError
 from qptlab.runtime import memory
 from qptlab.system import basis_sets
+from qptlab.system.dispersion import Correction
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
@@ -38,7 +39,7 @@ ROUNDING = 1e-12
 
 
 class HostIntegrals(NamedTuple):
-    """Integrals of one geometry that only libcint can compute.
+    """Integrals of one geometry that only libcint can compute, and the dispersion energy.
 
     Attributes:
       positions: nuclear positions, bohr.
@@ -47,6 +48,7 @@ class HostIntegrals(NamedTuple):
       eri: two-electron integrals, hartree. Exact: one array, (ij|kl) with eightfold symmetry. Density-fitted: two
         arrays, (P|ij) and (P|Q).
       minao_overlap: overlap between the basis and the atomic orbitals of the `minao` guess.
+      e_disp: energy of the dispersion correction, hartree; zero without one.
       response: two-electron integrals for `dft.kernel`: (P|ij) and (P|Q), hartree; empty without a kernel.
     """
 
@@ -55,28 +57,31 @@ class HostIntegrals(NamedTuple):
     hcore: Float[np.ndarray, "nao nao"]
     eri: tuple[np.ndarray, ...]
     minao_overlap: Float[np.ndarray, "nao nminao"]
+    e_disp: Float[np.ndarray, ""]
     response: tuple[np.ndarray, ...] = ()
 
 
 class Moles(NamedTuple):
-    """PySCF's `Mole` objects of one molecule.
+    """PySCF's `Mole` objects of one molecule, and its dispersion correction.
 
     Attributes:
       basis: molecule in its basis.
       minao: molecule in the atomic orbitals of the `minao` guess.
       aux: molecule in the auxiliary basis; None for exact integrals.
       response: molecule in the auxiliary basis of the response; None without a kernel.
+      correction: dispersion correction; None without one.
     """
 
     basis: gto.Mole
     minao: gto.Mole
     aux: gto.Mole | None
     response: gto.Mole | None = None
+    correction: Correction | None = None
 
     def at(self, positions: Float[np.ndarray, "natm 3"]) -> "Moles":
         """Return the same molecule at different positions, bohr."""
         aux, other = (None if mol is None else _moved(mol, positions) for mol in (self.aux, self.response))
-        return Moles(_moved(self.basis, positions), _moved(self.minao, positions), aux, other)
+        return Moles(_moved(self.basis, positions), _moved(self.minao, positions), aux, other, self.correction)
 
 
 def moles(mol: Molecule, method: Method, *, with_kernel: bool = False) -> Moles:
@@ -91,16 +96,16 @@ def moles(mol: Molecule, method: Method, *, with_kernel: bool = False) -> Moles:
       InputError: if PySCF lacks the basis for an element, a shell is beyond f, the basis needs an effective core
         potential, or the integrals do not fit into memory.
     """
-    basis = pyscf_molecule(mol, method)
+    basis, correction = pyscf_molecule(mol, method), method.correction
     minao, auxiliary = _minao(basis)[0], _response_basis(basis) if with_kernel else None
     if eri_form(basis.nao, method) == "exact":
         exact = exact_bytes(basis.nao, exchange=_has_exchange(method))
         _check_memory(exact, f"exact two-electron integrals of {basis.nao} atomic orbitals", "eri='fitted'")
-        return Moles(basis, minao, None, auxiliary)
+        return Moles(basis, minao, None, auxiliary, correction)
     aux = df.addons.make_auxmol(basis, auxiliary_basis(basis, method))
     name = f"fitted integrals of {basis.nao} atomic and {aux.nao} auxiliary orbitals"
     _check_memory(fitted_bytes(basis.nao, aux.nao), name, "a smaller basis")
-    return Moles(basis, minao, aux, auxiliary)
+    return Moles(basis, minao, aux, auxiliary, correction)
 
 
 def _response_basis(mol: gto.Mole) -> gto.Mole:
@@ -145,6 +150,7 @@ def host_integrals(moles: Moles, threads: int | None) -> HostIntegrals:
         return HostIntegrals(
             mol.atom_coords(), overlap, hcore=mol.intor_symmetric("int1e_kin") + mol.intor_symmetric("int1e_nuc"),
             eri=eri, minao_overlap=gto.intor_cross("int1e_ovlp", mol, moles.minao),
+            e_disp=np.zeros(()) if moles.correction is None else moles.correction.energy(mol),
             response=() if moles.response is None else _fitted_integrals(mol, moles.response),
         )
 
@@ -188,6 +194,8 @@ def pull_back(moles: Moles, bar: HostIntegrals) -> Float[np.ndarray, "natm 3"]:
         total += _by_atom(_exact_slopes(mol, bar.eri[0]), ao_atom, mol.natm)
     else:
         total += _fitted_slopes(mol, moles.aux, *bar.eri)
+    if moles.correction is not None:
+        total += bar.e_disp * moles.correction.gradient(mol)
     return np.asarray(bar.positions) + total
 
 

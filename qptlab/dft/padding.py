@@ -246,7 +246,7 @@ def pad_host(host: HostIntegrals, shape: Shape) -> HostIntegrals:
         eri = _pad_fitted(host.eri, shape.naux, npair)
     return HostIntegrals(
         np.concatenate([host.positions, far]), overlap, hcore, eri,
-        np.pad(host.minao_overlap, ((0, orbitals), (0, shape.nminao - nminao))),
+        np.pad(host.minao_overlap, ((0, orbitals), (0, shape.nminao - nminao))), host.e_disp,
         _pad_fitted(host.response, shape.nresponse, npair) if host.response else (),
     )
 

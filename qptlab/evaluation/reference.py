@@ -227,8 +227,9 @@ def calculation(mol: Molecule, method: Method, *, fitted: bool, unrestricted: bo
     built = libcint.pyscf_molecule(mol, method)
     # PySCF subtracts the memory that the process holds already, such as a training's replay buffer, from its limit.
     built.max_memory = lib.current_memory()[0] + min(lib.param.MAX_MEMORY, memory_bytes() / 1e6)
-    mf = dft.UKS(built) if mol.spin or unrestricted else dft.RKS(built)
+    mf: Any = dft.UKS(built) if mol.spin or unrestricted else dft.RKS(built)
     mf.xc = _pyscf_name(method)
+    mf.disp = None if method.correction is None else method.correction.pyscf_name
     mf.grids.level = method.grid_level
     mf.init_guess = "minao"
     mf.conv_tol = 1e-10

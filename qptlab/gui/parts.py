@@ -492,7 +492,7 @@ class TrainingPart(Part):
             session.seed = trainer.train_config.seed
             if isinstance(trainer.model_config, CorrectionConfig) and method is not None:
                 session.iterations = trainer.model_config.iterations
-                session.xc = method.functional.name
+                session.xc, session.dispersion = method.functional.name, method.dispersion
                 session.basis, session.grid_level = method.basis, method.grid_level
                 if sampling.sampler in samplers_without_required():
                     session.sampler = sampling.sampler

@@ -30,6 +30,7 @@ from qptlab.models.networks import MAX_ITERATIONS, CorrectionConfig
 from qptlab.sampling import MolecularDynamics, Sampler, Sampling, parameters, samplers_without_required
 from qptlab.system import coordinates
 from qptlab.system.coordinates import Coordinate
+from qptlab.system.dispersion import CORRECTIONS
 from qptlab.system.functional import FUNCTIONALS
 from qptlab.system.method import GRID_LEVELS, Method
 from qptlab.system.molecule import Molecule
@@ -79,6 +80,7 @@ class Session(traitlets.HasTraits):
     Attributes:
       molecule: molecule that is studied; set it with `choose`.
       xc: functional, one of `functional.FUNCTIONALS`.
+      dispersion: dispersion correction, one of `dispersion.CORRECTIONS`; None for none.
       basis: name of the basis set.
       grid_level: level of the integration grid, one of `method.GRID_LEVELS`.
       network: settings of a registered network; its number of DFT iterations is `iterations`.
@@ -103,6 +105,9 @@ class Session(traitlets.HasTraits):
     molecule = traitlets.Instance(Molecule)
     # The register itself: functionals that a user registers later can be chosen as well.
     xc: traitlets.Enum[str] = traitlets.Enum(FUNCTIONALS, Method.xc)  # pyright: ignore
+    dispersion: traitlets.Enum[str | None] = traitlets.Enum(  # pyright: ignore[reportAssignmentType]
+        (None, *CORRECTIONS), Method.dispersion, allow_none=True
+    )
     basis = traitlets.Unicode(QUICK_BASIS)
     grid_level = traitlets.Enum(GRID_LEVELS, Method.grid_level)
     network = traitlets.Any(EquivariantConfig())
@@ -205,10 +210,17 @@ class Session(traitlets.HasTraits):
         """Refuse a basis that is not a name before the session keeps it: it may come from a web page."""
         return Method(basis=proposal["value"]).basis
 
+    @traitlets.validate("xc", "dispersion")
+    def _check_dispersion(self, proposal: Any) -> str | None:
+        """Refuse a dispersion correction that lacks the functional, before the session keeps it."""
+        chosen = {"xc": self.xc, "dispersion": self.dispersion} | {proposal["trait"].name: proposal["value"]}
+        Method(**chosen)
+        return proposal["value"]
+
     @property
     def method(self) -> Method:
         """Level of theory that is chosen."""
-        return Method(self.xc, self.basis, self.grid_level)
+        return Method(self.xc, self.basis, self.grid_level, dispersion=self.dispersion)
 
     def summary(self) -> str:
         """Return formula, electrons, atomic orbitals, form of the two-electron integrals, and memory of a geometry.

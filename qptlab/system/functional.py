@@ -73,6 +73,8 @@ class Functional:
       exact_exchange: coefficient of exact (Hartree–Fock) exchange, 0 to 1.
       pyscf_name: PySCF's name of the functional, such as "revpbe"; None if PySCF lacks it. References by
         PySCF need it.
+      dispersion_name: name of the functional in simple-dftd3 and dftd4, such as "cam-b3lyp", whose parameters its
+        dispersion corrections have; None if that is `pyscf_name`, or if they have none.
 
     Raises:
       InputError: if a value is not allowed.
@@ -88,6 +90,7 @@ class Functional:
     family: str = "gga"
     exact_exchange: float = 0.0
     pyscf_name: str | None = None
+    dispersion_name: str | None = None
 
     def __post_init__(self):
         """Check every field."""
@@ -201,13 +204,24 @@ def functional(xc: str | Functional) -> Functional:
     """
     if isinstance(xc, Functional):
         return xc
-    name = "".join(xc.split()).lower() if isinstance(xc, str) else ""
-    if name not in _REGISTER:
-        known_to_pyscf = (record.name for record in _REGISTER.values() if record.pyscf_name == name)
-        name = ALIASES.get(name) or next(known_to_pyscf, "")
-    if name not in _REGISTER:
+    name = _registered_name(xc) if isinstance(xc, str) else None
+    if name is None:
         raise InputError(
             f"Functional {shown(xc)} is not known; use one of {', '.join(_REGISTER)}, or register a functional of "
             "your own with qptlab.register_functional."
         )
     return _REGISTER[name]
+
+
+def is_known(xc: str) -> bool:
+    """Return True if a functional has the name, see `functional`."""
+    return _registered_name(xc) is not None
+
+
+def _registered_name(xc: str) -> str | None:
+    """Return the name in the register; None if there is none."""
+    name = "".join(xc.split()).lower()
+    if name in _REGISTER:
+        return name
+    known_to_pyscf = (record.name for record in _REGISTER.values() if record.pyscf_name == name)
+    return ALIASES.get(name) or next(known_to_pyscf, None)

@@ -62,7 +62,9 @@ LOCK_FILE, WRITER_FILE = ".lock", "writer.json"
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
-LIBRARIES = ("jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint", "numpy", "pyscf", "tblite", "ase")
+LIBRARIES = (
+    "jax", "jaxlib", "dm-haiku", "optax", "orbax-checkpoint", "numpy", "pyscf", "pyscf-dispersion", "tblite", "ase",
+)
 
 
 class Run:

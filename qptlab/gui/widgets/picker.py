@@ -15,6 +15,7 @@ from qptlab.models.networks import MAX_ITERATIONS
 from qptlab.sampling import samplers_without_required
 from qptlab.system import coordinates
 from qptlab.system.coordinates import Coordinate
+from qptlab.system.dispersion import CORRECTIONS
 from qptlab.system.functional import FUNCTIONALS
 from qptlab.system.method import GRID_LEVELS
 from qptlab.system.molecule import BUILTIN, Molecule
@@ -84,6 +85,10 @@ class MoleculePicker(View):
         session = self.session
         fields = [
             ("xc", ipw.Dropdown(options=tuple(FUNCTIONALS), description="Functional")),
+            ("dispersion", ipw.Dropdown(
+                options=[("none", None), *((title, name) for name, title in CORRECTIONS.items())],
+                description="Dispersion", tooltip="Dispersion correction",
+            )),
             ("basis", ipw.Combobox(options=BASES, description="Basis", continuous_update=False)),
             ("grid_level", ipw.Dropdown(options=GRID_LEVELS, description="Grid level")),
             ("iterations", ipw.BoundedIntText(min=0, max=MAX_ITERATIONS, description="DFT iterations",
@@ -104,9 +109,10 @@ class MoleculePicker(View):
             widget.style = _FIELD
             widget.layout = {"width": "260px"}
         self._network.layout.width = "530px"  # its names are long
+        rows = ("xc", "dispersion", "basis", "grid_level"), ("sampler", "temperature", "minutes", "seed", "labels")
         upper, lower = (
             ipw.GridBox([self._fields[name] for name in names], layout={"grid_template_columns": "repeat(3, 270px)"})
-            for names in (("xc", "basis", "grid_level"), ("sampler", "temperature", "minutes", "seed", "labels"))
+            for names in rows
         )
         middle = ipw.HBox([ipw.Box([self._network], layout={"width": "540px"}), self._fields["iterations"]])
         return ipw.VBox([ipw.HTML("<b>Method, network and training</b>"), upper, middle, lower])
@@ -121,7 +127,7 @@ class MoleculePicker(View):
         self._coordinate.observe(lambda _: self._show_value(), "value")
         self._value.observe(self._move, "value")
         self.session.observe(self._remember, "molecule")
-        self.session.observe(lambda _: self.update(), ["molecule", "xc", "basis", "grid_level"])
+        self.session.observe(lambda _: self.update(), ["molecule", "xc", "dispersion", "basis", "grid_level"])
         self.session.observe(lambda _: self._show_network(), ["network", "iterations"])
 
     def _pick_name(self, change: Any) -> None:
@@ -158,7 +164,7 @@ class MoleculePicker(View):
         self._network.observe(self._choose_network, "value")
         needs_labels = self.session.learns_from_labels
         self._fields["labels"].layout.display = "flex" if needs_labels else "none"
-        for name in ("xc", "basis", "grid_level", "iterations", "sampler", "temperature"):
+        for name in ("xc", "dispersion", "basis", "grid_level", "iterations", "sampler", "temperature"):
             self._fields[name].disabled = needs_labels  # the labels determine the method and the geometries
 
     # Moving atoms ----------------------------------------------------------------------------
