@@ -8,7 +8,7 @@ import pytest
 import tolerances as tol
 
 import qptlab as ql
-from qptlab.dft.energy import density_from_fock, energy, fock, inverse_root, kohn_sham, orbitals
+from qptlab.dft.energy import density_from_fock, energy, fock, kohn_sham, orbitals
 from qptlab.dft.scf import solve
 
 
