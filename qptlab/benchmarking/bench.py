@@ -205,6 +205,7 @@ import sys
 from pyscf import dft, gto
 atoms, basis, xc, eri = sys.argv[1:]
 mf = dft.RKS(gto.M(atom=atoms, basis=basis, verbose=0), xc=xc)
+mf.nlc = False
 mf = mf.density_fit() if eri == "fitted" else mf
 mf.grids.level = 1
 mf.kernel()

@@ -48,7 +48,8 @@ class HostIntegrals(NamedTuple):
       eri: two-electron integrals, hartree. Exact: one array, (ij|kl) with eightfold symmetry. Density-fitted: two
         arrays, (P|ij) and (P|Q).
       minao_overlap: overlap between the basis and the atomic orbitals of the `minao` guess.
-      response: two-electron integrals for `dft.kernel`: (P|ij) and (P|Q), hartree; empty without a kernel.
+      response: two-electron integrals for `dft.kernel`: (P|ij), (P|Q) and, with range separation, (P|Q) of erf(ωr)/r,
+        hartree; empty without a kernel.
       long_range: two-electron integrals of erf(ωr)/r, in the form of `eri`; empty without range separation.
     """
 
@@ -152,7 +153,7 @@ def host_integrals(moles: Moles, threads: int | None) -> HostIntegrals:
             mol.atom_coords(), overlap, hcore=mol.intor_symmetric("int1e_kin") + mol.intor_symmetric("int1e_nuc"),
             eri=_two_electron_integrals(mol, moles.aux),
             minao_overlap=gto.intor_cross("int1e_ovlp", mol, moles.minao),
-            response=() if moles.response is None else _fitted_integrals(mol, moles.response),
+            response=_response_integrals(moles),
             long_range=_two_electron_integrals(*moles.long_range) if moles.omega else (),
         )
 
@@ -170,6 +171,15 @@ def _fitted_integrals(mol: gto.Mole, aux: gto.Mole) -> tuple[np.ndarray, ...]:
     factors = _aligned(*int3c.T.shape)
     factors[...] = int3c.T
     return factors, aux.intor_symmetric("int2c2e")
+
+
+def _response_integrals(moles: Moles) -> tuple[np.ndarray, ...]:
+    if moles.response is None:
+        return ()
+    integrals = _fitted_integrals(moles.basis, moles.response)
+    if not moles.omega:
+        return integrals
+    return *integrals, _attenuated(moles.response, moles.omega).intor_symmetric("int2c2e")
 
 
 def _aligned(*shape: int) -> np.ndarray:

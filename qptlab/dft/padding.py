@@ -253,11 +253,12 @@ def _pad_eri(eri: tuple[np.ndarray, ...], naux: int, npair: int) -> tuple[np.nda
     if len(eri) == 1:
         # Pairs of the first orbitals come first, and so do pairs of these pairs. Added elements come last.
         return (np.pad(eri[0], (0, npair * (npair + 1) // 2 - len(eri[0]))),)
-    int3c, int2c = eri
-    added = np.arange(len(int2c), naux)
-    metric = np.pad(int2c, (0, len(added)))
-    metric[added, added] = 1.0
-    return np.pad(int3c, ((0, len(added)), (0, npair - int3c.shape[1]))), metric
+    int3c, *metrics = eri
+    added = np.arange(len(int3c), naux)
+    padded = [np.pad(metric, (0, len(added))) for metric in metrics]
+    for metric in padded:
+        metric[added, added] = 1.0
+    return np.pad(int3c, ((0, len(added)), (0, npair - int3c.shape[1]))), *padded
 
 
 def pad_levels(matrix: np.ndarray, shape: Shape, value: float) -> np.ndarray:

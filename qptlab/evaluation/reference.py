@@ -215,6 +215,7 @@ def calculation(mol: Molecule, method: Method, *, fitted: bool) -> hf.SCF:
     built.max_memory = lib.current_memory()[0] + min(lib.param.MAX_MEMORY, memory_bytes() / 1e6)
     mf = dft.RKS(built) if mol.spin == 0 else dft.UKS(built)
     mf.xc = _pyscf_name(method)
+    mf.nlc = False  # the engine has no VV10, which PySCF adds to wb97m_v and others
     mf.grids.level = method.grid_level
     mf.init_guess = "minao"
     mf.conv_tol = 1e-10

@@ -232,12 +232,13 @@ ALIASES = types.MappingProxyType({
 """Other names of the built-in functionals; PySCF's name of a functional is one, too."""
 
 WITH_MORE = types.MappingProxyType({
-    f"{stem}-{rest}": (f"{stem}-v-nonlc", part)
+    f"{stem}-{rest}": (part, f"{stem}-v-nonlc", dispersion)
     for stem in ("wb97x", "wb97m")
-    for rest, part in (("v", "VV10"), *((name, "dispersion") for name in ("d3", "d3bj", "d4")))
-    if (stem, rest) != ("wb97x", "d3")  # a functional with parameters of its own
+    for rest, part, dispersion in (
+        ("v", "VV10", "d4"), ("d4", "dispersion in its name", "d4"), ("d3bj", "dispersion in its name", "d3bj")
+    )
 })
-"""Names of functionals with a part that is missing here: the record without this part, and the part."""
+"""Names of functionals with a part that their records lack: the part, the record, and a correction to add to it."""
 
 
 def functional(xc: str | Functional) -> Functional:
@@ -256,10 +257,10 @@ def functional(xc: str | Functional) -> Functional:
         return xc
     name = "".join(xc.split()).lower() if isinstance(xc, str) else ""
     if name not in _REGISTER and (plain := name.replace("_", "-")) in WITH_MORE:
-        without, part = WITH_MORE[plain]
+        part, rest, dispersion = WITH_MORE[plain]
         raise InputError(
-            f"Expected a functional without {part}, got {shown(xc)}; use {without!r}, which is the rest of it, and "
-            "add a dispersion correction."
+            f"Expected a functional without {part}, got {shown(xc)}; use {rest!r}, which is the rest of it, with "
+            f"dispersion={dispersion!r}."
         )
     if name not in _REGISTER:
         known_to_pyscf = (record.name for record in _REGISTER.values() if record.pyscf_name == name)
