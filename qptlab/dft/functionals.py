@@ -447,10 +447,10 @@ def _finite_gradient(x2: Points, gamma: float) -> Points:
     return 1 - 1 / (1 + gamma * x2)
 
 
-def _uniform_to_exact_tau(d: ClosedShellDensity) -> Points:
-    """Return τ of the electron gas over τ."""
+def _tau_share(d: ClosedShellDensity) -> Points:
+    """Return z = τ/(τ + τ of the electron gas), positive."""
     uniform = 0.3 * (3 * math.pi**2) ** (2 / 3) * d.rho ** (5 / 3)
-    return uniform / jnp.maximum(d.tau, 1e-10 * uniform)
+    return jnp.maximum(d.tau / (d.tau + uniform), 1e-10)
 
 
 Series = Callable[[Points, Points], Points]
@@ -458,20 +458,21 @@ Series = Callable[[Points, Points], Points]
 
 
 def _series_exchange(d: ClosedShellDensity, series: Series, omega: float) -> Points:
-    w = 1 - 2 / (1 + _uniform_to_exact_tau(d))
-    return short_range(slater_exchange(d), d, omega) * series(_finite_gradient(_spin_gradient(d), 0.004), w)
+    u, w = _finite_gradient(_spin_gradient(d), 0.004), 1 - 2 * _tau_share(d)
+    return short_range(slater_exchange(d), d, omega) * series(u, w)
 
 
 def _series_correlation(d: SpinDensity, gas: _ElectronGas, same: Series, opposite: Series) -> Points:
     """Return the correlation energy per electron of parallel and antiparallel spins, each with a series, hartree."""
-    x2, t = zip(*((_spin_gradient(spin), _uniform_to_exact_tau(spin)) for spin in d.spins), strict=True)
+    (x2_up, z_up), (x2_down, z_down) = ((_spin_gradient(spin), _tau_share(spin)) for spin in d.spins)
     antiparallel, total = _pw92_with(d, gas), jnp.zeros_like(d.rs)
-    for spin, share, x2_spin, t_spin in zip(d.spins, (d.up / 2, d.down / 2), x2, t, strict=True):
+    for spin, share, x2, z in zip(d.spins, (d.up / 2, d.down / 2), (x2_up, x2_down), (z_up, z_down), strict=True):
         parallel = share * _pw92_ferromagnetic(_wigner_seitz(spin.rho / 2), gas)
         antiparallel -= parallel
-        total += parallel * same(_finite_gradient(x2_spin, 0.2), 1 - 2 / (1 + t_spin))
-    u = _finite_gradient(0.5 * (x2[0] + x2[1]), 0.006)
-    return total + antiparallel * opposite(u, 1 - 2 / (1 + 0.5 * (t[0] + t[1])))
+        total += parallel * same(_finite_gradient(x2, 0.2), 1 - 2 * z)
+    # The mean of t of both spins: 1 + t is 1/z.
+    w = 1 - 4 * z_up * z_down / (z_up + z_down)
+    return total + antiparallel * opposite(_finite_gradient(0.5 * (x2_up + x2_down), 0.006), w)
 
 
 def _in_u(*coefficients: float) -> Series:
