@@ -148,6 +148,19 @@ def test_potential_is_the_slope_of_the_energy_density(xc):
     np.testing.assert_allclose(found, slope, rtol=1e-6, atol=1e-6 * np.abs(slope).max())
 
 
+@pytest.mark.parametrize("xc", ["cam-b3lyp", "wb97m-v-nonlc"])
+def test_the_kernel_is_that_of_libxc(xc):
+    given = densities(xc, 2)[..., :500]
+    family = {4: "GGA", 5: "MGGA"}[given.shape[1]]
+    second = numint.NumInt().eval_xc_eff(FUNCTIONALS[xc].pyscf_name, given, deriv=2, xctype=family)[2]
+    direction = given * np.random.default_rng(2).uniform(-0.5, 0.5, given.shape)
+    expected, size = (
+        np.einsum("sxtyg,tyg->sxg", of(second), of(direction)) for of in (np.asarray, np.abs)
+    )
+    _, found = jax.jvp(lambda rows: potential(rows, xc).v, (jnp.asarray(given),), (jnp.asarray(direction),))
+    np.testing.assert_allclose(found / size, expected / size, atol=tol.LIBXC)
+
+
 @pytest.mark.parametrize(("text", "name"), [
     ("PBE", "pbe"), ("pbe,pbe", "pbe"), (" PBE , PBE ", "pbe"), ("svwn", "lda"), ("LDA,VWN", "lda"),
     ("B3LYPG", "b3lyp"), ("B3LYP/G", "b3lyp"), ("B3LYP5", "b3lyp5"), ("PBE1PBE", "pbe0"), ("r2SCAN", "r2scan"),

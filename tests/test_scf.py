@@ -37,6 +37,12 @@ COVERING = [
     cases.slow("CH3", "r2scan", "6-31g*", "exact"),
     ("CH3", "lda", "def2-svp", "exact"),
     ("OH", "hf", "cc-pvdz", "exact"),
+    ("water", "cam-b3lyp", "def2-svp", "exact"),
+    ("CH3", "wb97m-v-nonlc", "6-31g*", "fitted"),
+    cases.slow("CH3", "cam-b3lyp", "sto-3g", "exact"),
+    cases.slow("HF", "wb97x-v-nonlc", "6-31g*", "fitted"),
+    cases.slow("N2", "lc-blyp", "def2-svp", "fitted"),
+    cases.slow("methane", "wb97x", "sto-3g", "exact"),
 ]
 
 
@@ -100,6 +106,9 @@ def test_energy_fock_matrix_orbitals_dipole_and_charges_are_those_of_pyscf(name,
         cases.slow("OH", "hf", "cc-pvdz", "exact"),
         cases.slow("ethanol", "b3lyp", "sto-3g", "fitted"),
         cases.slow("uracil", "pbe", "def2-svp", "fitted"),
+        ("water", "cam-b3lyp", "def2-svp", "exact"),
+        cases.slow("CH3", "wb97m-v-nonlc", "6-31g*", "fitted"),
+        cases.slow("N2", "lc-blyp", "def2-svp", "fitted"),
     ],
 )
 def test_forces_are_those_of_pyscf_with_its_grid_response(name, xc, basis, eri):
