@@ -96,10 +96,11 @@ def test_iterations_converge_and_forces_are_those_of_self_consistency():
     np.testing.assert_allclose(predictor.forces(mol), ql.forces(mol, METHOD, solution.fock), atol=1e-5)
 
 
-def test_padding_and_order_change_nothing():
+@pytest.mark.parametrize("method", [METHOD, cases.slow(ql.Method("cam-b3lyp", "sto-3g", eri="fitted"))])
+def test_padding_and_order_change_nothing(method):
     small, large = ql.Molecule.from_name("water"), ql.Molecule.from_name("ethanol")
-    model = untrained([small, large], iterations=1)
-    shape = padding.union([integrals.shape(mol, METHOD, with_kernel=True) for mol in (small, large)])
+    model = untrained([small, large], method, iterations=1)
+    shape = padding.union([integrals.shape(mol, method, with_kernel=True) for mol in (small, large)])
     shared = padding.Padding(shape._replace(natm=11), nocc=16)
     system = model.systems[0].unpadded()
     padded = System(system.frame, system.method, shared, system.vocabulary, system.config)
@@ -120,9 +121,10 @@ def test_an_orientation_changes_the_error_by_a_small_part():
     assert np.ptp(errors) < 0.05 * np.mean(errors)
 
 
-def test_a_network_learns_on_top_of_the_response(tmp_path):
+@pytest.mark.parametrize("xc", ["pbe", cases.slow("cam-b3lyp")])
+def test_a_network_learns_on_top_of_the_response(xc, tmp_path):
     mol = ql.Molecule.from_name("water")
-    method = ql.Method("pbe", "sto-3g", grid_level=0)
+    method = ql.Method(xc, "sto-3g", grid_level=0)
     config = ql.TrainConfig(minutes=None, steps=150, sampling=ql.Sampling("perturb", sigma_bohr=0.05), validation=4)
     network = ql.EquivariantConfig("small", scheme="response", iterations=0)
     trainer = ql.Trainer([mol], method, network, config, out=tmp_path / "run")

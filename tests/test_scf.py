@@ -122,9 +122,11 @@ def test_forces_are_those_of_pyscf_with_its_grid_response(name, xc, basis, eri):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "xc"), [("water", "b3lyp"), ("CH3", "r2scan")])
-def test_forces_are_the_slope_of_converged_energies(name, xc):
-    method = ql.Method(xc, "6-31g*", grid_level=0)
+@pytest.mark.parametrize(("name", "xc", "eri"), [
+    ("water", "b3lyp", "exact"), ("CH3", "r2scan", "exact"), ("water", "cam-b3lyp", "fitted"),
+])
+def test_forces_are_the_slope_of_converged_energies(name, xc, eri):
+    method = ql.Method(xc, "6-31g*", grid_level=0, eri=eri)
     mol = cases.molecule(name, displaced=0.1)
     direction = np.random.default_rng(4).normal(size=mol.positions.shape)
 
