@@ -9,6 +9,7 @@ import tolerances as tol
 
 import qptlab as ql
 from qptlab.dft.energy import density_from_fock, energy, fock, kohn_sham, orbitals
+from qptlab.dft.integrals import inverse_root
 from qptlab.dft.scf import solve
 
 

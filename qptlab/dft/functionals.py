@@ -141,8 +141,8 @@ def _spin_exchange(
 def _spin_density(density: Float[Array, "nspin nvar points"], floor: float) -> SpinDensity:
     if len(density) == 1:
         rho, s2, tau = _closed_shell(density[0], floor)
-        both = (ClosedShellDensity(rho, s2, tau),) * 2
-        return SpinDensity(_wigner_seitz(rho), 1.0, 1.0, s2, tau, rho, (s2 / (4 * _S2),) * 3, both)
+        each = ClosedShellDensity(rho, s2, tau)
+        return SpinDensity(_wigner_seitz(rho), 1.0, 1.0, s2, tau, rho, (s2 / (4 * _S2),) * 3, (each, each))
     is_dense, rho, tau = _positive(density[0] + density[1], floor)
     tiny = float(jnp.finfo(rho.dtype).eps)
     up, down = (jnp.where(is_dense, jnp.maximum(2 * spin[0] / rho, tiny), 1.0) for spin in density)
@@ -225,7 +225,7 @@ def _pw92_fit(
 
 
 class _ElectronGas(NamedTuple):
-    """Amplitudes of PW92 for no, full and infinitesimal polarisation, and the curvature f''(0) that goes with them."""
+    """Amplitudes of PW92 for no, full and infinitesimal polarisation, and the curvature f''(0)."""
 
     para: float
     ferro: float
@@ -547,7 +547,7 @@ BUILTIN = (
         long_range_exchange=0.65,
     ),
     Functional(
-        "lc-blyp", _lc_blyp_exchange, lyp_correlation, "gga", pyscf_name="lc_blyp", omega=0.33, long_range_exchange=1.0
+        "lc-blyp", _lc_blyp_exchange, lyp_correlation, "gga", 0.0, "lc_blyp", omega=0.33, long_range_exchange=1.0
     ),
     Functional(
         "wb97x", _wb97x_exchange, _wb97x_correlation, "gga", 0.157706, "wb97x", omega=0.3, long_range_exchange=1.0

@@ -436,8 +436,10 @@ def _orthogonaliser_backward(x, bar):
 orthogonaliser.defvjp(_orthogonaliser_forward, _orthogonaliser_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def inverse_root(matrix: Float[Array, "n n"], smallest: float = LINEAR_DEPENDENCE) -> Float[Array, "n n"]:
+@jax.custom_vjp
+def inverse_root(
+    matrix: Float[Array, "n n"], smallest: float | Float[Array, ""] = LINEAR_DEPENDENCE
+) -> Float[Array, "n n"]:
     """Return the inverse square root of a symmetric positive matrix, as for Löwdin's orthogonalisation.
 
     The derivative contains divided differences of λ^(−½), which are finite at degenerate eigenvalues (Daleckii &
@@ -447,7 +449,9 @@ def inverse_root(matrix: Float[Array, "n n"], smallest: float = LINEAR_DEPENDENC
     return _inverse_root_forward(matrix, smallest)[0]
 
 
-def _inverse_root_forward(matrix: Float[Array, "n n"], smallest: float) -> tuple[Float[Array, "n n"], tuple]:
+def _inverse_root_forward(
+    matrix: Float[Array, "n n"], smallest: float | Float[Array, ""]
+) -> tuple[Float[Array, "n n"], tuple]:
     values, vectors = jnp.linalg.eigh(matrix)
     is_kept = values > smallest
     inverse = jnp.where(is_kept, 1 / jnp.sqrt(jnp.where(is_kept, values, 1.0)), 0.0)
@@ -455,14 +459,13 @@ def _inverse_root_forward(matrix: Float[Array, "n n"], smallest: float) -> tuple
 
 
 def _inverse_root_backward(
-    smallest: float, residuals: tuple[Float[Array, " n"], Float[Array, "n n"]], bar: Float[Array, "n n"]
-) -> tuple[Float[Array, "n n"]]:
-    del smallest
+    residuals: tuple[Float[Array, " n"], Float[Array, "n n"]], bar: Float[Array, "n n"]
+) -> tuple[Float[Array, "n n"], None]:
     inverse, vectors = residuals
     inside = vectors.T @ (0.5 * (bar + bar.T)) @ vectors
     total = jnp.where(inverse[:, None] + inverse > 0, inverse[:, None] + inverse, 1.0)
     # 1 / (√a·√b·(√a + √b)), and zero for eigenvectors that are left out
-    return (-vectors @ (inside * (inverse[:, None] * inverse) ** 2 / total) @ vectors.T,)
+    return -vectors @ (inside * (inverse[:, None] * inverse) ** 2 / total) @ vectors.T, None
 
 
 inverse_root.defvjp(_inverse_root_forward, _inverse_root_backward)

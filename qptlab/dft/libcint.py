@@ -24,7 +24,7 @@ from qptlab.dft.response import KERNEL_GRID, MAX_ATOMIC_NUMBER
 from qptlab.errors import InputError
 from qptlab.runtime import memory
 from qptlab.system import basis_sets
-from qptlab.system.functional import Functional, functional
+from qptlab.system.functional import Functional
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
@@ -582,7 +582,8 @@ def exact_bytes(nao: int, xc: Functional) -> int:
       xc: functional. With exact exchange, the integrals are arranged for it as well; with range separation, there
         are those of erf(ωr)/r, too.
 
-    >>> exact_bytes(7, functional("pbe"))
+    >>> import qptlab as ql
+    >>> exact_bytes(7, ql.FUNCTIONALS["pbe"])
     9520
     """
     npair = nao * (nao + 1) // 2

@@ -121,9 +121,9 @@ class _Share(NamedTuple):
     omega: float = 0.0
 
     @classmethod
-    def of(cls, mf: KohnShamDFT) -> "_Share":
-        """Return the shares of the functional of a mean field."""
-        omega, long, short = mf._numint.rsh_and_hybrid_coeff(mf.xc, mf.mol.spin)
+    def of(cls, mf: KohnShamDFT, spin: int) -> "_Share":
+        """Return the shares of the functional of a mean field with a number of unpaired electrons."""
+        omega, long, short = mf._numint.rsh_and_hybrid_coeff(mf.xc, spin)
         return cls(short, long if omega else short, omega)
 
     @property
@@ -171,7 +171,7 @@ class Response:
         naux = len(self._fit)
         kernel = np.tile(np.eye(naux), (self._nspin, self._nspin, 1, 1))
         if isinstance(mf, KohnShamDFT) and mf._numint._xc_type(mf.xc) != "HF":
-            share = _Share.of(mf)
+            share = _Share.of(mf, mole.spin)
             kernel += _lda_kernel(mole, dms, aux, basis, share)
         self._exact_exchange = share.repulsion(aux, basis)
         self._kernel = kernel.transpose(0, 2, 1, 3).reshape(self._nspin * naux, -1)

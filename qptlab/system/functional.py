@@ -124,8 +124,8 @@ class Functional:
     def _check_range_separation(self) -> None:
         if not _is_number(self.omega, MAX_OMEGA):
             raise InputError(
-                f"Expected ω of functional {self.name!r} to be 0 to {MAX_OMEGA} per bohr, got {self.omega!r}; use 0.0 "
-                "for a functional without range separation."
+                f"Expected ω of functional {self.name!r} to be 0 to {MAX_OMEGA} per bohr, got {self.omega!r}; use "
+                "0.0 for a functional without range separation."
             )
         if self.long_range_exchange is not None and not _is_number(self.long_range_exchange, 1.0):
             raise InputError(
@@ -134,9 +134,9 @@ class Functional:
             )
         if (self.omega > 0) != (self.long_range_exchange is not None):
             raise InputError(
-                f"Expected both ω and the long-range exact exchange of functional {self.name!r}, or neither, got omega="
-                f"{self.omega!r} and long_range_exchange={self.long_range_exchange!r}; use 0.0 and None for no range "
-                "separation."
+                f"Expected both ω and the long-range exact exchange of functional {self.name!r}, or neither, got "
+                f"omega={self.omega!r} and long_range_exchange={self.long_range_exchange!r}; use 0.0 and None for no "
+                "range separation."
             )
 
     @property
