@@ -17,7 +17,6 @@ from qptlab.training.label_free import loss
 
 METHODS = [
     ql.Method("pbe", "sto-3g", grid_level=0, eri="fitted"), cases.slow(ql.Method("cam-b3lyp", "6-31g", grid_level=0)),
-    cases.slow(ql.Method("cam-b3lyp", "sto-3g", grid_level=0, eri="fitted")),
 ]
 
 
