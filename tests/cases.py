@@ -63,6 +63,7 @@ def rks(mol: ql.Molecule, method: ql.Method) -> dft.rks.RKS:
     )
     mf = dft.UKS(built) if mol.spin else dft.RKS(built)
     mf.xc = method.functional.require_pyscf_name()
+    mf.nlc = False
     if method.eri == "fitted":
         mf = mf.density_fit(auxbasis=method.auxbasis)
     mf.grids.level = method.grid_level

@@ -8,7 +8,8 @@ import pytest
 import tolerances as tol
 
 import qptlab as ql
-from qptlab.dft.energy import density_from_fock, energy, fock, inverse_root, kohn_sham, orbitals
+from qptlab.dft.energy import density_from_fock, energy, fock, kohn_sham, orbitals
+from qptlab.dft.integrals import inverse_root
 from qptlab.dft.scf import solve
 
 
@@ -144,8 +145,8 @@ def test_energy_and_fock_matrix_are_those_of_the_integrals_functional():
 
 def test_a_different_functional_on_the_same_integrals_is_that_of_its_own_method():
     water = cases.molecule("water")
-    every = ql.build_integrals(water, ql.Method("b3lyp", "sto-3g", grid_level=0))
-    for xc in ("lda", "pbe", "hf", "pbe0", "r2scan"):
+    every = ql.build_integrals(water, ql.Method("cam-b3lyp", "sto-3g", grid_level=0))
+    for xc in ("lda", "pbe", "hf", "pbe0", "r2scan", "lc-blyp"):
         method = ql.Method(xc, "sto-3g", grid_level=0)
         expected = float(solve(ql.build_integrals(water, method)).energy)
         assert float(solve(every.with_functional(xc)).energy) == pytest.approx(expected, abs=tol.ROUNDING)
@@ -162,6 +163,8 @@ def test_a_different_functional_on_the_same_integrals_is_that_of_its_own_method(
         ("hf", "lda", "grid points"),
         ("pbe", "hf", "integrals for exact exchange"),
         ("lda", "b3lyp", "gradients of the atomic orbitals and integrals for exact exchange"),
+        ("b3lyp", "cam-b3lyp", "integrals for long-range exchange with ω = 0.33 per bohr"),
+        ("lc-blyp", "wb97x", "integrals for exact exchange and .* exchange with ω = 0.3 per bohr"),
     ],
 )
 def test_a_functional_that_the_integrals_cannot_serve_is_refused(made_for, wanted, missing):

@@ -1,6 +1,7 @@
 """Functionals against libxc and the electron gas, lists of them against the register, and a user's own functional."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -12,18 +13,27 @@ import numpy as np
 import pytest
 import tolerances as tol
 from pyscf.dft import libxc, numint
+from scipy import integrate, special
 from scipy.spatial.transform import Rotation
 
 import qptlab as ql
-from qptlab.dft.functionals import RHO_MIN, energy_density, pbe_correlation, pbe_exchange, potential, slater_exchange
+from qptlab.dft.functionals import (
+    RHO_MIN,
+    energy_density,
+    pbe_correlation,
+    pbe_exchange,
+    potential,
+    short_range,
+    slater_exchange,
+)
 from qptlab.evaluation import reference
 from qptlab.gui.session import Session
 from qptlab.gui.widgets import MoleculePicker
-from qptlab.system.functional import FUNCTIONALS, functional
+from qptlab.system.functional import FUNCTIONALS, ClosedShellDensity, functional
 
 SEMILOCAL = [xc for xc in FUNCTIONALS if functional(xc).nvar]
 GRADIENT = [xc for xc in SEMILOCAL if functional(xc).nvar > 1]
-KINDS = ["lda", "pbe", "b3lyp", "r2scan"]  # of these all others have their parts
+KINDS = ["lda", "pbe", "b3lyp", "r2scan", "cam-b3lyp", "wb97m-v-nonlc"]  # of these all others have their parts
 N = 3000
 
 
@@ -138,10 +148,24 @@ def test_potential_is_the_slope_of_the_energy_density(xc):
     np.testing.assert_allclose(found, slope, rtol=1e-6, atol=1e-6 * np.abs(slope).max())
 
 
+@pytest.mark.parametrize("xc", ["cam-b3lyp", "wb97m-v-nonlc"])
+def test_the_kernel_is_that_of_libxc(xc):
+    given = densities(xc, 2)[..., :500]
+    family = {4: "GGA", 5: "MGGA"}[given.shape[1]]
+    second = numint.NumInt().eval_xc_eff(FUNCTIONALS[xc].pyscf_name, given, deriv=2, xctype=family)[2]
+    direction = given * np.random.default_rng(2).uniform(-0.5, 0.5, given.shape)
+    expected, size = (
+        np.einsum("sxtyg,tyg->sxg", of(second), of(direction)) for of in (np.asarray, np.abs)
+    )
+    _, found = jax.jvp(lambda rows: potential(rows, xc).v, (jnp.asarray(given),), (jnp.asarray(direction),))
+    np.testing.assert_allclose(found / size, expected / size, atol=tol.LIBXC)
+
+
 @pytest.mark.parametrize(("text", "name"), [
     ("PBE", "pbe"), ("pbe,pbe", "pbe"), (" PBE , PBE ", "pbe"), ("svwn", "lda"), ("LDA,VWN", "lda"),
     ("B3LYPG", "b3lyp"), ("B3LYP/G", "b3lyp"), ("B3LYP5", "b3lyp5"), ("PBE1PBE", "pbe0"), ("r2SCAN", "r2scan"),
-    ("HF", "hf"), ("b88,lyp", "blyp"), ("Slater,PW", "pw92"),
+    ("HF", "hf"), ("b88,lyp", "blyp"), ("Slater,PW", "pw92"), ("CAM-B3LYP", "cam-b3lyp"), ("camb3lyp", "cam-b3lyp"),
+    ("CAM_B3LYP", "cam-b3lyp"), ("LC_BLYP", "lc-blyp"), ("wB97X", "wb97x"),
 ])
 def test_functionals_are_found_in_any_case_and_under_other_names(text, name):
     method = ql.Method(text, "sto-3g")
@@ -149,6 +173,56 @@ def test_functionals_are_found_in_any_case_and_under_other_names(text, name):
     plain = text.replace("/", "").replace(" ", "")
     parsed = [libxc.parse_xc(xc) for xc in (plain, method.functional.pyscf_name)]
     assert parsed[0] == parsed[1]  # PySCF means the same
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("wB97X-V", "without VV10, got 'wB97X-V'; use 'wb97x-v-nonlc'"),
+    ("wb97m_v", "without VV10, got 'wb97m_v'; use 'wb97m-v-nonlc'"),
+    ("WB97M-D4", "without dispersion in its name, got 'WB97M-D4'; use 'wb97m-v-nonlc', .* dispersion='d4'"),
+    ("wb97x-d3bj", "use 'wb97x-v-nonlc', which is the rest of it, with dispersion='d3bj'"),
+])
+def test_a_name_does_not_stand_for_a_part_of_what_it_says(text, message):
+    with pytest.raises(ql.InputError, match=message):
+        ql.Method(text)
+
+
+@pytest.mark.parametrize("omega", [0.11, 0.33, 3.0])
+def test_short_range_exchange_of_the_electron_gas_is_its_integral(omega):
+    """E = −¼·∫ γ²·erfc(ωr)/r over the distance, with the density matrix γ = 3ρ·j₁(k_F·r)/(k_F·r)."""
+    rho = np.array([1e-9, 1e-4, 0.01, 0.3, 10.0, 1e4])
+    k_fermi = (3 * np.pi**2 * rho) ** (1 / 3)
+
+    def energy(k, density):
+        def integrand(x):  # in x = k·r
+            return 9 * special.spherical_jn(1, x) ** 2 / x * special.erfc(omega * x / k)
+
+        value, _ = integrate.quad(integrand, 0, min(400, 8 * k / omega), limit=2000)
+        return -np.pi * density**2 / k**2 * value
+
+    expected = np.array([energy(k, density) for k, density in zip(k_fermi, rho, strict=True)])
+    zero = jnp.zeros(len(rho))
+    density = ClosedShellDensity(jnp.asarray(rho), zero, zero + 1)
+    found = short_range(slater_exchange(density), density, omega)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_short_range_exchange_and_its_derivatives_are_smooth_between_series_and_closed_form():
+    rho = jnp.linspace(0.9, 1.1, 41) * 0.33**3 / (3 * np.pi**2)  # k_F = ω in the middle
+
+    def share(rho):
+        zero = jnp.zeros_like(rho)
+        density = ClosedShellDensity(rho, zero, zero)
+        return short_range(slater_exchange(density), density, 0.33) / slater_exchange(density)
+
+    def slope(function, rho):
+        return jax.jvp(function, (rho,), (jnp.ones_like(rho),))[1]
+
+    function = share
+    for order in range(4):
+        values = np.asarray(function(rho)) * float(rho[20]) ** order
+        fit = np.polynomial.Polynomial.fit(np.arange(41), values, 10)(np.arange(41))
+        np.testing.assert_allclose(values, fit, atol=1e-12 * np.abs(values).max() * 10**order)
+        function = functools.partial(slope, function)
 
 
 def test_unknown_functional_and_missing_rows_are_named():
@@ -262,6 +336,10 @@ def test_a_name_stands_for_one_functional(registered):
         ({"family": "GGA"}, "one of hf, lda, gga, mgga, got 'GGA'"),
         ({"exact_exchange": 1.5}, "to be 0 to 1, got 1.5"),
         ({"family": "hf"}, "reads nothing of the density"),
+        ({"omega": -0.3, "long_range_exchange": 1.0}, "Expected ω of functional 'revpbe' to be 0 to 10.0 per bohr"),
+        ({"omega": 0.3, "long_range_exchange": 2.0}, "long-range exact exchange .* to be 0 to 1, got 2.0"),
+        ({"omega": 0.3}, "Expected both ω and the long-range exact exchange"),
+        ({"long_range_exchange": 1.0}, "got omega=0.0 and long_range_exchange=1.0"),
     ],
 )
 def test_records_that_cannot_be_used_are_refused(fields, message):

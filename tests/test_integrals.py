@@ -74,13 +74,14 @@ def test_a_batch_of_geometries_is_completed_at_once():
 @pytest.mark.parametrize("eri", ["exact", "fitted"])
 def test_reverse_derivative_of_every_integral_equals_finite_differences(eri):
     """Of a random combination of all that libcint makes, along a random displacement."""
-    prepared = cases.prepared("water", ql.Method("b3lyp", "6-31g*", eri=eri, grid_level=0))
+    prepared = cases.prepared("water", ql.Method("cam-b3lyp", "6-31g*", eri=eri, grid_level=0))
     start = cases.molecule("water").positions
     rng = np.random.default_rng(0)
     direction = rng.normal(size=start.shape)
     weights = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), prepared.host_integrals(start))
     if eri == "fitted":
-        weights.eri[1][:] = np.tril(weights.eri[1])  # libcint gives a symmetric metric; any weight of it will do
+        for fitted in (weights.eri, weights.long_range):
+            fitted[1][:] = np.tril(fitted[1])  # libcint gives a symmetric metric; any weight of it will do
 
     def along(step):
         found = prepared.host_integrals(start + step * direction)
@@ -152,10 +153,13 @@ def test_memory_is_what_a_container_or_jupyterhub_allows(monkeypatch, tmp_path):
 
 
 def test_estimate_of_memory_holds_what_is_made():
-    for name, xc, basis, eri in (("ethanol", "b3lyp", "def2-svp", "exact"), ("water", "pbe", "def2-svp", "fitted")):
+    for name, xc, basis, eri in (
+        ("ethanol", "b3lyp", "def2-svp", "exact"), ("water", "pbe", "def2-svp", "fitted"),
+        ("ethanol", "cam-b3lyp", "def2-svp", "exact"), ("water", "cam-b3lyp", "def2-svp", "fitted"),
+    ):
         method = ql.Method(xc, basis, eri=eri, grid_level=0)
         ints = build_integrals(cases.molecule(name), method)
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves((ints.repulsion, ints.aos)))
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves((ints.repulsion, ints.long_range, ints.aos)))
         assert 0.4 * cases.prepared(name, method).nbytes < held < 1.1 * cases.prepared(name, method).nbytes
 
 
@@ -187,7 +191,18 @@ def test_coulomb_and_exchange_matrices_are_pyscfs(name, eri):
     np.testing.assert_allclose(by_orbitals, exch, atol=1e-10)
 
 
-def test_exchange_that_was_not_made_is_not_invented():
-    ints = cases.ints("water", ql.Method("pbe", "sto-3g", eri="exact"))
+@pytest.mark.parametrize("eri", ["exact", "fitted"])
+def test_long_range_exchange_matrices_are_pyscfs(eri):
+    method = ql.Method("cam-b3lyp", "def2-svp", eri=eri, grid_level=0)
+    mol, ints = cases.molecule("water"), cases.ints("water", method)
+    dm = cases.random_density(mol, method)
+    exch = cases.rks(mol, method).get_k(dm=dm, omega=0.33)
+    np.testing.assert_allclose(ints.long_range.exchange(jnp.asarray(dm)), exch, atol=tol.FOCK_OF_DENSITY)
+
+
+def test_exchange_and_coulomb_matrices_that_were_not_made_are_not_invented():
+    ints = cases.ints("water", ql.Method("lc-blyp", "sto-3g", eri="exact"))
     with pytest.raises(ValueError, match="Expected integrals with exact exchange, got integrals without"):
         ints.repulsion.exchange(ints.dm_guess)
+    with pytest.raises(ValueError, match="Expected integrals for the Coulomb matrix, got those of long-range"):
+        ints.long_range.coulomb(ints.dm_guess)

@@ -333,6 +333,7 @@ def test_the_response_saves_more_than_half_of_the_cycles(xc):
 @pytest.mark.parametrize(("text", "kind", "xc", "most"), [
     ("C=O", dft.RKS, "lda,vwn", 0.04), ("C=O", dft.RKS, "pbe", 0.05), ("C=O", dft.RKS, "b3lyp", 0.05),
     ("C=O", scf.RHF, None, 0.05), ("[NH2]", dft.UKS, "b3lyp", 0.15), ("[NH2]", scf.UHF, None, 0.05),
+    ("C=O", dft.RKS, "camb3lyp", 0.05), ("[NH2]", dft.UKS, "camb3lyp", 0.15),
 ])
 def test_the_response_is_nearly_self_consistent(text, kind, xc, most):
     """The Fock matrix of the density that it gives differs from the one it returns by little of what it added."""

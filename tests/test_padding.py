@@ -16,7 +16,7 @@ from qptlab.models.systems import System
 from qptlab.training.label_free import loss
 
 METHODS = [
-    ql.Method("pbe", "sto-3g", grid_level=0, eri="fitted"), cases.slow(ql.Method("b3lyp", "6-31g", grid_level=0)),
+    ql.Method("pbe", "sto-3g", grid_level=0, eri="fitted"), cases.slow(ql.Method("cam-b3lyp", "6-31g", grid_level=0)),
 ]
 
 

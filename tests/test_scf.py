@@ -38,6 +38,12 @@ COVERING = [
     cases.slow("CH3", "r2scan", "6-31g*", "exact"),
     ("CH3", "lda", "def2-svp", "exact"),
     ("OH", "hf", "cc-pvdz", "exact"),
+    ("water", "cam-b3lyp", "def2-svp", "exact"),
+    ("CH3", "wb97m-v-nonlc", "6-31g*", "fitted"),
+    cases.slow("CH3", "cam-b3lyp", "sto-3g", "exact"),
+    cases.slow("HF", "wb97x-v-nonlc", "6-31g*", "fitted"),
+    cases.slow("N2", "lc-blyp", "def2-svp", "fitted"),
+    cases.slow("methane", "wb97x", "sto-3g", "exact"),
 ]
 
 
@@ -101,6 +107,9 @@ def test_energy_fock_matrix_orbitals_dipole_and_charges_are_those_of_pyscf(name,
         cases.slow("OH", "hf", "cc-pvdz", "exact"),
         cases.slow("ethanol", "b3lyp", "sto-3g", "fitted"),
         cases.slow("uracil", "pbe", "def2-svp", "fitted"),
+        ("water", "cam-b3lyp", "def2-svp", "exact"),
+        cases.slow("CH3", "wb97m-v-nonlc", "6-31g*", "fitted"),
+        cases.slow("N2", "lc-blyp", "def2-svp", "fitted"),
     ],
 )
 def test_forces_are_those_of_pyscf_with_its_grid_response(name, xc, basis, eri):
@@ -114,9 +123,11 @@ def test_forces_are_those_of_pyscf_with_its_grid_response(name, xc, basis, eri):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "xc"), [("water", "b3lyp"), ("CH3", "r2scan")])
-def test_forces_are_the_slope_of_converged_energies(name, xc):
-    method = ql.Method(xc, "6-31g*", grid_level=0)
+@pytest.mark.parametrize(("name", "xc", "eri"), [
+    ("water", "b3lyp", "exact"), ("CH3", "r2scan", "exact"), ("water", "cam-b3lyp", "fitted"),
+])
+def test_forces_are_the_slope_of_converged_energies(name, xc, eri):
+    method = ql.Method(xc, "6-31g*", grid_level=0, eri=eri)
     mol = cases.molecule(name, displaced=0.1)
     direction = np.random.default_rng(4).normal(size=mol.positions.shape)
 

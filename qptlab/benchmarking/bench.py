@@ -207,6 +207,7 @@ import sys
 from pyscf import dft, gto
 atoms, basis, xc, eri, level = sys.argv[1:]
 mf = dft.RKS(gto.M(atom=atoms, basis=basis, verbose=0), xc=xc)
+mf.nlc = False
 mf = mf.density_fit() if eri == "fitted" else mf
 mf.grids.level = int(level)
 mf.kernel()

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qptlab.dft import padding, semilocal
 from qptlab.dft.integrals import Integrals
-from qptlab.dft.libcint import LINEAR_DEPENDENCE
+from qptlab.dft.repulsion import Repulsion
 
 MIN_GAP_HARTREE = 1e-6
 """Smallest gap between occupied and virtual levels with a derivative. Below it, rounding decides which orbital is
@@ -85,12 +85,11 @@ def kohn_sham(
     total = jnp.sum(spins, axis=0)
     coul = ints.repulsion.coulomb(total)
     e_xc, vxc = semilocal.exchange_correlation(spins, ints)
-    share = ints.functional.exact_exchange
-    if share:
+    coefficients = [None] * len(spins) if filled is None else filled.reshape(len(spins), *filled.shape[-2:])
+    for share, repulsion in _exact_exchange(ints):
         # The exchange of a closed shell is the exchange of two spins with half of the density each.
         weight = share * (0.5 if dm.ndim == 2 else 1.0)
-        coefficients = [None] * len(spins) if filled is None else filled.reshape(len(spins), *filled.shape[-2:])
-        exch = jnp.stack([ints.repulsion.exchange(d, c) for d, c in zip(spins, coefficients, strict=True)])
+        exch = jnp.stack([repulsion.exchange(d, c) for d, c in zip(spins, coefficients, strict=True)])
         vxc = vxc - weight * exch
         e_xc = e_xc - 0.5 * weight * jnp.sum(spins * exch)
     vxc = vxc.reshape(dm.shape)
@@ -102,6 +101,13 @@ def kohn_sham(
         e_disp=ints.e_disp,
     )
     return KohnSham(terms, coul, vxc, ints.hcore + coul + vxc)
+
+
+def _exact_exchange(ints: Integrals) -> list[tuple[float, Repulsion]]:
+    """Return coefficients of exact exchange that are not zero, each with its two-electron integrals."""
+    record = ints.functional
+    terms = [(record.exact_exchange, ints.repulsion), (record.added_at_long_range, ints.long_range)]
+    return [(share, repulsion) for share, repulsion in terms if share and repulsion is not None]
 
 
 def energy(
@@ -296,37 +302,6 @@ def _projector_backward(
 
 
 _projector.defvjp(_projector_forward, _projector_backward)
-
-
-@jax.custom_vjp
-def inverse_root(matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """Return the inverse square root of a symmetric positive matrix, for Löwdin's orthogonalisation.
-
-    The derivative contains divided differences of λ^(−½), which are finite at degenerate eigenvalues (Daleckii &
-    Krein 1965). The derivative of the eigenvectors would divide by zero there. Eigenvectors with an eigenvalue below
-    `LINEAR_DEPENDENCE` are left out.
-    """
-    return _inverse_root_forward(matrix)[0]
-
-
-def _inverse_root_forward(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], tuple]:
-    values, vectors = jnp.linalg.eigh(matrix)
-    is_kept = values > LINEAR_DEPENDENCE
-    inverse = jnp.where(is_kept, 1 / jnp.sqrt(jnp.where(is_kept, values, 1.0)), 0.0)
-    return vectors * inverse @ vectors.T, (inverse, vectors)
-
-
-def _inverse_root_backward(
-    residuals: tuple[Float[Array, " n"], Float[Array, "n n"]], bar: Float[Array, "n n"]
-) -> tuple[Float[Array, "n n"]]:
-    inverse, vectors = residuals
-    inside = vectors.T @ (0.5 * (bar + bar.T)) @ vectors
-    total = jnp.where(inverse[:, None] + inverse > 0, inverse[:, None] + inverse, 1.0)
-    # 1 / (√a·√b·(√a + √b)), and zero for eigenvectors that are left out
-    return (-vectors @ (inside * (inverse[:, None] * inverse) ** 2 / total) @ vectors.T,)
-
-
-inverse_root.defvjp(_inverse_root_forward, _inverse_root_backward)
 
 
 def commutator(

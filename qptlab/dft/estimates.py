@@ -41,16 +41,18 @@ def fock_operations(template: Template) -> float:
     nao, naux, nocc = template.nao, template.naux, sum(template.occupied)
     npair = nao * (nao + 1) // 2
     grid = 4 * nao**2 * template.ngrids
+    exchanges = 2 if template.layout.omega else 1
     if template.eri == "fitted":
         # Coulomb: two products with all factors. Exchange: each factor times the orbitals, and this product with
         # itself.
-        return 4 * naux * npair + 4 * naux * nao**2 * nocc + grid
-    return 2 * 2 * npair**2 + grid
+        return 4 * naux * npair + exchanges * 4 * naux * nao**2 * nocc + grid
+    return (1 + exchanges) * 2 * npair**2 + grid
 
 
 def _integral_count(template: Template) -> int:
     npair = template.nao * (template.nao + 1) // 2
-    return template.naux * npair if template.eri == "fitted" else npair * (npair + 1) // 2
+    each = template.naux * npair if template.eri == "fitted" else npair * (npair + 1) // 2
+    return each * (2 if template.layout.omega else 1)
 
 
 @functools.lru_cache(maxsize=16)

@@ -160,7 +160,7 @@ class _Equations:
         if ints.kernel is None or ints.nocc.ndim:
             raise ValueError("Expected integrals of a closed shell with a kernel; use template(…, with_kernel=True).")
         self.ints, self.kernel = ints, ints.kernel
-        self.share = ints.functional.exact_exchange
+        self.is_hybrid = ints.functional.is_hybrid
         self.square = repulsion.unpack(ints.kernel.factors)  # [naux, nao, nao]
 
     def potential(self, moved: _Moved, matrix: Float[Array, "naux naux"]) -> Float[Array, "nao nao"]:
@@ -189,9 +189,15 @@ class _Equations:
 
     def exchange(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         """Return the exact exchange of a symmetric density matrix, hartree."""
-        if not self.share:
+        if not self.is_hybrid:
             return jnp.zeros_like(dm, jnp.float32)
-        return -0.5 * self.share * jnp.einsum("pij,pkj->ik", self._half(dm), self.square)
+        return -0.5 * jnp.einsum("pij,pkj->ik", self._weighted(self._half(dm)), self.square)
+
+    def _weighted(self, half: Float[Array, "naux nao n"]) -> Float[Array, "naux nao n"]:
+        """Apply the repulsion of the auxiliary functions in exact exchange."""
+        if self.kernel.exchange is None:
+            return self.ints.functional.exact_exchange * half
+        return jnp.einsum("pq,qmi->pmi", self.kernel.exchange, half)
 
     def step(
         self, levels: _Levels, missing: _Moved, moved: _Moved, dm: Float[Array, "nao nao"], size: Float[Array, ""]
@@ -230,15 +236,17 @@ class _Equations:
             half = levels.filled @ x @ levels.coefficients.T
             return 2 * (half + half.T)
 
-        if not self.share:
+        if not self.is_hybrid:
             delta = density(screened(answer(self.potential(missing, matrix))))
             return missing.plus(_Moved(delta, self.fitted(delta), missing.exchange)), matrix
+
+        weighted_half = self._weighted(levels.half)
 
         def exchange(x):
             """Return the exchange of `density(x)`."""
             other = self._half(levels.coefficients @ x.T)
-            half = jnp.einsum("pmi,pni->mn", levels.half, other)
-            return -self.share * (half + half.T)
+            half = jnp.einsum("pmi,pni->mn", weighted_half, other)
+            return -(half + half.T)
 
         def of_pairs_alone():  # nearly all of R is in the pairs
             overlap = self.ints.overlap
@@ -246,7 +254,7 @@ class _Equations:
             return exchange((crossing * (inverse_gap > 0)).astype(jnp.float32))
 
         def of_all():
-            of_filled = -self.share * jnp.einsum("pmi,pni->mn", levels.half, levels.half)
+            of_filled = -jnp.einsum("pmi,pni->mn", weighted_half, levels.half)
             return of_filled - self.exchange(dm) - moved.exchange
 
         of_missing = jax.lax.cond(size > SMALL_HARTREE, of_all, of_pairs_alone)

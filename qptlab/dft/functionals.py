@@ -11,6 +11,14 @@ Exchange is written for a closed shell and extended by spin scaling, E[ρα, ρ�
     B3LYP                          Stephens et al. 1994 (doi:10.1021/j100096a001)
     PBE0                           Adamo & Barone 1999 (doi:10.1063/1.478522)
     r2SCAN                         Furness et al. 2020 (doi:10.1021/acs.jpclett.0c02405), supplement
+    short-range LDA exchange       Gill, Adamson & Pople 1996 (doi:10.1080/00268979609484488), eqs. 14–17
+    short-range GGA exchange       Iikura et al. 2001 (doi:10.1063/1.1383587), eqs. 10–12
+    CAM-B3LYP                      Yanai, Tew & Handy 2004 (doi:10.1016/j.cplett.2004.06.011)
+    LC-BLYP                        Tawada et al. 2004 (doi:10.1063/1.1688752)
+    correlation of each spin pair  Stoll, Pavlidou & Preuß 1978 (doi:10.1007/PL00020511)
+    B97's series; ωB97X            Becke 1997 (doi:10.1063/1.475007); Chai & Head-Gordon 2008 (doi:10.1063/1.2834918)
+    ωB97X-V                        Mardirossian & Head-Gordon 2014 (doi:10.1039/C3CP54374A), table 2
+    ωB97M-V                        Mardirossian & Head-Gordon 2016 (doi:10.1063/1.4952647), table 5
 
 Constants have as many digits as libxc's. To add a functional, add one record to `BUILTIN` at the end of this file.
 """
@@ -133,13 +141,16 @@ def _spin_exchange(
 def _spin_density(density: Float[Array, "nspin nvar points"], floor: float) -> SpinDensity:
     if len(density) == 1:
         rho, s2, tau = _closed_shell(density[0], floor)
-        return SpinDensity(_wigner_seitz(rho), 1.0, 1.0, s2, tau, rho, (s2 / (4 * _S2),) * 3)
+        each = ClosedShellDensity(rho, s2, tau)
+        return SpinDensity(_wigner_seitz(rho), 1.0, 1.0, s2, tau, rho, (s2 / (4 * _S2),) * 3, (each, each))
     is_dense, rho, tau = _positive(density[0] + density[1], floor)
     tiny = float(jnp.finfo(rho.dtype).eps)
     up, down = (jnp.where(is_dense, jnp.maximum(2 * spin[0] / rho, tiny), 1.0) for spin in density)
     alpha, beta = (_reduced_gradient(spin[1:4], rho, is_dense) for spin in density)
     sigma = jnp.sum(alpha * alpha, axis=0), jnp.sum(alpha * beta, axis=0), jnp.sum(beta * beta, axis=0)
-    return SpinDensity(_wigner_seitz(rho), up, down, _S2 * jnp.sum((alpha + beta) ** 2, axis=0), tau, rho, sigma)
+    s2 = _S2 * jnp.sum((alpha + beta) ** 2, axis=0)
+    spins = _closed_shell(2 * density[0], floor), _closed_shell(2 * density[1], floor)
+    return SpinDensity(_wigner_seitz(rho), up, down, s2, tau, rho, sigma, spins)
 
 
 def _wigner_seitz(rho: Points) -> Points:
@@ -213,26 +224,44 @@ def _pw92_fit(
     return -2 * a * (1 + alpha1 * root * root) * jnp.log1p(1 / series)
 
 
-def _pw92_with(d: SpinDensity, amplitudes: tuple[float, float, float], curvature: float) -> Points:
+class _ElectronGas(NamedTuple):
+    """Amplitudes of PW92 for no, full and infinitesimal polarisation, and the curvature f''(0)."""
+
+    para: float
+    ferro: float
+    stiffness: float
+    curvature: float
+
+
+_PW92 = _ElectronGas(0.031091, 0.015545, 0.016887, 1.709921)
+_PW92_MOD = _ElectronGas(0.0310907, 0.01554535, 0.0168869, _F_CURVATURE)
+
+
+def _pw92_with(d: SpinDensity, gas: _ElectronGas) -> Points:
     """Return eq. 8 of Perdew & Wang."""
     root = jnp.sqrt(d.rs)
-    para = _pw92_fit(root, amplitudes[0], 0.21370, 7.5957, 3.5876, 1.6382, 0.49294)
+    para = _pw92_fit(root, gas.para, 0.21370, 7.5957, 3.5876, 1.6382, 0.49294)
     if _is_closed(d):
         return para
-    ferro = _pw92_fit(root, amplitudes[1], 0.20548, 14.1189, 6.1977, 3.3662, 0.62517)
-    stiffness = _pw92_fit(root, amplitudes[2], 0.11125, 10.357, 3.6231, 0.88026, 0.49671)
+    ferro = _pw92_ferromagnetic(d.rs, gas)
+    stiffness = _pw92_fit(root, gas.stiffness, 0.11125, 10.357, 3.6231, 0.88026, 0.49671)
     zeta4, f = (0.5 * (d.up - d.down)) ** 4, _f_zeta(d)
-    return para - stiffness * f * (1 - zeta4) / curvature + (ferro - para) * f * zeta4
+    return para - stiffness * f * (1 - zeta4) / gas.curvature + (ferro - para) * f * zeta4
+
+
+def _pw92_ferromagnetic(rs: Points, gas: _ElectronGas) -> Points:
+    """Return the correlation energy per electron of PW92 if all spins are parallel, hartree."""
+    return _pw92_fit(jnp.sqrt(rs), gas.ferro, 0.20548, 14.1189, 6.1977, 3.3662, 0.62517)
 
 
 def pw92_correlation(d: SpinDensity) -> Points:
     """Return the correlation energy per electron of PW92 with the published constants, hartree."""
-    return _pw92_with(d, (0.031091, 0.015545, 0.016887), 1.709921)
+    return _pw92_with(d, _PW92)
 
 
 def pw92_mod_correlation(d: SpinDensity) -> Points:
     """Return the correlation energy per electron of PW92 with the digits that PBE and r2SCAN use, hartree."""
-    return _pw92_with(d, (0.0310907, 0.01554535, 0.0168869), _F_CURVATURE)
+    return _pw92_with(d, _PW92_MOD)
 
 
 # Gradient corrections ------------------------------------------------------------------------------
@@ -260,11 +289,16 @@ def pbe_correlation(d: SpinDensity) -> Points:
     return eps + scale * jnp.log1p(_BETA / _GAMMA * ratio)
 
 
+def _spin_gradient(d: ClosedShellDensity) -> Points:
+    """Return x² = |∇ρσ|²/ρσ^(8/3) of one spin."""
+    return d.s2 * (2 ** (2 / 3) / _S2)
+
+
 def b88_exchange(d: ClosedShellDensity) -> Points:
     """Return the exchange energy per volume of Becke 1988, hartree per cubic bohr."""
     beta = 0.0042
-    # For one spin, x² = |∇ρσ|²/ρσ^(8/3). The floor keeps the root's derivative finite where x² vanishes anyway.
-    x2 = d.s2 * (2 ** (2 / 3) / _S2)
+    # The floor keeps the root's derivative finite where x² vanishes anyway.
+    x2 = _spin_gradient(d)
     x = jnp.sqrt(jnp.maximum(x2, 1e-30))
     return slater_exchange(d) - 2 * beta * (d.rho / 2) ** (4 / 3) * x2 / (1 + 6 * beta * x * jnp.arcsinh(x))
 
@@ -362,6 +396,121 @@ def r2scan_correlation(d: SpinDensity) -> Points:
     return eps1 + switch * (eps0 - eps1)
 
 
+# Range separation ----------------------------------------------------------------------------------
+
+_SHORT_RANGE_SERIES = tuple(
+    -4 / 3 * (-1) ** n
+    * (2 / (math.factorial(n) * (2 * n + 1)) - 1 / math.factorial(n + 1) - 1 / (2 * math.factorial(n + 2)))
+    for n in range(19)
+)
+"""Coefficients of (k/ω)^(2n), from n = 1, of the share of exchange at short range; the first one vanishes."""
+
+
+def short_range(exchange: Points, d: ClosedShellDensity, omega: float) -> Points:
+    """Return the part of a semilocal exchange energy that comes from erfc(ωr)/r, hartree per cubic bohr.
+
+    It is that of an electron gas with the wave vector k = k_F/√(enhancement over LDA).
+
+    Args:
+      exchange: exchange energy per volume with the whole of 1/r, hartree per cubic bohr.
+      d: density; ρ is read.
+      omega: ω, per bohr.
+    """
+    wave_vector = (3 * math.pi**2 * d.rho) ** (1 / 3) / jnp.sqrt(exchange / slater_exchange(d))
+    y = wave_vector / omega
+    # The closed form loses all digits for small y. Both branches get harmless arguments where the other one holds.
+    is_small = y < 1
+    small, large = jnp.where(is_small, y, 0.5), jnp.where(is_small, 2.0, y)
+    series = jnp.polyval(jnp.array((*_SHORT_RANGE_SERIES[:0:-1], 0.0), y.dtype), small * small)
+    inverse = 1 / large
+    bracket = (
+        math.sqrt(math.pi) * jax.scipy.special.erf(large) - 1.5 * inverse + 0.5 * inverse**3
+        + (inverse - 0.5 * inverse**3) * jnp.exp(-(large**2))
+    )
+    return exchange * jnp.where(is_small, series, 1 - 4 / 3 * inverse * bracket)
+
+
+def _cam_b3lyp_exchange(d: ClosedShellDensity) -> Points:
+    b88 = b88_exchange(d)
+    return 0.35 * b88 + 0.46 * short_range(b88, d, 0.33)
+
+
+def _lc_blyp_exchange(d: ClosedShellDensity) -> Points:
+    return short_range(b88_exchange(d), d, 0.33)
+
+
+# Power series --------------------------------------------------------------------------------------
+
+
+def _finite_gradient(x2: Points, gamma: float) -> Points:
+    """Return u = γ·x²/(1 + γ·x²) of Becke 1997: 0 for a uniform density, below 1."""
+    return 1 - 1 / (1 + gamma * x2)
+
+
+def _tau_share(d: ClosedShellDensity) -> Points:
+    """Return z = τ/(τ + τ of the electron gas), positive."""
+    uniform = 0.3 * (3 * math.pi**2) ** (2 / 3) * d.rho ** (5 / 3)
+    return jnp.maximum(d.tau / (d.tau + uniform), 1e-10)
+
+
+Series = Callable[[Points, Points], Points]
+"""Function of u, and of w = (t − 1)/(t + 1), where t is τ of the electron gas over τ."""
+
+
+def _series_exchange(d: ClosedShellDensity, series: Series, omega: float) -> Points:
+    u, w = _finite_gradient(_spin_gradient(d), 0.004), 1 - 2 * _tau_share(d)
+    return short_range(slater_exchange(d), d, omega) * series(u, w)
+
+
+def _series_correlation(d: SpinDensity, gas: _ElectronGas, same: Series, opposite: Series) -> Points:
+    """Return the correlation energy per electron of parallel and antiparallel spins, each with a series, hartree."""
+    (x2_up, z_up), (x2_down, z_down) = ((_spin_gradient(spin), _tau_share(spin)) for spin in d.spins)
+    antiparallel, total = _pw92_with(d, gas), jnp.zeros_like(d.rs)
+    for spin, share, x2, z in zip(d.spins, (d.up / 2, d.down / 2), (x2_up, x2_down), (z_up, z_down), strict=True):
+        parallel = share * _pw92_ferromagnetic(_wigner_seitz(spin.rho / 2), gas)
+        antiparallel -= parallel
+        total += parallel * same(_finite_gradient(x2, 0.2), 1 - 2 * z)
+    # The mean of t of both spins: 1 + t is 1/z.
+    w = 1 - 4 * z_up * z_down / (z_up + z_down)
+    return total + antiparallel * opposite(_finite_gradient(0.5 * (x2_up + x2_down), 0.006), w)
+
+
+def _in_u(*coefficients: float) -> Series:
+    """Return a polynomial of u alone, from its constant term up."""
+    return lambda u, w: jnp.polyval(jnp.array(coefficients[::-1], u.dtype), u)
+
+
+def _wb97x_exchange(d: ClosedShellDensity) -> Points:
+    return _series_exchange(d, _in_u(0.842294, 0.726479, 1.0476, -5.70635, 13.2794), 0.3)
+
+
+def _wb97x_correlation(d: SpinDensity) -> Points:
+    same = _in_u(1.0, -4.33879, 18.2308, -31.743, 17.2901)
+    return _series_correlation(d, _PW92, same, _in_u(1.0, 2.37031, -11.3995, 6.58405, -3.78132))
+
+
+def _wb97xv_exchange(d: ClosedShellDensity) -> Points:
+    return _series_exchange(d, _in_u(0.833, 0.603, 1.194), 0.3)
+
+
+def _wb97xv_correlation(d: SpinDensity) -> Points:
+    return _series_correlation(d, _PW92, _in_u(0.556, -0.257), _in_u(1.219, -1.85))
+
+
+def _wb97mv_exchange(d: ClosedShellDensity) -> Points:
+    return _series_exchange(d, lambda u, w: 0.85 + 1.007 * u + 0.259 * w, 0.3)
+
+
+def _wb97mv_correlation(d: SpinDensity) -> Points:
+    def same(u, w):
+        return 0.443 - 4.535 * w - 3.39 * w**2 - 1.437 * u**4 + 4.278 * w**4 * u**3
+
+    def opposite(u, w):
+        return 1 + 1.358 * w + 2.924 * w**2 - 8.812 * w**2 * u - 1.39 * w**6 + 9.142 * w**6 * u
+
+    return _series_correlation(d, _PW92_MOD, same, opposite)
+
+
 # Register of built-in functionals ------------------------------------------------------------------
 
 
@@ -393,6 +542,29 @@ BUILTIN = (
     Functional("b3lyp5", _b3lyp_exchange, _b3lyp5_correlation, "gga", 0.2, "b3lyp5", "b3lyp"),
     Functional("pbe0", _pbe0_exchange, pbe_correlation, "gga", 0.25, "pbe0"),
     Functional("r2scan", r2scan_exchange, r2scan_correlation, "mgga", pyscf_name="r2scan"),
+    Functional(
+        "cam-b3lyp", _cam_b3lyp_exchange, _b3lyp5_correlation, "gga", 0.19, "camb3lyp", "cam-b3lyp", omega=0.33,
+        long_range_exchange=0.65,
+    ),
+    Functional(
+        "lc-blyp", _lc_blyp_exchange, lyp_correlation, "gga", 0.0, "lc_blyp", "lc-blyp", omega=0.33,
+        long_range_exchange=1.0,
+    ),
+    Functional(
+        "wb97x", _wb97x_exchange, _wb97x_correlation, "gga", 0.157706, "wb97x", "wb97x-2008", omega=0.3,
+        long_range_exchange=1.0,
+    ),
+    # Without their nonlocal correlation, VV10. No published method stands alone without a dispersion correction:
+    # ωB97X-D4 and ωB97M-D4, and with D3(BJ), have these parts (Najibi & Goerigk 2018, doi:10.1021/acs.jctc.8b00842;
+    # 2020, doi:10.1002/jcc.26411).
+    Functional(
+        "wb97x-v-nonlc", _wb97xv_exchange, _wb97xv_correlation, "gga", 0.167, "wb97x_v", "wb97x", omega=0.3,
+        long_range_exchange=1.0,
+    ),
+    Functional(
+        "wb97m-v-nonlc", _wb97mv_exchange, _wb97mv_correlation, "mgga", 0.15, "wb97m_v", "wb97m", omega=0.3,
+        long_range_exchange=1.0,
+    ),
 )
 """Records of the built-in functionals."""
 

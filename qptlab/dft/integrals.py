@@ -34,6 +34,9 @@ AO_SHARE, ACCELERATOR_AO_SHARE = 4, 256
 integrals; on an accelerator, which holds a hundred geometries of a training, of the memory for arrays. Otherwise they
 are recomputed, chunk by chunk, when they are needed."""
 
+METRIC_DEPENDENCE = 1e-7
+"""Eigenvalue of the long-range metric of auxiliary functions below which a combination is dropped, as in PySCF."""
+
 TEMPLATES = 256
 """Number of templates that are kept, with and without padding each: those that were used last."""
 
@@ -54,7 +57,8 @@ class Layout:
       nderiv: number of rows of AO values that are computed: 0, 1 (values) or 4 (values and gradients).
       keeps_aos: if true, AO values are stored with a geometry; otherwise they are recomputed when they are needed.
       fitted: if true, two-electron integrals are density-fitted; otherwise they are exact.
-      exchange: if true, there are integrals for exact exchange.
+      exchange: if true, there are integrals for exact exchange with the whole of 1/r.
+      omega: ω of the integrals for long-range exchange, per bohr; zero if there are none.
       dispersion: kind of the dispersion correction that the integrals hold; None without one.
     """
 
@@ -65,6 +69,7 @@ class Layout:
     keeps_aos: bool
     fitted: bool
     exchange: bool
+    omega: float
     dispersion: str | None
 
 
@@ -112,6 +117,7 @@ class Integrals(NamedTuple):
         too large to store.
       nocc: number of filled orbitals; for an open shell, one number for each spin.
       kernel: approximate derivative of the Fock matrix; None if the template has none.
+      long_range: two-electron integrals of erf(ωr)/r for exact exchange; None without range separation.
     """
 
     layout: Layout
@@ -129,6 +135,7 @@ class Integrals(NamedTuple):
     aos: Float[Array, "nchunk nderiv nao chunk"] | None
     nocc: Int[Array, "*spin"]
     kernel: Kernel | None = None
+    long_range: Repulsion | None = None
 
     @property
     def nao(self) -> int:
@@ -160,6 +167,8 @@ class Integrals(NamedTuple):
             missing.append("gradients of the atomic orbitals")
         if record.exact_exchange and not layout.exchange:
             missing.append("integrals for exact exchange")
+        if record.omega and record.omega != layout.omega:
+            missing.append(f"integrals for long-range exchange with ω = {record.omega:g} per bohr")
         if missing:
             raise InputError(
                 f"Integrals made for functional {layout.functional.name!r} lack {' and '.join(missing)} for "
@@ -241,8 +250,8 @@ class Template:
     @property
     def nbytes(self) -> int:
         """Peak memory while the integrals of one geometry are computed, bytes."""
-        exact = libcint.exact_bytes(self.nao, exchange=self.layout.exchange)
-        fitted = libcint.fitted_bytes(self.nao, self.naux)
+        exact = libcint.exact_bytes(self.nao, self.method.functional)
+        fitted = libcint.fitted_bytes(self.nao, self.naux, self.method.functional)
         aos = _ao_bytes(
             self.layout.nderiv, self.nao, self.ngrids if self.layout.keeps_aos else self.layout.chunk
         )
@@ -368,7 +377,7 @@ def complete(constants: Constants, host: HostIntegrals, layout: Layout) -> Integ
       host: integrals from libcint at the geometry.
       layout: static part of the integrals.
     """
-    positions, overlap, hcore, eri, minao_overlap, e_disp, response = jax.tree.map(jnp.asarray, host)
+    positions, overlap, hcore, eri, minao_overlap, e_disp, response, long_range = jax.tree.map(jnp.asarray, host)
     nao = len(overlap)
     x = orthogonaliser(overlap)
     projection = x @ (x.T @ minao_overlap)
@@ -397,7 +406,16 @@ def complete(constants: Constants, host: HostIntegrals, layout: Layout) -> Integ
         aos=aos,
         nocc=jnp.asarray(constants.nocc),
         kernel=kernel,
+        long_range=_long_range(long_range, nao) if layout.omega else None,
     )
+
+
+def _long_range(eri: tuple[Array, ...], nao: int) -> Repulsion:
+    if len(eri) == 1:
+        return repulsion.exact(eri[0], nao, coulomb=False, exchange=True)
+    int3c, int2c = eri
+    # Compact auxiliary functions differ little for erf(ωr)/r: the metric is singular to rounding.
+    return repulsion.FittedRepulsion(inverse_root(int2c, METRIC_DEPENDENCE) @ int3c)
 
 
 @jax.custom_vjp
@@ -432,6 +450,41 @@ def _orthogonaliser_backward(x, bar):
 
 
 orthogonaliser.defvjp(_orthogonaliser_forward, _orthogonaliser_backward)
+
+
+@jax.custom_vjp
+def inverse_root(
+    matrix: Float[Array, "n n"], smallest: float | Float[Array, ""] = LINEAR_DEPENDENCE
+) -> Float[Array, "n n"]:
+    """Return the inverse square root of a symmetric positive matrix, as for Löwdin's orthogonalisation.
+
+    The derivative contains divided differences of λ^(−½), which are finite at degenerate eigenvalues (Daleckii &
+    Krein 1965). The derivative of the eigenvectors would divide by zero there. Eigenvectors with an eigenvalue below
+    `smallest` are left out; that a derivative mixes them with others is neglected.
+    """
+    return _inverse_root_forward(matrix, smallest)[0]
+
+
+def _inverse_root_forward(
+    matrix: Float[Array, "n n"], smallest: float | Float[Array, ""]
+) -> tuple[Float[Array, "n n"], tuple]:
+    values, vectors = jnp.linalg.eigh(matrix)
+    is_kept = values > smallest
+    inverse = jnp.where(is_kept, 1 / jnp.sqrt(jnp.where(is_kept, values, 1.0)), 0.0)
+    return vectors * inverse @ vectors.T, (inverse, vectors)
+
+
+def _inverse_root_backward(
+    residuals: tuple[Float[Array, " n"], Float[Array, "n n"]], bar: Float[Array, "n n"]
+) -> tuple[Float[Array, "n n"], None]:
+    inverse, vectors = residuals
+    inside = vectors.T @ (0.5 * (bar + bar.T)) @ vectors
+    total = jnp.where(inverse[:, None] + inverse > 0, inverse[:, None] + inverse, 1.0)
+    # 1 / (√a·√b·(√a + √b)), and zero for eigenvectors that are left out
+    return -vectors @ (inside * (inverse[:, None] * inverse) ** 2 / total) @ vectors.T, None
+
+
+inverse_root.defvjp(_inverse_root_forward, _inverse_root_backward)
 
 
 def _points(
@@ -635,5 +688,6 @@ def _layout(occupied: Sequence[int], nao: int, ngrids: int, method: Method, *, f
         keeps_aos=nderiv > 0 and _ao_bytes(nderiv, nao, ngrids) <= ao_limit,
         fitted=fitted,
         exchange=method.functional.exact_exchange > 0,
+        omega=method.functional.omega,
         dispersion=method.dispersion,
     )

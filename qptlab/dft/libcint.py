@@ -25,6 +25,7 @@ from qptlab.errors import InputError
 from qptlab.runtime import memory
 from qptlab.system import basis_sets
 from qptlab.system.dispersion import Correction
+from qptlab.system.functional import Functional
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 
@@ -49,7 +50,9 @@ class HostIntegrals(NamedTuple):
         arrays, (P|ij) and (P|Q).
       minao_overlap: overlap between the basis and the atomic orbitals of the `minao` guess.
       e_disp: energy of the dispersion correction, hartree; zero without one.
-      response: two-electron integrals for `dft.kernel`: (P|ij) and (P|Q), hartree; empty without a kernel.
+      response: two-electron integrals for `dft.kernel`: (P|ij), (P|Q) and, with range separation, (P|Q) of erf(ωr)/r,
+        hartree; empty without a kernel.
+      long_range: two-electron integrals of erf(ωr)/r, in the form of `eri`; empty without range separation.
     """
 
     positions: Float[np.ndarray, "natm 3"]
@@ -59,6 +62,7 @@ class HostIntegrals(NamedTuple):
     minao_overlap: Float[np.ndarray, "nao nminao"]
     e_disp: Float[np.ndarray, ""]
     response: tuple[np.ndarray, ...] = ()
+    long_range: tuple[np.ndarray, ...] = ()
 
 
 class Moles(NamedTuple):
@@ -69,19 +73,27 @@ class Moles(NamedTuple):
       minao: molecule in the atomic orbitals of the `minao` guess.
       aux: molecule in the auxiliary basis; None for exact integrals.
       response: molecule in the auxiliary basis of the response; None without a kernel.
+      omega: ω of range separation, per bohr; zero without.
       correction: dispersion correction; None without one.
     """
 
     basis: gto.Mole
     minao: gto.Mole
     aux: gto.Mole | None
-    response: gto.Mole | None = None
-    correction: Correction | None = None
+    response: gto.Mole | None
+    omega: float
+    correction: Correction | None
 
     def at(self, positions: Float[np.ndarray, "natm 3"]) -> "Moles":
         """Return the same molecule at different positions, bohr."""
         aux, other = (None if mol is None else _moved(mol, positions) for mol in (self.aux, self.response))
-        return Moles(_moved(self.basis, positions), _moved(self.minao, positions), aux, other, self.correction)
+        moved = _moved(self.basis, positions), _moved(self.minao, positions)
+        return Moles(*moved, aux, other, self.omega, self.correction)
+
+    @property
+    def long_range(self) -> tuple[gto.Mole, gto.Mole | None]:
+        """The molecule in its basis and in the auxiliary one, whose two-electron integrals are those of erf(ωr)/r."""
+        return _attenuated(self.basis, self.omega), None if self.aux is None else _attenuated(self.aux, self.omega)
 
 
 def moles(mol: Molecule, method: Method, *, with_kernel: bool = False) -> Moles:
@@ -98,14 +110,15 @@ def moles(mol: Molecule, method: Method, *, with_kernel: bool = False) -> Moles:
     """
     basis, correction = pyscf_molecule(mol, method), method.correction
     minao, auxiliary = _minao(basis)[0], _response_basis(basis) if with_kernel else None
+    xc = method.functional
     if eri_form(basis.nao, method) == "exact":
-        exact = exact_bytes(basis.nao, exchange=_has_exchange(method))
+        exact = exact_bytes(basis.nao, xc)
         _check_memory(exact, f"exact two-electron integrals of {basis.nao} atomic orbitals", "eri='fitted'")
-        return Moles(basis, minao, None, auxiliary, correction)
+        return Moles(basis, minao, None, auxiliary, xc.omega, correction)
     aux = df.addons.make_auxmol(basis, auxiliary_basis(basis, method))
     name = f"fitted integrals of {basis.nao} atomic and {aux.nao} auxiliary orbitals"
-    _check_memory(fitted_bytes(basis.nao, aux.nao), name, "a smaller basis")
-    return Moles(basis, minao, aux, auxiliary, correction)
+    _check_memory(fitted_bytes(basis.nao, aux.nao, xc), name, "a smaller basis")
+    return Moles(basis, minao, aux, auxiliary, xc.omega, correction)
 
 
 def _response_basis(mol: gto.Mole) -> gto.Mole:
@@ -124,7 +137,7 @@ def eri_form(nao: int, method: Method) -> str:
     """
     if method.eri != "auto":
         return method.eri
-    is_small = exact_bytes(nao, exchange=_has_exchange(method)) <= AUTO_EXACT_BYTES
+    is_small = exact_bytes(nao, method.functional) <= AUTO_EXACT_BYTES
     return "exact" if is_small and method.auxbasis is None else "fitted"
 
 
@@ -138,21 +151,25 @@ def host_integrals(moles: Moles, threads: int | None) -> HostIntegrals:
     Raises:
       InputError: if the basis is linearly dependent at this geometry.
     """
-    mol, aux = moles.basis, moles.aux
+    mol = moles.basis
     with lib.with_omp_threads(threads):
         overlap = mol.intor_symmetric("int1e_ovlp")
         _check_overlap(overlap, mol)
-        if aux is None:
-            npair = mol.nao * (mol.nao + 1) // 2
-            eri = (mol.intor("int2e", aosym="s8", out=_aligned(npair * (npair + 1) // 2)),)
-        else:
-            eri = _fitted_integrals(mol, aux)
         return HostIntegrals(
             mol.atom_coords(), overlap, hcore=mol.intor_symmetric("int1e_kin") + mol.intor_symmetric("int1e_nuc"),
-            eri=eri, minao_overlap=gto.intor_cross("int1e_ovlp", mol, moles.minao),
+            eri=_two_electron_integrals(mol, moles.aux),
+            minao_overlap=gto.intor_cross("int1e_ovlp", mol, moles.minao),
             e_disp=np.zeros(()) if moles.correction is None else moles.correction.energy(mol),
-            response=() if moles.response is None else _fitted_integrals(mol, moles.response),
+            response=_response_integrals(moles),
+            long_range=_two_electron_integrals(*moles.long_range) if moles.omega else (),
         )
+
+
+def _two_electron_integrals(mol: gto.Mole, aux: gto.Mole | None) -> tuple[np.ndarray, ...]:
+    if aux is not None:
+        return _fitted_integrals(mol, aux)
+    npair = mol.nao * (mol.nao + 1) // 2
+    return (mol.intor("int2e", aosym="s8", out=_aligned(npair * (npair + 1) // 2)),)
 
 
 def _fitted_integrals(mol: gto.Mole, aux: gto.Mole) -> tuple[np.ndarray, ...]:
@@ -161,6 +178,15 @@ def _fitted_integrals(mol: gto.Mole, aux: gto.Mole) -> tuple[np.ndarray, ...]:
     factors = _aligned(*int3c.T.shape)
     factors[...] = int3c.T
     return factors, aux.intor_symmetric("int2c2e")
+
+
+def _response_integrals(moles: Moles) -> tuple[np.ndarray, ...]:
+    if moles.response is None:
+        return ()
+    integrals = _fitted_integrals(moles.basis, moles.response)
+    if not moles.omega:
+        return integrals
+    return *integrals, _attenuated(moles.response, moles.omega).intor_symmetric("int2c2e")
 
 
 def _aligned(*shape: int) -> np.ndarray:
@@ -190,10 +216,9 @@ def pull_back(moles: Moles, bar: HostIntegrals) -> Float[np.ndarray, "natm 3"]:
     minao_slopes = _bra(gto.intor_cross("int1e_ipovlp", moles.minao, mol), bar.minao_overlap.T)
     total += _by_atom(minao_slopes, _function_atom(moles.minao), mol.natm)
     total += _nuclei_slopes(mol, bar.hcore + bar.hcore.T)
-    if moles.aux is None:
-        total += _by_atom(_exact_slopes(mol, bar.eri[0]), ao_atom, mol.natm)
-    else:
-        total += _fitted_slopes(mol, moles.aux, *bar.eri)
+    total += _two_electron_slopes(mol, moles.aux, bar.eri)
+    if moles.omega:
+        total += _two_electron_slopes(*moles.long_range, bar.long_range)
     if moles.correction is not None:
         total += bar.e_disp * moles.correction.gradient(mol)
     return np.asarray(bar.positions) + total
@@ -227,6 +252,15 @@ def _nuclei_slopes(mol: gto.Mole, weight: Float[Array | np.ndarray, "nao nao"]) 
         with mol.with_rinv_at_nucleus(atom):
             total[atom] = -mol.atom_charge(atom) * np.einsum("xij,ij->x", mol.intor("int1e_iprinv"), weight)
     return total
+
+
+def _two_electron_slopes(
+    mol: gto.Mole, aux: gto.Mole | None, bar: tuple[np.ndarray, ...]
+) -> Float[np.ndarray, "natm 3"]:
+    """Return the derivative of two-electron integrals."""
+    if aux is not None:
+        return _fitted_slopes(mol, aux, *bar)
+    return _by_atom(_exact_slopes(mol, bar[0]), _function_atom(mol), mol.natm)
 
 
 def _exact_slopes(mol: gto.Mole, packed: Float[Array | np.ndarray, " npack"]) -> Float[np.ndarray, "3 nao"]:
@@ -349,10 +383,6 @@ def _from_library(library: Callable[[str, str], Any], name: str, symbol: str) ->
         return None
 
 
-def _has_exchange(method: Method) -> bool:
-    return method.functional.exact_exchange > 0
-
-
 def auxiliary_basis(mol: gto.Mole, method: Method) -> str | dict:
     """Return the auxiliary basis of a method; by default PySCF's for the basis and the functional.
 
@@ -366,7 +396,7 @@ def auxiliary_basis(mol: gto.Mole, method: Method) -> str | dict:
     if method.auxbasis is None:
         named = mol.copy(deep=False)  # pyright: ignore[reportCallIssue]
         named.basis = method.basis  # PySCF chooses by the name
-        return df.addons.make_auxbasis(named, xc="hf" if _has_exchange(method) else "pbe")
+        return df.addons.make_auxbasis(named, xc="hf" if method.functional.is_hybrid else "pbe")
     if (ratio := basis_sets.even_tempered_ratio(method.auxbasis)) is not None:
         return df.addons.aug_etb(mol, beta=ratio)
     for symbol in sorted({atom[0] for atom in mol._atom}):
@@ -432,6 +462,14 @@ def _moved(mol: gto.Mole, positions: Float[np.ndarray, "natm 3"]) -> gto.Mole:
     moved._env = mol._env.copy()
     moved._env[mol._atm[:, gto.PTR_COORD, None] + np.arange(3)] = positions
     return moved
+
+
+def _attenuated(mol: gto.Mole, omega: float) -> gto.Mole:
+    """Return a copy whose two-electron integrals are those of erf(ωr)/r."""
+    attenuated = mol.copy(deep=False)  # pyright: ignore[reportCallIssue]
+    attenuated._env = mol._env.copy()
+    attenuated.set_range_coulomb(omega)
+    return attenuated
 
 
 def minao_occupation(mol: gto.Mole) -> Float[np.ndarray, " nminao"]:
@@ -545,29 +583,34 @@ def grid_template(mol: gto.Mole, level: int | tuple[int, int] | None) -> grid.Gr
 # Memory and linear dependence -----------------------------------------------------------------------
 
 
-def exact_bytes(nao: int, *, exchange: bool) -> int:
+def exact_bytes(nao: int, xc: Functional) -> int:
     """Return the memory of the exact two-electron integrals of one geometry, packed by libcint and arranged, bytes.
 
     Args:
       nao: number of atomic orbitals.
-      exchange: if true, they are arranged for exact exchange as well.
+      xc: functional. With exact exchange, the integrals are arranged for it as well; with range separation, there
+        are those of erf(ωr)/r, too.
 
-    >>> exact_bytes(7, exchange=False)
+    >>> import qptlab as ql
+    >>> exact_bytes(7, ql.FUNCTIONALS["pbe"])
     9520
     """
     npair = nao * (nao + 1) // 2
     rows, ntile = repulsion.tiling(npair)
-    return 8 * (npair * (npair + 1) // 2 + ntile * rows**2 * (2 if exchange else 1))
+    is_separated, has_exchange = xc.omega > 0, xc.exact_exchange > 0
+    packed, arranged = 1 + is_separated, 1 + has_exchange + is_separated
+    return 8 * (packed * (npair * (npair + 1) // 2) + arranged * ntile * rows**2)
 
 
-def fitted_bytes(nao: int, naux: int) -> int:
+def fitted_bytes(nao: int, naux: int, xc: Functional) -> int:
     """Return the memory of density-fitted integrals of one geometry, before and after the fit, bytes.
 
     Args:
       nao: number of atomic orbitals.
       naux: number of auxiliary orbitals.
+      xc: functional. With range separation, there are the integrals of erf(ωr)/r, too.
     """
-    return 8 * naux * (nao * (nao + 1) + naux)
+    return 8 * naux * (nao * (nao + 1) + naux) * (2 if xc.omega else 1)
 
 
 def _check_memory(nbytes: int, name: str, alternative: str) -> None:

@@ -239,25 +239,26 @@ def pad_host(host: HostIntegrals, shape: Shape) -> HostIntegrals:
     overlap, hcore = pad_levels(host.overlap, shape, 1.0), pad_levels(host.hcore, shape, ENERGY_HARTREE)
     far = DISTANCE_BOHR * (1 + np.arange(atoms))[:, None] * np.array([1.0, 0.0, 0.0])
     npair = shape.nao * (shape.nao + 1) // 2
-    # Pairs of the first orbitals come first, and so do pairs of these pairs. Added elements come last.
-    if len(host.eri) == 1:
-        eri = (np.pad(host.eri[0], (0, npair * (npair + 1) // 2 - len(host.eri[0]))),)
-    else:
-        eri = _pad_fitted(host.eri, shape.naux, npair)
     return HostIntegrals(
-        np.concatenate([host.positions, far]), overlap, hcore, eri,
+        np.concatenate([host.positions, far]), overlap, hcore, _pad_eri(host.eri, shape.naux, npair),
         np.pad(host.minao_overlap, ((0, orbitals), (0, shape.nminao - nminao))), host.e_disp,
-        _pad_fitted(host.response, shape.nresponse, npair) if host.response else (),
+        _pad_eri(host.response, shape.nresponse, npair), _pad_eri(host.long_range, shape.naux, npair),
     )
 
 
-def _pad_fitted(fitted: tuple[np.ndarray, ...], naux: int, npair: int) -> tuple[np.ndarray, ...]:
-    """Pad fitted integrals, with added functions that repel themselves alone."""
-    int3c, int2c = fitted
-    added = np.arange(len(int2c), naux)
-    metric = np.pad(int2c, (0, len(added)))
-    metric[added, added] = 1.0
-    return np.pad(int3c, ((0, len(added)), (0, npair - int3c.shape[1]))), metric
+def _pad_eri(eri: tuple[np.ndarray, ...], naux: int, npair: int) -> tuple[np.ndarray, ...]:
+    """Pad two-electron integrals, fitted ones with added functions that repel themselves alone."""
+    if not eri:
+        return ()
+    if len(eri) == 1:
+        # Pairs of the first orbitals come first, and so do pairs of these pairs. Added elements come last.
+        return (np.pad(eri[0], (0, npair * (npair + 1) // 2 - len(eri[0]))),)
+    int3c, *metrics = eri
+    added = np.arange(len(int3c), naux)
+    padded = [np.pad(metric, (0, len(added))) for metric in metrics]
+    for metric in padded:
+        metric[added, added] = 1.0
+    return np.pad(int3c, ((0, len(added)), (0, npair - int3c.shape[1]))), *padded
 
 
 def pad_levels(matrix: np.ndarray, shape: Shape, value: float) -> np.ndarray:

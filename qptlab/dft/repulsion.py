@@ -27,16 +27,22 @@ class ExactRepulsion(NamedTuple):
     """Exact two-electron integrals.
 
     Attributes:
-      coul: integrals (ij|kl) over pairs i ≥ j and k ≥ l, hartree.
+      coul: integrals (ij|kl) over pairs i ≥ j and k ≥ l, hartree; None for those of erf(ωr)/r.
       exch: ½[(ik|jl) + (il|jk)] over the same pairs, hartree; None if the functional has no exact exchange.
     """
 
-    coul: Tiles
+    coul: Tiles | None
     exch: Tiles | None
 
     def coulomb(self, dm: Float[Array, "nao nao"]) -> Float[Array, "nao nao"]:
         """Return the Coulomb matrix J_ij = Σ_kl (ij|kl)·D_kl, hartree."""
-        return unpack(_multiply(self.coul, pack_density(dm)))
+        return unpack(_multiply(self._coulomb_tiles, pack_density(dm)))
+
+    @property
+    def _coulomb_tiles(self) -> Tiles:
+        if self.coul is None:
+            raise ValueError("Expected integrals for the Coulomb matrix, got those of long-range exchange.")
+        return self.coul
 
     def exchange(
         self, dm: Float[Array, "nao nao"], orbitals: Float[Array, "nao nmo"] | None = None
@@ -66,9 +72,10 @@ class ExactRepulsion(NamedTuple):
         """
         pair = np.arange(nao) * (np.arange(nao) + 3) // 2
         high, low = np.maximum(pair[:, None], pair), np.minimum(pair[:, None], pair)
-        rows = self.coul.shape[-1]
+        tiles = self._coulomb_tiles
+        rows = tiles.shape[-1]
         block, other = high // rows, low // rows
-        return self.coul[block * (block + 1) // 2 + other, high % rows, low % rows]
+        return tiles[block * (block + 1) // 2 + other, high % rows, low % rows]
 
 
 class FittedRepulsion(NamedTuple):
@@ -147,13 +154,14 @@ _exchange_of_orbitals.defvjp(_exchange_forward, _exchange_backward)
 Repulsion = ExactRepulsion | FittedRepulsion
 
 
-def exact(eri: Float[Array, " npack"], nao: int, *, exchange: bool) -> ExactRepulsion:
+def exact(eri: Float[Array, " npack"], nao: int, *, coulomb: bool = True, exchange: bool) -> ExactRepulsion:
     """Arrange the integrals that libcint packs with eightfold symmetry for Coulomb and exchange matrices.
 
     Args:
       eri: (ij|kl) over pairs of pairs ij ≥ kl, hartree.
       nao: number of atomic orbitals.
-      exchange: if true, arrange them for exact exchange as well.
+      coulomb: if true, arrange them for Coulomb matrices.
+      exchange: if true, arrange them for exact exchange.
     """
     npair = nao * (nao + 1) // 2
     rows, _ = tiling(npair)
@@ -168,10 +176,10 @@ def exact(eri: Float[Array, " npack"], nao: int, *, exchange: bool) -> ExactRepu
     def integrals(i, j, k, l):
         return _at(eri, _triangle(_triangle(i, j), _triangle(k, l)))
 
-    coul = jnp.where(is_pair, integrals(i, k, j, l), 0.0)
-    if not exchange:
-        return ExactRepulsion(coul, None)
-    return ExactRepulsion(coul, jnp.where(is_pair, 0.5 * (integrals(i, j, k, l) + integrals(i, l, k, j)), 0.0))
+    return ExactRepulsion(
+        jnp.where(is_pair, integrals(i, k, j, l), 0.0) if coulomb else None,
+        jnp.where(is_pair, 0.5 * (integrals(i, j, k, l) + integrals(i, l, k, j)), 0.0) if exchange else None,
+    )
 
 
 def tiling(npair: int) -> tuple[int, int]:

@@ -107,6 +107,45 @@ class _Moved(NamedTuple):
         return _Moved(*(mine + factor * theirs for mine, theirs in zip(self, other, strict=True)))
 
 
+class _Share(NamedTuple):
+    """Shares of exact exchange of a functional; those of Hartree–Fock by default.
+
+    Attributes:
+      short: coefficient at short range, or everywhere.
+      long: coefficient at long range.
+      omega: ω of range separation, per bohr; zero without.
+    """
+
+    short: float = 1.0
+    long: float = 1.0
+    omega: float = 0.0
+
+    @classmethod
+    def of(cls, mf: KohnShamDFT, spin: int) -> "_Share":
+        """Return the shares of the functional of a mean field with a number of unpaired electrons."""
+        omega, long, short = mf._numint.rsh_and_hybrid_coeff(mf.xc, spin)
+        return cls(short, long if omega else short, omega)
+
+    @property
+    def lda(self) -> str:
+        """PySCF's name of LDA without the exchange that is exact."""
+        separated = f" + {self.long - self.short}*lda_x_erf" if self.omega else ""
+        return f"{1 - self.long}*lda{separated},vwn"
+
+    def repulsion(
+        self, aux: gto.mole.MoleBase, basis: Float[np.ndarray, "nfunction naux"]
+    ) -> float | Float[np.ndarray, "naux naux"] | None:
+        """Return the repulsion of orthonormal auxiliary functions in exact exchange, hartree.
+
+        It is a matrix with range separation, a multiple of the unit matrix without, and None for no exact exchange.
+        """
+        if not self.omega:
+            return self.short or None
+        with aux.with_range_coulomb(self.omega):
+            long_range = basis.T @ aux.intor("int2c2e") @ basis
+        return (self.short * np.eye(len(long_range)) + (self.long - self.short) * long_range).astype(np.float32)
+
+
 class Response:
     """Approximate derivative 𝒦 of the Fock matrix of a mean field with respect to the density.
 
@@ -128,12 +167,13 @@ class Response:
         # [nao, naux, nao]: so products with orbitals, and of two such products, are matrix products. Single precision
         # is far below the other approximations.
         self._square = np.asarray(lib.unpack_tril(self._fit)).transpose(1, 0, 2).astype(np.float32, order="C")
-        self._exact_exchange = 1.0
+        share = _Share()
         naux = len(self._fit)
         kernel = np.tile(np.eye(naux), (self._nspin, self._nspin, 1, 1))
         if isinstance(mf, KohnShamDFT) and mf._numint._xc_type(mf.xc) != "HF":
-            self._exact_exchange = mf._numint.rsh_and_hybrid_coeff(mf.xc, mole.spin)[2]
-            kernel += _lda_kernel(mole, dms, aux, basis, 1 - self._exact_exchange)
+            share = _Share.of(mf, mole.spin)
+            kernel += _lda_kernel(mole, dms, aux, basis, share)
+        self._exact_exchange = share.repulsion(aux, basis)
         self._kernel = kernel.transpose(0, 2, 1, 3).reshape(self._nspin * naux, -1)
 
     @staticmethod
@@ -254,17 +294,20 @@ class Response:
             half = np.array([spin.filled @ x @ spin.empty.T for spin, x in zip(levels, pairs, strict=True)])
             return self._electrons * (half + half.transpose(0, 2, 1))
 
-        if not self._exact_exchange:
+        if self._exact_exchange is None:
             pairs = screened(answer(self._potential(missing, kernel)))
             delta = density(pairs)
             return kernel, missing.plus(_Moved(delta, self._fitted(delta), missing.exchange))
 
+        weighted = [self._weighted(spin.half) for spin in levels]
+
         def exchange(pairs):
             """Return the exchange of `density(pairs)`."""
             half = np.array([
-                spin.half @ self._half(spin.empty @ x.T).T for spin, x in zip(levels, pairs, strict=True)
+                of_filled @ self._half(spin.empty @ x.T).T
+                for of_filled, spin, x in zip(weighted, levels, pairs, strict=True)
             ])
-            return -self._exact_exchange * (half + half.transpose(0, 2, 1))
+            return -(half + half.transpose(0, 2, 1))
 
         if size > SMALL_HARTREE:
             of_missing = self._exchange(missing.dm, overlap)
@@ -324,8 +367,14 @@ class Response:
             is_large = np.abs(occupations) > MIN_OCCUPATION
             half = self._half(orbitals[:, is_large])
             weights = np.tile(occupations[is_large], len(self._fit)).astype(np.float32)
-            exchanges.append(-self._exact_exchange / self._electrons * (half * weights) @ half.T)
+            exchanges.append(-self._weighted(half * weights) @ half.T / self._electrons)
         return np.array(exchanges)
+
+    def _weighted(self, half: Float[np.ndarray, "nao m"]) -> Float[np.ndarray, "nao m"]:
+        """Apply the repulsion of the auxiliary functions in exact exchange to the result of `_half`."""
+        if isinstance(self._exact_exchange, np.ndarray):
+            return (self._exact_exchange @ half.reshape(len(half), len(self._fit), -1)).reshape(half.shape)
+        return half if self._exact_exchange is None else np.float32(self._exact_exchange) * half
 
 
 def accelerated(mf: hf.SCF) -> hf.SCF:
@@ -443,7 +492,7 @@ def auxiliary(mole: gto.mole.MoleBase) -> gto.Mole:
 
 def _lda_kernel(
     mole: gto.mole.MoleBase, dms: Float[np.ndarray, "nspin nao nao"], aux: gto.mole.MoleBase,
-    basis: Float[np.ndarray, "nfunction naux"], share: float,
+    basis: Float[np.ndarray, "nfunction naux"], share: _Share,
 ) -> Float[np.ndarray, "nspin nspin naux naux"]:
     """Return the exchange–correlation kernel of LDA in the orthonormal auxiliary basis.
 
@@ -452,7 +501,7 @@ def _lda_kernel(
       dms: density matrices of one or two spins.
       aux: molecule with the auxiliary basis.
       basis: coefficients of the orthonormal auxiliary basis.
-      share: share of exchange that is not exact.
+      share: shares of exact exchange.
     """
     grids: Any = dft.gen_grid.Grids(mole)  # its attributes have no types
     grids.atom_grid, grids.prune, grids.verbose = KERNEL_GRID, None, 0
@@ -464,7 +513,9 @@ def _lda_kernel(
         points = slice(first, first + GRID_BLOCK)
         orbitals, functions = (numint.eval_ao(mol, grids.coords[points]) for mol in (mole, aux))
         rho = np.array([numint.eval_rho(mole, orbitals, dm) for dm in dms])
-        second = numint.eval_xc(f"{share}*lda,vwn", rho if nspin == 2 else rho[0], spin=nspin - 1, deriv=2)[2][0]
+        second = numint.eval_xc(
+            share.lda, rho if nspin == 2 else rho[0], spin=nspin - 1, deriv=2, omega=share.omega or None
+        )[2][0]
         weights = np.where(rho.sum(axis=0) > MIN_DENSITY, second.reshape(len(functions), -1).T, 0.0)
         weights = weights * grids.weights[points]
         for i in range(nspin):

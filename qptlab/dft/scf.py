@@ -26,12 +26,11 @@ from qptlab.dft.energy import (
     energy,
     filled_orbitals,
     in_orthonormal_basis,
-    inverse_root,
     is_kept,
     kohn_sham,
     orbitals,
 )
-from qptlab.dft.integrals import Integrals, Template
+from qptlab.dft.integrals import Integrals, Template, inverse_root
 from qptlab.dft.screening import screened_orbitals, screening
 from qptlab.errors import InputError
 from qptlab.runtime import memory

@@ -28,8 +28,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from qptlab.dft.energy import DROPPED_HARTREE, MIN_GAP_HARTREE, inverse_root, is_kept
-from qptlab.dft.integrals import Integrals
+from qptlab.dft.energy import DROPPED_HARTREE, MIN_GAP_HARTREE, is_kept
+from qptlab.dft.integrals import Integrals, inverse_root
 
 SCALE = 0.9
 """Factor of the average repulsion of shells: exchange and correlation weaken the response."""

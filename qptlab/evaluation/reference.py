@@ -230,6 +230,7 @@ def calculation(mol: Molecule, method: Method, *, fitted: bool, unrestricted: bo
     mf: Any = dft.UKS(built) if mol.spin or unrestricted else dft.RKS(built)
     mf.xc = _pyscf_name(method)
     mf.disp = None if method.correction is None else method.correction.pyscf_name
+    mf.nlc = False  # the engine has no VV10, which PySCF adds to wb97m_v and others
     mf.grids.level = method.grid_level
     mf.init_guess = "minao"
     mf.conv_tol = 1e-10

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from qptlab.dft.energy import commutator, density_from_fock, filled_orbitals, inverse_root, kohn_sham, orbitals
+from qptlab.dft.energy import commutator, density_from_fock, filled_orbitals, kohn_sham, orbitals
 from qptlab.dft.energy import energy as total_energy
 from qptlab.dft.energy import fock as fock_matrix
 from qptlab.dft.fitted_response import estimated_error, responded
-from qptlab.dft.integrals import Integrals
+from qptlab.dft.integrals import Integrals, inverse_root
 from qptlab.dft.screening import combination, screened
 from qptlab.errors import InputError
 from qptlab.models.contract import Params, Prediction, kind_of

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from qptlab.errors import InputError, shown
-from qptlab.system.functional import FUNCTIONALS, Functional, is_known
+from qptlab.system.functional import FUNCTIONALS, WITHOUT_VV10, Functional, is_known
 
 CORRECTIONS = {"d3bj": "D3(BJ)", "d4": "D4"}
 """Dispersion corrections, and their names in the label of a method."""
@@ -128,14 +128,17 @@ def split(xc: str) -> tuple[str, str | None]:
 
     >>> split("B3LYP-D3(BJ)"), split("pbe")
     (('b3lyp', 'd3bj'), ('pbe', None))
+    >>> split("wb97m-d4")
+    ('wb97m-v-nonlc', 'd4')
     """
     match = _JOINT_NAME.fullmatch("".join(xc.split()).lower()) if isinstance(xc, str) else None
-    if match is None or is_known(xc) or not is_known(match[1]):
+    name = WITHOUT_VV10.get(f"{match[1]}-v", match[1]) if match else ""  # the correction takes the place of VV10
+    if match is None or is_known(xc) or not is_known(name):
         return xc, None
     kind = match[2].replace("(bj)", "bj")
     if kind not in CORRECTIONS:
         raise InputError(
             f"Expected a dispersion correction among {', '.join(CORRECTIONS)}, got {shown(match[2])} of functional "
-            f"{shown(xc)}; use xc={shown(match[1])} with dispersion='d3bj', for example."
+            f"{shown(xc)}; use xc={shown(name)} with dispersion='d3bj', for example."
         )
-    return match[1], kind
+    return name, kind

@@ -44,6 +44,7 @@ class SpinDensity(NamedTuple):
       tau: total kinetic-energy density, hartree per cubic bohr.
       rho: total electron density, electrons per cubic bohr.
       sigma: ∇ρα·∇ρα, ∇ρα·∇ρβ and ∇ρβ·∇ρβ, each divided by ρ^(8/3) of the total density.
+      spins: for each spin, the closed shell of twice its density; ρ is one where a spin has no electrons.
     """
 
     rs: Float[Array, " points"]
@@ -53,6 +54,7 @@ class SpinDensity(NamedTuple):
     tau: Float[Array, " points"]
     rho: Float[Array, " points"]
     sigma: tuple[Float[Array, " points"], Float[Array, " points"], Float[Array, " points"]]
+    spins: tuple[ClosedShellDensity, ClosedShellDensity]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +72,15 @@ class Functional:
         correlation.
       family: quantities of the density that the functional reads, one of `FAMILIES`: "hf" none, "lda" ρ, "gga" ρ
         and ∇ρ, "mgga" ρ, ∇ρ and τ.
-      exact_exchange: coefficient of exact (Hartree–Fock) exchange, 0 to 1.
+      exact_exchange: coefficient of exact (Hartree–Fock) exchange, 0 to 1; with range separation, at short range.
       pyscf_name: PySCF's name of the functional, such as "revpbe"; None if PySCF lacks it. References by
-        PySCF need it.
+        PySCF need it. Nonlocal correlation (VV10) that PySCF adds to it is switched off.
       dispersion_name: name of the functional in simple-dftd3 and dftd4, such as "cam-b3lyp", whose parameters its
         dispersion corrections have; None if that is `pyscf_name`, or if they have none.
+      omega: ω of range separation, per bohr: the short-range part of 1/r is erfc(ωr)/r, the long-range part is
+        erf(ωr)/r. Zero for no range separation.
+      long_range_exchange: coefficient of exact exchange at long range, 0 to 1; None for no range separation. The
+        function `exchange` holds what is not exact at either range, see `functionals.short_range`.
 
     Raises:
       InputError: if a value is not allowed.
@@ -91,6 +97,8 @@ class Functional:
     exact_exchange: float = 0.0
     pyscf_name: str | None = None
     dispersion_name: str | None = None
+    omega: float = 0.0
+    long_range_exchange: float | None = None
 
     def __post_init__(self):
         """Check every field."""
@@ -104,17 +112,45 @@ class Functional:
                 f"Expected the family of functional {self.name!r} to be one of {', '.join(FAMILIES)}, got "
                 f"{self.family!r}; use the one that names what the functional reads of the density."
             )
-        share = self.exact_exchange
-        if not isinstance(share, int | float) or not math.isfinite(share) or not 0 <= share <= 1:
+        if not _is_number(self.exact_exchange, 1.0):
             raise InputError(
-                f"Expected the exact exchange of functional {self.name!r} to be 0 to 1, got {share!r}; "
+                f"Expected the exact exchange of functional {self.name!r} to be 0 to 1, got {self.exact_exchange!r}; "
                 "use 0.0 for a functional without exact exchange."
             )
+        self._check_range_separation()
         if self.family == "hf" and (self.exchange or self.correlation):
             raise InputError(
                 f"Functional {self.name!r} of family 'hf' has an energy density, but reads nothing of the density; "
                 "use the family 'lda', 'gga' or 'mgga'."
             )
+
+    def _check_range_separation(self) -> None:
+        if not _is_number(self.omega, MAX_OMEGA):
+            raise InputError(
+                f"Expected ω of functional {self.name!r} to be 0 to {MAX_OMEGA} per bohr, got {self.omega!r}; use "
+                "0.0 for a functional without range separation."
+            )
+        if self.long_range_exchange is not None and not _is_number(self.long_range_exchange, 1.0):
+            raise InputError(
+                f"Expected the long-range exact exchange of functional {self.name!r} to be 0 to 1, got "
+                f"{self.long_range_exchange!r}; use None for a functional without range separation."
+            )
+        if (self.omega > 0) != (self.long_range_exchange is not None):
+            raise InputError(
+                f"Expected both ω and the long-range exact exchange of functional {self.name!r}, or neither, got "
+                f"omega={self.omega!r} and long_range_exchange={self.long_range_exchange!r}; use 0.0 and None for no "
+                "range separation."
+            )
+
+    @property
+    def is_hybrid(self) -> bool:
+        """True if the functional has exact exchange, at any range."""
+        return self.exact_exchange > 0 or self.omega > 0
+
+    @property
+    def added_at_long_range(self) -> float:
+        """Coefficient of exact exchange at long range minus that at short range; 0 without range separation."""
+        return 0.0 if self.long_range_exchange is None else self.long_range_exchange - self.exact_exchange
 
     @property
     def nvar(self) -> int:
@@ -138,6 +174,15 @@ class Functional:
                 "functional whose record has PySCF's name."
             )
         return self.pyscf_name
+
+
+MAX_OMEGA = 10.0
+"""Largest ω of range separation, per bohr; functionals have 0.1 to 1."""
+
+
+def _is_number(value: object, largest: float) -> bool:
+    """Return true for a number of 0 to `largest`."""
+    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= largest
 
 
 _REGISTER: dict[str, Functional] = {}
@@ -185,9 +230,12 @@ def is_builtin(functional: Functional) -> bool:
 ALIASES = types.MappingProxyType({
     "hartree-fock": "hf", "svwn": "lda", "svwn5": "lda", "slater,vwn": "lda", "slater,vwn5": "lda", "lda,vwn5": "lda",
     "spw92": "pw92", "slater,pw": "pw92", "slater,pw92": "pw92", "lda,pw92": "pw92", "b3lyp/g": "b3lyp",
-    "pbe1pbe": "pbe0", "pbeh": "pbe0", "r2scan,r2scan": "r2scan",
+    "pbe1pbe": "pbe0", "pbeh": "pbe0", "r2scan,r2scan": "r2scan", "cam_b3lyp": "cam-b3lyp", "lcblyp": "lc-blyp",
 })
 """Other names of the built-in functionals; PySCF's name of a functional is one, too."""
+
+WITHOUT_VV10 = types.MappingProxyType({"wb97x-v": "wb97x-v-nonlc", "wb97m-v": "wb97m-v-nonlc"})
+"""Functionals whose nonlocal correlation, VV10, qptlab lacks, and the records of all the rest of them."""
 
 
 def functional(xc: str | Functional) -> Functional:
@@ -205,6 +253,11 @@ def functional(xc: str | Functional) -> Functional:
     if isinstance(xc, Functional):
         return xc
     name = _registered_name(xc) if isinstance(xc, str) else None
+    if name is None and isinstance(xc, str) and (plain := _plain(xc).replace("_", "-")) in WITHOUT_VV10:
+        raise InputError(
+            f"Expected a functional without VV10, got {shown(xc)}; use {WITHOUT_VV10[plain]!r}, which is the rest of "
+            "it, with dispersion='d4'."
+        )
     if name is None:
         raise InputError(
             f"Functional {shown(xc)} is not known; use one of {', '.join(_REGISTER)}, or register a functional of "
@@ -220,8 +273,14 @@ def is_known(xc: str) -> bool:
 
 def _registered_name(xc: str) -> str | None:
     """Return the name in the register; None if there is none."""
-    name = "".join(xc.split()).lower()
+    name = _plain(xc)
     if name in _REGISTER:
         return name
+    if name.replace("_", "-") in WITHOUT_VV10:  # PySCF adds VV10 under these names
+        return None
     known_to_pyscf = (record.name for record in _REGISTER.values() if record.pyscf_name == name)
     return ALIASES.get(name) or next(known_to_pyscf, None)
+
+
+def _plain(xc: str) -> str:
+    return "".join(xc.split()).lower()
