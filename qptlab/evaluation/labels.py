@@ -331,7 +331,7 @@ def _label(
     mol: Molecule, method: Method, energy: float, force: Float[np.ndarray, "natm 3"],
     dm: Float[np.ndarray, "nao nao"], levels: Float[np.ndarray, " nmo"], coeff: Float[np.ndarray, "nao nmo"],
 ) -> Label:
-    nocc = mol.occupied[0]
+    nocc = libcint.occupied(mol, method)[0]
     return Label(
         energy, force, dipole_debye(mol, method, dm) / AU_DEBYE, charges(mol, method, dm, "lowdin"),
         float(levels[nocc] - levels[nocc - 1]) if nocc < len(levels) else np.nan, _valence(mol, method, coeff, nocc),
