@@ -214,6 +214,12 @@ class Template:
         return np.asarray(self.constants.charges)[: len(self.symbols)]
 
     @property
+    def core_electrons(self) -> int:
+        """Number of electrons that core potentials stand for."""
+        mol = self._moles.basis
+        return sum(int(mol.atom_nelec_core(atom)) for atom in range(mol.natm))
+
+    @property
     def ao_atom(self) -> Int[np.ndarray, " nao"]:
         """Index of the atom of each AO."""
         return np.asarray(self.constants.ao_atom)[: self.nao]

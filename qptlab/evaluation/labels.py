@@ -104,10 +104,16 @@ def from_pyscf(mol: Molecule, method: Method) -> Label:
     """Return the label of a converged PySCF calculation, with forces that include the response of the grid.
 
     Raises:
-      InputError: if the molecule has unpaired electrons or an element beyond argon, or the SCF does not converge.
+      InputError: if the molecule has unpaired electrons or an element beyond argon, the basis has core potentials,
+        or the SCF does not converge.
     """
     _check(mol)
     mf = accelerated(reference.calculation(mol, method, fitted=libcint.moles(mol, method).aux is not None))
+    if mf.mol.has_ecp():  # PySCF takes the radii of its grid's response by the charge that is left
+        raise InputError(
+            f"Expected an all-electron basis for labels with forces of PySCF, got core potentials of {method.basis!r} "
+            f"for {', '.join(sorted(mf.mol._ecp))}; use def2-svp."
+        )
     mf.kernel()
     if not mf.converged:
         raise InputError(
