@@ -102,7 +102,7 @@ def test_reverse_derivative_of_every_integral_equals_finite_differences(name, ba
         ("O", {"basis": "bfd-vdz"}, "lacks the core orbitals of element O"),
         ("C", {"basis": "ccecp-ccpvdz"}, "lacks the core orbitals of element C"),
         ("[Ag]", {"basis": "aug-cc-pvdz-pp"}, "lacks the core orbitals of element Ag"),
-        ("I", {"basis": "ccecp"}, "library for element I, got 'ccecp', which lacks it"),
+        ("[I]", {"basis": "ccecp-ccpvdz"}, "lacks the core orbitals of element I:"),
         ("[Sc]", {"basis": "crenbs"}, "all occupied shells of the free atom, got a core of 18 electrons"),
         ("Br", {"basis": "6-31+g*"}, r"PySCF's library for element Br, got '6-31\+g\*', which lacks it"),
         ("water", {"auxbasis": "no-such-fit"}, "PySCF's basis sets as auxiliary basis, got 'no-such-fit'; use def2"),

@@ -111,8 +111,8 @@ def from_pyscf(mol: Molecule, method: Method) -> Label:
     mf = accelerated(reference.calculation(mol, method, fitted=libcint.moles(mol, method).aux is not None))
     if mf.mol.has_ecp():  # PySCF takes the radii of its grid's response by the charge that is left
         raise InputError(
-            f"Expected an all-electron basis for labels with forces of PySCF, got core potentials of {method.basis!r} "
-            f"for {', '.join(sorted(mf.mol._ecp))}; use def2-svp."
+            f"Expected an all-electron basis for labels of PySCF, got core potentials of {method.basis!r} for "
+            f"{', '.join(sorted(mf.mol._ecp))}; use def2-svp."
         )
     mf.kernel()
     if not mf.converged:

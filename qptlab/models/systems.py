@@ -256,7 +256,8 @@ def make_systems(
     kinds = tuple(vocabulary) or _vocabulary(mols, method, config)
     paddings: list[Padding | None] = [None] * len(mols)
     for members in padding.buckets(shapes) if len(mols) > 1 else []:
-        shared = Padding(padding.union([shapes[i] for i in members]), max(libcint.occupied(mols[i], method)[0] for i in members))
+        nocc = max(libcint.occupied(mols[i], method)[0] for i in members)
+        shared = Padding(padding.union([shapes[i] for i in members]), nocc)
         for i in members:
             paddings[i] = shared
     pairs = zip(mols, paddings, strict=True)

@@ -27,7 +27,8 @@ class Method:
         stands for.
       auxbasis: auxiliary basis of density-fitted integrals: a name as `basis`, or `etb-` and a number for an
         even-tempered one with this ratio of exponents. The default is PySCF's for the functional and basis, but
-        even-tempered for elements beyond Kr whose basis has all electrons. In def2-SVP, `etb-1.8` has twice as many functions, and a third of the error.
+        even-tempered for elements beyond Kr whose basis has all electrons. In def2-SVP, `etb-1.8` has twice as many
+        functions, and a third of the error.
 
     Raises:
       InputError: if a value is not allowed.
