@@ -133,7 +133,7 @@ def _for_dftax(molecule: str, folder: str) -> pathlib.Path:
     atoms = zip(mol.symbols, mol.positions_angstrom, strict=True)
     record = {
         "atoms": "; ".join(f"{symbol} {x:.8f} {y:.8f} {z:.8f}" for symbol, (x, y, z) in atoms),
-        "nocc": mol.occupied[0], "coords": np.asarray(ints.coords).tolist(),
+        "nocc": int(ints.nocc), "coords": np.asarray(ints.coords).tolist(),
         "weights": np.asarray(ints.weights).tolist(),
     }
     path = pathlib.Path(folder) / f"{molecule}.json"

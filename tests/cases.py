@@ -31,6 +31,11 @@ OTHERS = {
     ),
     "OH": "2\nspin=1\nO 0 0 0\nH 0 0 0.97\n",
     "O2": "2\nspin=2\nO 0 0 0\nO 0 0 1.21\n",
+    "HI": "2\n\nH 0 0 0\nI 0 0 1.61\n",
+    "Xe": "1\n\nXe 0 0 0\n",
+    "AgH": "2\n\nH 0 0 0\nAg 0 0 1.62\n",
+    "AuH": "2\n\nH 0 0 0\nAu 0 0 1.52\n",
+    "IO": "2\nspin=1\nI 0 0 0\nO 0 0 1.87\n",
     "CH3": "4\nspin=1\nC 0 0 0.1\nH 1.08 0 0\nH -0.54 0.935 0\nH -0.54 -0.935 0\n",
 }
 """Molecules that the tests use in addition to the built-in ones, ångström."""
@@ -57,9 +62,10 @@ def prepared(name: str, method: ql.Method) -> Template:
 
 def rks(mol: ql.Molecule, method: ql.Method) -> dft.rks.RKS:
     """Return PySCF's calculation; it uses nothing of qptlab but the symbols, the positions and the method."""
+    heavy = {symbol: method.basis for symbol in mol.symbols if gto.charge(symbol) > 36}
     built = gto.M(
         atom=list(zip(mol.symbols, mol.positions.tolist(), strict=True)), unit="Bohr",
-        basis=method.basis, charge=mol.charge, spin=mol.spin, verbose=0,
+        basis=method.basis, ecp=heavy, charge=mol.charge, spin=mol.spin, verbose=0,
     )
     mf = dft.UKS(built) if mol.spin else dft.RKS(built)
     mf.xc = method.functional.require_pyscf_name()

@@ -54,7 +54,7 @@ def test_energy_prints_the_keys_that_scripts_read(call):
     assert (status, err) == (0, "")
     assert set(record) == {
         "energy_ha", "converged", "cycles", "mo_energy_ha", "dipole_debye", "charges", "gap_ha", "eri", "geometry",
-        "seconds", "stability", "pyscf_energy_ha", "error_mev",
+        "core_electrons", "seconds", "stability", "pyscf_energy_ha", "error_mev",
     }
     mf = cases.rks(ql.Molecule.from_name("water"), cases.QUICK_METHOD)
     assert record["energy_ha"] == pytest.approx(mf.kernel(), abs=1e-7)

@@ -71,11 +71,14 @@ def test_a_batch_of_geometries_is_completed_at_once():
             np.testing.assert_allclose(getattr(together, name)[index], getattr(alone, name), atol=tol.ROUNDING)
 
 
-@pytest.mark.parametrize("eri", ["exact", "fitted"])
-def test_reverse_derivative_of_every_integral_equals_finite_differences(eri):
+@pytest.mark.parametrize(
+    ("name", "basis", "eri"),
+    [("water", "6-31g*", "exact"), ("water", "6-31g*", "fitted"), ("AgH", "lanl2dz", "exact")],
+)
+def test_reverse_derivative_of_every_integral_equals_finite_differences(name, basis, eri):
     """Of a random combination of all that libcint makes, along a random displacement."""
-    prepared = cases.prepared("water", ql.Method("cam-b3lyp", "6-31g*", eri=eri, grid_level=0))
-    start = cases.molecule("water").positions
+    prepared = cases.prepared(name, ql.Method("cam-b3lyp", basis, eri=eri, grid_level=0))
+    start = cases.molecule(name).positions
     rng = np.random.default_rng(0)
     direction = rng.normal(size=start.shape)
     weights = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape), prepared.host_integrals(start))
@@ -99,13 +102,15 @@ def test_reverse_derivative_of_every_integral_equals_finite_differences(eri):
         ("O", {"basis": "def2-svp-jfit"}, "lacks the core orbitals of element O"),
         ("O", {"basis": "bfd-vdz"}, "lacks the core orbitals of element O"),
         ("C", {"basis": "ccecp-ccpvdz"}, "lacks the core orbitals of element C"),
-        ("Cl", {"basis": "lanl2dz"}, "effective core potential for element Cl"),
+        ("[Ag]", {"basis": "aug-cc-pvdz-pp"}, "lacks the core orbitals of element Ag"),
+        ("[I]", {"basis": "ccecp-ccpvdz"}, "lacks the core orbitals of element I:"),
+        ("[Sc]", {"basis": "crenbs"}, "all occupied shells of the free atom, got a core of 18 electrons"),
         ("Br", {"basis": "6-31+g*"}, r"PySCF's library for element Br, got '6-31\+g\*', which lacks it"),
         ("water", {"auxbasis": "no-such-fit"}, "PySCF's basis sets as auxiliary basis, got 'no-such-fit'; use def2"),
         ("[Ti]", {"auxbasis": "cc-pvdz-jkfit"}, "library for element Ti, got 'cc-pvdz-jkfit', which lacks it"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.* is read with 2 unpaired electrons")
+@pytest.mark.filterwarnings("ignore:.* is read with [1-3] unpaired electrons")
 def test_unusable_bases_are_refused_with_one_sentence(name, method, said):
     with pytest.raises(ql.InputError, match=said) as caught:
         template(ql.Molecule.parse(name), ql.Method("pbe", **method))

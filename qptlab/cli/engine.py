@@ -68,6 +68,7 @@ def energy(
         "charges": ql.charges(mol, method, result.dm).tolist(),
         "gap_ha": None if math.isnan(result.gap) else result.gap,
         "eri": ql.template(mol, method).eri,
+        "core_electrons": ql.template(mol, method).core_electrons,
         "geometry": mol.source or None,
     }
     if forces:
@@ -137,6 +138,8 @@ def _print_energy(mol: ql.Molecule, method: ql.Method, record: dict[str, Any]) -
     typer.echo(f"{mol.formula}{unpaired}  {method.label}  grid level {method.grid_level}  {record['eri']} integrals")
     if mol.source:
         typer.echo(f"geometry      {mol.source}")
+    if record["core_electrons"]:
+        typer.echo(f"cores         core potentials stand for {record['core_electrons']} electrons")
     typer.echo(f"energy        {record['energy_ha']:.9f} hartree, {record['cycles']} cycles")
     if record["gap_ha"] is not None:
         typer.echo(f"HOMO–LUMO gap {record['gap_ha']:.6f} hartree")

@@ -77,7 +77,7 @@ class Constants(NamedTuple):
     """Arrays that all geometries of one molecule share; a pytree.
 
     Attributes:
-      charges: charges of the nuclei, elementary charges.
+      charges: charges of the nuclei, without the electrons of core potentials, elementary charges.
       grid: point clouds of the atoms.
       basis: atomic orbitals.
       minao_occupation: number of electrons in each atomic orbital of the `minao` guess.
@@ -105,7 +105,7 @@ class Integrals(NamedTuple):
       basis: atomic orbitals.
       positions: nuclear positions, bohr.
       overlap: overlap matrix of the atomic orbitals.
-      hcore: core Hamiltonian: kinetic energy and attraction by the nuclei, hartree.
+      hcore: core Hamiltonian: kinetic energy, attraction by the nuclei, and effective core potentials, hartree.
       repulsion: two-electron integrals, exact or density-fitted.
       e_nuc: repulsion of the nuclei, hartree.
       e_disp: energy of the dispersion correction, hartree; zero without one.
@@ -231,6 +231,17 @@ class Template:
     def basis(self) -> grid.Basis:
         """Atomic orbitals."""
         return self.constants.basis
+
+    @property
+    def nuclear_charges(self) -> Float[np.ndarray, " natm"]:
+        """Charges of the nuclei, without the electrons of core potentials, elementary charges."""
+        return np.asarray(self.constants.charges)[: len(self.symbols)]
+
+    @property
+    def core_electrons(self) -> int:
+        """Number of electrons that core potentials stand for."""
+        mol = self._moles.basis
+        return sum(int(mol.atom_nelec_core(atom)) for atom in range(mol.natm))
 
     @property
     def ao_atom(self) -> Int[np.ndarray, " nao"]:
@@ -546,8 +557,9 @@ def template(
       with_kernel: if true, the integrals have a `kernel`.
 
     Raises:
-      InputError: if PySCF lacks the basis for an element, a shell is beyond f, the basis needs an effective core
-        potential, there are fewer orbitals than the electrons need, or the integrals do not fit into memory.
+      InputError: if PySCF lacks the basis or the core potential for an element, a shell is beyond f, the charge or
+        spin is impossible with the core potentials, there are fewer orbitals than the electrons need, or the
+        integrals do not fit into memory.
     """
     _limit_lapack_threads()
     key = mol.symbols, mol.charge, cast(int, mol.spin), method, with_kernel
@@ -619,9 +631,10 @@ def _limit_lapack_threads() -> None:
 
 
 def _check_orbitals(mol: Molecule, nao: int, method: Method) -> None:
-    if max(mol.occupied) > nao:
+    needed = max(libcint.occupied(mol, method))
+    if needed > nao:
         raise InputError(
-            f"Expected a basis with at least {max(mol.occupied)} orbitals for {mol.formula}, got {method.basis!r} "
+            f"Expected a basis with at least {needed} orbitals for {mol.formula}, got {method.basis!r} "
             f"with {nao}; use def2-svp."
         )
 
@@ -644,12 +657,13 @@ def _cached_template(
     level = method.grid_level if method.functional.nvar else None
     labels = moles.basis.ao_labels(fmt=False)
     _check_orbitals(mol, len(labels), method)
+    occupied = libcint.occupied(mol, method)
     constants = Constants(
         charges=libcint.nuclear_charges(moles.basis),
         grid=libcint.grid_template(moles.basis, level),
         basis=libcint.atomic_orbitals(moles.basis),
         minao_occupation=libcint.minao_occupation(moles.basis),
-        nocc=np.squeeze(np.array(mol.occupied)),
+        nocc=np.squeeze(np.array(occupied)),
         ao_atom=np.array([label[0] for label in labels]),
         ao_mask=np.ones(len(labels), bool),
         kernel=libcint.kernel_template(moles),
@@ -657,10 +671,10 @@ def _cached_template(
     return Template(
         symbols=symbols,
         charge=charge,
-        occupied=mol.occupied,
+        occupied=occupied,
         method=method,
         ao_labels=tuple(label.strip() for label in moles.basis.ao_labels()),
-        layout=_layout(mol.occupied, len(labels), len(constants.grid.volumes), method, fitted=moles.aux is not None),
+        layout=_layout(occupied, len(labels), len(constants.grid.volumes), method, fitted=moles.aux is not None),
         constants=_on_device(constants),
         shape=padding.shape_of(
             constants.basis, constants.grid, len(constants.minao_occupation), moles.aux.nao if moles.aux else 0,

@@ -4,13 +4,17 @@ This is the only module of the engine that calls PySCF; it runs on the host. `Ho
 libcint can compute, and the dispersion energy; grids, AO values and all that follows are computed on the device.
 `pull_back` is the reverse derivative of `host_integrals`: Gaussians move with their atom, so ∂⟨i|j⟩/∂A is −⟨∇i|j⟩ for
 i on A, and the sum over all atoms vanishes (Helgaker, Jørgensen & Olsen 2000, ch. 9).
+
+A basis of PySCF's library that lacks the core orbitals of an element is used with the effective core potential of the
+same name, which stands for the nucleus and the electrons of the core (Kahn, Baybutt & Truhlar 1976,
+doi:10.1063/1.432900). The nucleus then has the charge that is left.
 """
 
 import functools
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import scipy.linalg
@@ -20,7 +24,7 @@ from pyscf.dft import gen_grid, radi
 from pyscf.scf import atom_hf, hf
 
 from qptlab.dft import grid, kernel, repulsion, response
-from qptlab.dft.response import KERNEL_GRID, MAX_ATOMIC_NUMBER
+from qptlab.dft.response import KERNEL_GRID
 from qptlab.errors import InputError
 from qptlab.runtime import memory
 from qptlab.system import basis_sets
@@ -45,7 +49,7 @@ class HostIntegrals(NamedTuple):
     Attributes:
       positions: nuclear positions, bohr.
       overlap: overlap matrix of the atomic orbitals.
-      hcore: core Hamiltonian: kinetic energy and attraction by the nuclei, hartree.
+      hcore: core Hamiltonian: kinetic energy, attraction by the nuclei, and effective core potentials, hartree.
       eri: two-electron integrals, hartree. Exact: one array, (ij|kl) with eightfold symmetry. Density-fitted: two
         arrays, (P|ij) and (P|Q).
       minao_overlap: overlap between the basis and the atomic orbitals of the `minao` guess.
@@ -105,11 +109,10 @@ def moles(mol: Molecule, method: Method, *, with_kernel: bool = False) -> Moles:
       with_kernel: if true, prepare the integrals for `dft.kernel` as well.
 
     Raises:
-      InputError: if PySCF lacks the basis for an element, a shell is beyond f, the basis needs an effective core
-        potential, or the integrals do not fit into memory.
+      InputError: if `pyscf_molecule` raises it, or the integrals do not fit into memory.
     """
     basis, correction = pyscf_molecule(mol, method), method.correction
-    minao, auxiliary = _minao(basis)[0], _response_basis(basis) if with_kernel else None
+    minao, auxiliary = _minao(basis)[0], response.auxiliary(basis) if with_kernel else None
     xc = method.functional
     if eri_form(basis.nao, method) == "exact":
         exact = exact_bytes(basis.nao, xc)
@@ -119,13 +122,6 @@ def moles(mol: Molecule, method: Method, *, with_kernel: bool = False) -> Moles:
     name = f"fitted integrals of {basis.nao} atomic and {aux.nao} auxiliary orbitals"
     _check_memory(fitted_bytes(basis.nao, aux.nao, xc), name, "a smaller basis")
     return Moles(basis, minao, aux, auxiliary, xc.omega, correction)
-
-
-def _response_basis(mol: gto.Mole) -> gto.Mole:
-    heavy = sorted({mol.atom_pure_symbol(i) for i in range(mol.natm) if mol.atom_charge(i) > MAX_ATOMIC_NUMBER})
-    if heavy:
-        raise InputError(f"Expected elements up to Rn for the response, got {', '.join(heavy)}; use 'screened'.")
-    return response.auxiliary(mol)
 
 
 def eri_form(nao: int, method: Method) -> str:
@@ -156,7 +152,7 @@ def host_integrals(moles: Moles, threads: int | None) -> HostIntegrals:
         overlap = mol.intor_symmetric("int1e_ovlp")
         _check_overlap(overlap, mol)
         return HostIntegrals(
-            mol.atom_coords(), overlap, hcore=mol.intor_symmetric("int1e_kin") + mol.intor_symmetric("int1e_nuc"),
+            mol.atom_coords(), overlap, hcore=hf.get_hcore(mol),
             eri=_two_electron_integrals(mol, moles.aux),
             minao_overlap=gto.intor_cross("int1e_ovlp", mol, moles.minao),
             e_disp=np.zeros(()) if moles.correction is None else moles.correction.energy(mol),
@@ -208,9 +204,11 @@ def pull_back(moles: Moles, bar: HostIntegrals) -> Float[np.ndarray, "natm 3"]:
     """
     mol = moles.basis
     ao_atom = _function_atom(mol)
-    kinetic = mol.intor("int1e_ipkin") + mol.intor("int1e_ipnuc")
+    one_electron = mol.intor("int1e_ipkin") + mol.intor("int1e_ipnuc")
+    if mol.has_ecp():
+        one_electron += mol.intor("ECPscalar_ipnuc")
     slopes = _bra(mol.intor("int1e_ipovlp"), bar.overlap + bar.overlap.T)
-    slopes += _bra(kinetic, bar.hcore + bar.hcore.T)
+    slopes += _bra(one_electron, bar.hcore + bar.hcore.T)
     slopes += _bra(gto.intor_cross("int1e_ipovlp", mol, moles.minao), bar.minao_overlap)
     total = _by_atom(slopes, ao_atom, mol.natm)
     minao_slopes = _bra(gto.intor_cross("int1e_ipovlp", moles.minao, mol), bar.minao_overlap.T)
@@ -246,11 +244,17 @@ def _function_atom(mol: gto.Mole) -> Int[np.ndarray, " nao"]:
 
 
 def _nuclei_slopes(mol: gto.Mole, weight: Float[Array | np.ndarray, "nao nao"]) -> Float[np.ndarray, "natm 3"]:
-    """Return the derivative of the attraction by a nucleus that moves; it is as if all Gaussians moved backwards."""
-    total = np.zeros((mol.natm, 3))
+    """Return the derivative of the attraction by a nucleus, and of its core potential, if these two move.
+
+    It is as if all Gaussians moved backwards.
+    """
+    total, with_potential = np.zeros((mol.natm, 3)), set(mol._ecpbas[:, gto.ATOM_OF])
     for atom in range(mol.natm):
-        with mol.with_rinv_at_nucleus(atom):
-            total[atom] = -mol.atom_charge(atom) * np.einsum("xij,ij->x", mol.intor("int1e_iprinv"), weight)
+        with mol.with_rinv_at_nucleus(atom):  # of core potentials as well: then only that of this atom counts
+            derivative = -mol.atom_charge(atom) * mol.intor("int1e_iprinv")
+            if atom in with_potential:
+                derivative += mol.intor("ECPscalar_iprinv")
+        total[atom] = np.einsum("xij,ij->x", derivative, weight)
     return total
 
 
@@ -318,21 +322,23 @@ def _fitted_slopes(
 
 
 def pyscf_molecule(mol: Molecule, method: Method) -> gto.Mole:
-    """Return PySCF's `Mole` of a molecule, with spherical AOs and without symmetry.
+    """Return PySCF's `Mole` of a molecule, with spherical AOs, core potentials, and without symmetry.
 
     Args:
       mol: molecule.
       method: level of theory; only the basis is read.
 
     Raises:
-      InputError: if PySCF lacks the basis for an element, a shell is beyond f, or the basis needs an effective core
-        potential.
+      InputError: if PySCF lacks the basis for an element, a shell is beyond f, a basis without core orbitals has no
+        core potential, or the electrons outside of the cores cannot have the charge and spin.
     """
     basis_sets.check_files((method.basis, method.auxbasis))
     basis = {symbol: _basis_shells(method.basis, symbol) for symbol in sorted(set(mol.symbols))}
+    occupied(mol, method)
+    potentials = {symbol: potential for symbol in basis if (potential := _core_potential(method.basis, symbol))}
     built = gto.M(
         atom=list(zip(mol.symbols, mol.positions.tolist(), strict=True)),
-        basis=basis, charge=mol.charge, spin=mol.spin, unit="Bohr", verbose=0,
+        basis=basis, ecp=potentials, charge=mol.charge, spin=mol.spin, unit="Bohr", verbose=0,
     )
     if max(shell[0] for shells in basis.values() for shell in shells) > grid.MAX_L:
         raise InputError(
@@ -340,6 +346,35 @@ def pyscf_molecule(mol: Molecule, method: Method) -> gto.Mole:
             "def2-svp."
         )
     return built
+
+
+def occupied(mol: Molecule, method: Method) -> tuple[int, ...]:
+    """Return the number of filled orbitals: one number for a closed shell, else one for each spin, the larger first.
+
+    Args:
+      mol: molecule.
+      method: level of theory. Its core potentials stand for some of the electrons.
+
+    Raises:
+      InputError: if the electrons outside of the cores cannot have the charge and spin.
+    """
+    in_cores = sum(
+        potential[0] for symbol in mol.symbols if (potential := _core_potential(method.basis, symbol))
+    )
+    electrons, spin = mol.nelectron - in_cores, cast(int, mol.spin)  # the spin is known once the record is made
+    if electrons < max(1, spin):
+        raise InputError(
+            f"Expected a charge and spin that the electrons outside of the cores allow, got charge {mol.charge} and "
+            f"{spin} unpaired electrons for {mol.formula}, of whose electrons the core potentials of "
+            f"{method.basis!r} leave {max(0, electrons)}; use a smaller charge or spin, or an all-electron basis."
+        )
+    return ((electrons + spin) // 2, (electrons - spin) // 2)[: 2 if spin else 1]
+
+
+@functools.cache
+def _core_potential(name: str, symbol: str) -> list | None:
+    """Return the number of electrons and the terms of the core potential of the same name as a basis, if any."""
+    return _from_library(gto.basis.load_ecp, basis_sets.without_contraction(name), symbol) or None
 
 
 def _basis_shells(name: str, symbol: str) -> list:
@@ -350,15 +385,11 @@ def _basis_shells(name: str, symbol: str) -> list:
             f"Expected a basis in PySCF's library for element {symbol}, got {name!r}, which lacks it; use sto-3g, "
             "6-31g*, def2-svp or cc-pvdz."
         )
-    if _from_library(gto.basis.load_ecp, basis_sets.without_contraction(name), symbol):
+    if not _core_potential(name, symbol) and not _holds_core(name, symbol):
         raise InputError(
-            f"Expected an all-electron basis, got {name!r}, which needs an effective core potential for element "
-            f"{symbol}; use def2-svp, which has all electrons up to Kr."
-        )
-    if not _holds_core(name, symbol):
-        raise InputError(
-            f"Expected an all-electron basis, got {name!r}, which lacks the core orbitals of element {symbol}: it is "
-            "made for a core potential or for density fitting; use def2-svp."
+            f"Expected an all-electron basis, or one with a core potential of the same name in PySCF's library, got "
+            f"{name!r}, which lacks the core orbitals of element {symbol}: it is made for a different potential or "
+            "for density fitting; use def2-svp."
         )
     return shells
 
@@ -367,9 +398,13 @@ def _basis_shells(name: str, symbol: str) -> list:
 def _holds_core(name: str, symbol: str) -> bool:
     """Return True if the lowest level of one electron at the nucleus is that of a 1s orbital, −Z²/2 hartree."""
     shells = gto.basis.load(name, symbol)
-    atom = gto.M(atom=[(symbol, (0.0, 0.0, 0.0))], basis={symbol: shells}, spin=None, verbose=0)
+    with np.errstate(all="ignore"):  # one record of PySCF's library has a function that is zero
+        atom = gto.M(atom=[(symbol, (0.0, 0.0, 0.0))], basis={symbol: shells}, spin=None, verbose=0)
     hcore = atom.intor_symmetric("int1e_kin") + atom.intor_symmetric("int1e_nuc")
-    lowest = scipy.linalg.eigh(hcore, atom.intor_symmetric("int1e_ovlp"), eigvals_only=True)[0]
+    overlap = atom.intor_symmetric("int1e_ovlp")
+    if not np.isfinite(overlap).all():
+        return False
+    lowest = scipy.linalg.eigh(hcore, overlap, eigvals_only=True)[0]
     return bool(lowest < -MIN_CORE * gto.charge(symbol) ** 2 / 2)
 
 
@@ -391,12 +426,13 @@ def auxiliary_basis(mol: gto.Mole, method: Method) -> str | dict:
       method: level of theory.
 
     Raises:
-      InputError: if PySCF lacks the auxiliary basis for an element.
+      InputError: if PySCF lacks the auxiliary basis for an element, or for its core orbitals.
     """
     if method.auxbasis is None:
         named = mol.copy(deep=False)  # pyright: ignore[reportCallIssue]
         named.basis = method.basis  # PySCF chooses by the name
-        return df.addons.make_auxbasis(named, xc="hf" if method.functional.is_hybrid else "pbe")
+        fit = df.addons.make_auxbasis(named, xc="hf" if method.functional.is_hybrid else "pbe")
+        return _with_cores(mol, fit)
     if (ratio := basis_sets.even_tempered_ratio(method.auxbasis)) is not None:
         return df.addons.aug_etb(mol, beta=ratio)
     for symbol in sorted({atom[0] for atom in mol._atom}):
@@ -405,7 +441,30 @@ def auxiliary_basis(mol: gto.Mole, method: Method) -> str | dict:
                 f"Expected an auxiliary basis in PySCF's library for element {symbol}, got {method.auxbasis!r}, "
                 "which lacks it; use def2-universal-jkfit."
             )
+    if cores := _heavy_cores(mol):
+        raise InputError(
+            f"Expected an even-tempered auxiliary basis for the core orbitals of {', '.join(sorted(cores))}, got "
+            f"{method.auxbasis!r}, which is made for core potentials; use etb-1.8, or def2-svp as basis."
+        )
     return method.auxbasis
+
+
+MAX_CORE = 36
+"""Heaviest element (Kr) for which the library's auxiliary bases have functions for the core orbitals."""
+
+
+def _heavy_cores(mol: gto.Mole) -> set[str]:
+    """Return the elements whose core orbitals the library's auxiliary bases cannot describe."""
+    return {atom[0] for atom in mol._atom if gto.charge(atom[0]) > MAX_CORE and atom[0] not in mol._ecp}
+
+
+def _with_cores(mol: gto.Mole, auxbasis: dict) -> dict:
+    """Return an auxiliary basis with even-tempered functions for elements that need functions for their core.
+
+    With PySCF's default, the energy of Rb⁺ in HF/STO-3G is wrong by 80 hartree.
+    """
+    cores = _heavy_cores(mol)
+    return auxbasis | {symbol: shells for symbol, shells in df.addons.aug_etb(mol).items() if symbol in cores}
 
 
 MIN_CORE = 0.9
@@ -437,7 +496,8 @@ def electrostatic_potential(
       InputError: if `pyscf_molecule` raises it.
     """
     basis = pyscf_molecule(mol, method)
-    aux = df.addons.make_auxmol(basis, auxiliary_basis(basis, method) if method.auxbasis else POTENTIAL_AUXBASIS)
+    default = _with_cores(basis, dict.fromkeys(mol.symbols, POTENTIAL_AUXBASIS))
+    aux = df.addons.make_auxmol(basis, auxiliary_basis(basis, method) if method.auxbasis else default)
     doubled = 2 * dm - np.diag(np.diag(dm))  # the sum below visits each pair once
     int3c = df.incore.aux_e2(basis, aux, "int3c2e", aosym="s2ij")
     fit = np.linalg.solve(aux.intor_symmetric("int2c2e"), doubled[np.tril_indices(basis.nao)] @ int3c)
@@ -483,7 +543,7 @@ def _minao(mol: gto.Mole) -> tuple[gto.Mole, np.ndarray]:
     PySCF computes them inside `init_guess_by_minao`, and returns only the result at one geometry. Stored separately,
     a new geometry costs one overlap integral. A test checks that both guesses are equal.
     """
-    elements = {symbol: _minao_shells(symbol) for symbol in {atom[0] for atom in mol._atom}}
+    elements = {symbol: _minao_shells(mol, symbol) for symbol in {atom[0] for atom in mol._atom}}
     minao = mol.copy(deep=False)  # pyright: ignore[reportCallIssue]
     minao._atm, minao._bas, minao._env = minao.make_env(
         mol._atom, {symbol: shells for symbol, (shells, _) in elements.items()}, []
@@ -491,16 +551,52 @@ def _minao(mol: gto.Mole) -> tuple[gto.Mole, np.ndarray]:
     return minao, np.concatenate([elements[atom[0]][1] for atom in mol._atom])
 
 
-def _minao_shells(symbol: str) -> tuple[list, np.ndarray]:
-    """Return the occupied atomic natural orbitals of an element, and their spherically averaged occupations."""
-    shells, occupation = [], []
+def _minao_shells(mol: gto.Mole, symbol: str) -> tuple[list, np.ndarray]:
+    """Return the occupied atomic orbitals of an element, and their spherically averaged occupations.
+
+    They are atomic natural orbitals without those of the core that a potential stands for; or, as in PySCF, the first
+    functions of the basis, if it is made for the potential and they are atomic orbitals as well.
+    """
+    core = mol._ecp[symbol][0] if symbol in mol._ecp else 0
+    in_core = gto.ecp.core_configuration(core, atom_symbol=symbol)
+    natural, first, occupation = [], [], []
     for l, *rows in gto.basis.load("ano", symbol)[: grid.MAX_L + 1]:
         doubly, fraction = atom_hf.frac_occ(symbol, l)
-        filled = [2.0] * doubly + [fraction] * (fraction > 0)
+        filled = [2.0] * (doubly - in_core[l]) + [fraction] * (fraction > 0)
         if filled:
-            shells.append([l] + [row[: 1 + len(filled)] for row in rows])
+            start = 1 + in_core[l]
+            natural.append([l] + [row[:1] + row[start : start + len(filled)] for row in rows])
             occupation.append(np.repeat(filled, 2 * l + 1))
-    return shells, np.concatenate(occupation)
+        if filled and core:
+            first += _functions(mol._basis[symbol], l)[: len(filled)]
+    electrons = np.concatenate(occupation)
+    if not core:
+        return natural, electrons
+    if round(sum(electrons)) != gto.charge(symbol) - core or sum(2 * l + 1 for l, *_ in first) != len(electrons):
+        raise InputError(
+            f"Expected a core and a basis that hold all occupied shells of the free atom, got a core of {core} "
+            f"electrons and different shells for element {symbol}; use a different basis, such as def2-svp."
+        )
+    return first if _is_same_space(symbol, first, natural) else natural, electrons
+
+
+def _functions(shells: list, l: int) -> list:
+    """Return the contracted functions of one angular momentum, each as a shell of its own."""
+    return [
+        [l] + [[row[0], row[k]] for row in rows]
+        for angular, *rows in shells if angular == l for k in range(1, len(rows[0]))
+    ]
+
+
+MIN_DETERMINANT = 0.1
+"""Smallest determinant of the overlaps of two sets of atomic orbitals that PySCF's `minao` guess takes for equal."""
+
+
+def _is_same_space(symbol: str, first: list, second: list) -> bool:
+    """Return True if two sets of as many functions of an atom span nearly the same space."""
+    one, other = (gto.M(atom=[(symbol, (0.0, 0.0, 0.0))], basis={symbol: shells}, spin=None, verbose=0)
+                  for shells in (first, second))
+    return bool(abs(np.linalg.det(gto.intor_cross("int1e_ovlp", one, other))) > MIN_DETERMINANT)
 
 
 def atomic_density(mol: gto.Mole) -> Float[np.ndarray, "nao nao"]:
@@ -514,7 +610,15 @@ def atomic_potential(mol: gto.Mole) -> Float[np.ndarray, "nao nao"]:
     """Return the Fock matrix of a superposition of screened atomic potentials, hartree.
 
     See Lehtola 2019, doi:10.1021/acs.jctc.8b01089.
+
+    Raises:
+      InputError: if the basis has core potentials; the tables of atomic potentials are for all electrons.
     """
+    if mol.has_ecp():
+        raise InputError(
+            f"Expected an all-electron basis for the guess 'atomic-potential', got core potentials for "
+            f"{', '.join(sorted(mol._ecp))}; use 'minao' or 'atomic-density'."
+        )
     mf = dft.UKS(mol)  # accepts any number of electrons, and gives the same matrix for both spins
     mf.grids.level = 1
     with lib.with_omp_threads(1):
@@ -541,7 +645,7 @@ def atomic_orbitals(mol: gto.Mole) -> grid.Basis:
 
 
 def nuclear_charges(mol: gto.Mole) -> Float[np.ndarray, " natm"]:
-    """Return the charges of the nuclei, elementary charges."""
+    """Return the charges of the nuclei, without the electrons of their core potentials, elementary charges."""
     return mol.atom_charges().astype(np.float64)
 
 

@@ -89,7 +89,7 @@ def dipole_debye(
     template = integrals.template(mol, method)
     total = _total(dm, template)
     electronic = np.einsum("xij,ij->x", template.dipole_integrals(mol.positions), total)
-    return (mol.atomic_numbers @ mol.positions - electronic) * AU_DEBYE
+    return (template.nuclear_charges @ mol.positions - electronic) * AU_DEBYE
 
 
 def charges(
@@ -117,7 +117,7 @@ def charges(
         populations = np.diag(root @ total @ root)
     else:
         raise InputError(f"Expected a known kind of charges, got {kind!r}; use mulliken or lowdin.")
-    return mol.atomic_numbers - np.bincount(template.ao_atom, populations, minlength=len(mol.symbols))
+    return template.nuclear_charges - np.bincount(template.ao_atom, populations, minlength=len(mol.symbols))
 
 
 def _total(dm: Array | np.ndarray, template: Template) -> Float[np.ndarray, "nao nao"]:

@@ -266,7 +266,7 @@ def guess_density(name: str, template: Template, ints: Integrals, seed: int = 0)
       seed: seed of the random guess.
 
     Raises:
-      InputError: if the name is not known.
+      InputError: if the name is not known, or the guess is for all electrons and the basis has core potentials.
     """
     if name == "minao":
         return start_density(ints.dm_guess, ints)

@@ -104,10 +104,16 @@ def from_pyscf(mol: Molecule, method: Method) -> Label:
     """Return the label of a converged PySCF calculation, with forces that include the response of the grid.
 
     Raises:
-      InputError: if the molecule has unpaired electrons or an element beyond argon, or the SCF does not converge.
+      InputError: if the molecule has unpaired electrons or an element beyond argon, the basis has core potentials,
+        or the SCF does not converge.
     """
     _check(mol)
     mf = accelerated(reference.calculation(mol, method, fitted=libcint.moles(mol, method).aux is not None))
+    if mf.mol.has_ecp():  # PySCF takes the radii of its grid's response by the charge that is left
+        raise InputError(
+            f"Expected an all-electron basis for labels of PySCF, got core potentials of {method.basis!r} for "
+            f"{', '.join(sorted(mf.mol._ecp))}; use def2-svp."
+        )
     mf.kernel()
     if not mf.converged:
         raise InputError(
@@ -331,7 +337,7 @@ def _label(
     mol: Molecule, method: Method, energy: float, force: Float[np.ndarray, "natm 3"],
     dm: Float[np.ndarray, "nao nao"], levels: Float[np.ndarray, " nmo"], coeff: Float[np.ndarray, "nao nmo"],
 ) -> Label:
-    nocc = mol.occupied[0]
+    nocc = libcint.occupied(mol, method)[0]
     return Label(
         energy, force, dipole_debye(mol, method, dm) / AU_DEBYE, charges(mol, method, dm, "lowdin"),
         float(levels[nocc] - levels[nocc - 1]) if nocc < len(levels) else np.nan, _valence(mol, method, coeff, nocc),

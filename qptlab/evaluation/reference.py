@@ -326,7 +326,7 @@ def _run(
         mo_energy, mo_coeff = mf.eig(fock, mf.get_ovlp())
         used = lib.num_threads()
     return Reference(
-        energy, fock, dm, mo_energy, mo_coeff, bool(mf.converged), int(mf.cycles), seconds, used, max(mol.occupied)
+        energy, fock, dm, mo_energy, mo_coeff, bool(mf.converged), int(mf.cycles), seconds, used, max(mf.mol.nelec)
     )
 
 

@@ -232,8 +232,9 @@ class Session(traitlets.HasTraits):
         size = prepared.nbytes
         memory = f"{size / 2**20:.3g} MiB" if size >= 2**20 else f"{size / 2**10:.3g} KiB"
         charge = f"charge {self.molecule.charge:+d}, " if self.molecule.charge else ""
+        cores = f" ({prepared.core_electrons} of them in core potentials)" if prepared.core_electrons else ""
         return (
-            f"{self.molecule.formula}, {charge}{self.molecule.nelectron} electrons, "
+            f"{self.molecule.formula}, {charge}{self.molecule.nelectron} electrons{cores}, "
             f"{prepared.nao} atomic orbitals, {prepared.eri} integrals, {memory} per geometry"
         )
 

@@ -125,8 +125,14 @@ def _from_pyscf(mole: gto.mole.MoleBase, method: Method) -> Molecule:
     if unknown:
         raise InputError(f"Expected a molecule without ghost atoms, got atoms {', '.join(unknown)}; remove them.")
     mol = Molecule(symbols, mole.atom_coords(), int(mole.charge), spin=int(mole.spin or 0))
-    expected = libcint.pyscf_molecule(mol, method).intor_symmetric("int1e_ovlp")
-    overlap = mole.intor_symmetric("int1e_ovlp")
+    built = libcint.pyscf_molecule(mol, method)
+    if (mole.atom_charges() != built.atom_charges()).any():
+        raise InputError(
+            f"Expected {mol.formula} with the core potentials of the model's basis, got nuclei of charges "
+            f"{mole.atom_charges().tolist()} instead of {built.atom_charges().tolist()}; use gto.M(..., "
+            f"basis={method.basis!r}, ecp={method.basis!r})."
+        )
+    expected, overlap = built.intor_symmetric("int1e_ovlp"), mole.intor_symmetric("int1e_ovlp")
     if overlap.shape != expected.shape or np.abs(overlap - expected).max() > SAME_BASIS:
         raise InputError(
             f"Expected {mol.formula} in the basis of the model, {method.basis} with {len(expected)} spherical "

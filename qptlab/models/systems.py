@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from qptlab.dft import integrals, padding
+from qptlab.dft import integrals, libcint, padding
 from qptlab.dft.energy import kohn_sham
 from qptlab.dft.fitted_response import responded
 from qptlab.dft.integrals import HostIntegrals, Integrals, Template
@@ -89,7 +89,7 @@ class System:
         if self.padding is not None:
             return self.padding
         shape = integrals.shape(self.molecule, self.method, with_kernel=True)
-        return Padding(shape, self.molecule.occupied[0])
+        return Padding(shape, libcint.occupied(self.molecule, self.method)[0])
 
     @functools.cached_property
     def orbitals(self) -> Orbitals:
@@ -256,7 +256,8 @@ def make_systems(
     kinds = tuple(vocabulary) or _vocabulary(mols, method, config)
     paddings: list[Padding | None] = [None] * len(mols)
     for members in padding.buckets(shapes) if len(mols) > 1 else []:
-        shared = Padding(padding.union([shapes[i] for i in members]), max(mols[i].occupied[0] for i in members))
+        nocc = max(libcint.occupied(mols[i], method)[0] for i in members)
+        shared = Padding(padding.union([shapes[i] for i in members]), nocc)
         for i in members:
             paddings[i] = shared
     pairs = zip(mols, paddings, strict=True)

@@ -8,7 +8,7 @@ density, so the Fock matrix is the same with and without it. Sources:
     D4                      Caldeweyher et al. 2019 (doi:10.1063/1.5090222)
 
 As in PySCF 2.14 with ``mf.disp = "d3bj"`` or ``"d4"``, D3(BJ) is a sum over pairs of atoms, and D4 also has the
-three-body term of Axilrod, Teller and Muto. All elements that a molecule may have (H to Kr) have parameters.
+three-body term of Axilrod, Teller and Muto. All elements that a molecule may have (H to Rn) have parameters.
 """
 
 import functools

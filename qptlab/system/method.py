@@ -28,8 +28,9 @@ class Method:
       eri: form of the two-electron integrals, one of `ERI_FORMS`. `integrals.Template.eri` is the form that `auto`
         stands for.
       auxbasis: auxiliary basis of density-fitted integrals: a name as `basis`, or `etb-` and a number for an
-        even-tempered one with this ratio of exponents. The default is PySCF's for the functional and basis. In
-        def2-SVP, `etb-1.8` has twice as many functions, and a third of the error.
+        even-tempered one with this ratio of exponents. The default is PySCF's for the functional and basis, but
+        even-tempered for elements beyond Kr whose basis has all electrons. In def2-SVP, `etb-1.8` has twice as many
+        functions, and a third of the error.
       dispersion: dispersion correction, one of `CORRECTIONS`; None for none. `system.dispersion` has its terms.
 
     Raises:

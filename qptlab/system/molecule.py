@@ -23,8 +23,8 @@ from qptlab.units import BOHR_ANGSTROM
 if TYPE_CHECKING:
     import networkx as nx
 
-MAX_ATOMIC_NUMBER = 36
-"""Krypton: heavier elements need effective core potentials, which are not implemented."""
+MAX_ATOMIC_NUMBER = 86
+"""Radon: GFN2-xTB and the auxiliary bases end with it."""
 
 MIN_DISTANCE_ANGSTROM = 0.4
 """Smallest distance of two nuclei that is accepted (the shortest bond, H–H, is 0.74 Å long)."""
@@ -93,14 +93,8 @@ class Molecule:
 
     @property
     def nelectron(self) -> int:
-        """Number of electrons."""
+        """Number of electrons, with those of the cores."""
         return int(self.atomic_numbers.sum()) - self.charge
-
-    @property
-    def occupied(self) -> tuple[int, ...]:
-        """Number of occupied orbitals: one number for a closed shell, else one for each spin, the larger first."""
-        spin = cast(int, self.spin)  # known once the record is made
-        return ((self.nelectron + spin) // 2, (self.nelectron - spin) // 2)[: 2 if spin else 1]
 
     @property
     def formula(self) -> str:
@@ -384,7 +378,7 @@ def _check_elements(symbols: Sequence[str], title: str) -> None:
         number = ase.data.atomic_numbers.get(symbol, 0)
         if not 1 <= number <= MAX_ATOMIC_NUMBER:
             raise InputError(
-                f"Expected elements from H to Kr, but atom {index} of {title} is {shown(symbol)}; use an element's "
+                f"Expected elements from H to Rn, but atom {index} of {title} is {shown(symbol)}; use an element's "
                 "symbol."
             )
 
