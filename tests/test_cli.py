@@ -466,7 +466,7 @@ def test_a_training_that_is_stopped_by_the_keyboard_ends_with_status_one(call, l
     monkeypatch.setattr(train, "time", types.SimpleNamespace(sleep=stop))
     status, _, err = call("train", "--labels", labelled / "labels.xyz", "--out", tmp_path / "m", "--tasks", "energy")
     assert status == 1
-    assert re.search(r"stopped at step \d+, kept in .*; use --resume to continue", err)
+    assert re.search(r"stopped at step \d+, kept in .*; use --resume to continue", " ".join(err.split()))
 
 
 def test_a_teacher_says_labels_in_place_of_pyscf(call, trained, frames, tmp_path):

@@ -299,5 +299,5 @@ def test_validation_geometries_are_written_before_their_references(tmp_path, mon
 
     monkeypatch.setattr(reference, "make_test_set", stop)
     with pytest.raises(RuntimeError, match="no reference"):
-        trainer.make_validation()
+        trainer.run()
     assert len(ql.read_xyz(trainer.out / "validation.xyz")) == cases.quick(3).validation

@@ -60,7 +60,7 @@ def test_choices_that_cannot_be_used_are_refused_with_a_sentence(name, value):
 
 def test_the_summary_states_the_size_of_a_calculation():
     assert Session("water", basis="sto-3g").summary() == (
-        "H2O, 10 electrons, 7 atomic orbitals, exact integrals, 2.17 MiB per geometry"
+        "H2O, 10 electrons, 7 atomic orbitals, exact integrals, 7.21 MiB per geometry"
     )
     assert "charge +1" in Session("[NH4+]").summary()
     with pytest.raises(ql.InputError, match="nonsense"):

@@ -88,7 +88,7 @@ class TestSet(NamedTuple):
 
     def first(self, count: int) -> "TestSet":
         """Return the first geometries."""
-        return TestSet(*(part[:count] for part in self[:-1]), left_out=self.left_out)
+        return self._replace(**{name: getattr(self, name)[:count] for name in self._fields if name != "left_out"})
 
 
 class Labelled(System):

@@ -92,7 +92,7 @@ def _superposed(mol: Molecule, positions: Float[np.ndarray, "natm 3"]) -> Float[
     """Return positions with the centre of mass and, as nearly as possible, the orientation of the molecule."""
     masses = ase.data.atomic_masses[mol.atomic_numbers]
     centre, moved = (masses @ points / masses.sum() for points in (mol.positions, positions))
-    rotation, _ = Rotation.align_vectors(mol.positions - centre, positions - moved, weights=masses)
+    rotation = Rotation.align_vectors(mol.positions - centre, positions - moved, weights=masses)[0]
     return rotation.apply(positions - moved) + centre
 
 
