@@ -595,13 +595,17 @@ def write(
 
 def _floors(rows: Sequence[Row]) -> str:
     """Return the errors of the references' grid and of density fitting, in sentences."""
-    grids = {(row["finer_grid_level"], row["grid"]["energy_mae_mev"]) for row in rows if row["grid"]}
+    levels: dict[int, list[float]] = {}
+    for row in rows:
+        if row["grid"]:
+            levels.setdefault(row["finer_grid_level"], []).append(row["grid"]["energy_mae_mev"])
     fitted = {
         f"{row['setting']}, seed {row['seed']}": row["same_fit"]["energy_mae_mev"] for row in rows if row["same_fit"]
     }
     return " ".join([
-        *(f"The grid's own error is {significant(error, 2)} meV: converged PySCF on two geometries, compared with "
-          f"level {level}." for level, error in sorted(grids)),
+        *(f"The grid's own error is {significant(min(errors), 2)} to {significant(max(errors), 2)} meV: converged "
+          f"PySCF on two geometries in the orientation of each model, compared with level {level}."
+          for level, errors in levels.items()),
         *(f"{name}: {significant(error, 3)} meV compared with PySCF with the same density fitting."
           for name, error in fitted.items()),
     ])

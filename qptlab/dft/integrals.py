@@ -176,7 +176,6 @@ class Integrals(NamedTuple):
             )
         return self._replace(layout=dataclasses.replace(layout, functional=record))
 
-
     def unrestricted(self) -> "Integrals":
         """Return the same integrals for an unrestricted calculation; those of an open shell are unchanged."""
         if self.nocc.ndim:
