@@ -35,7 +35,7 @@ OTHERS = {
     "Xe": "1\n\nXe 0 0 0\n",
     "AgH": "2\n\nH 0 0 0\nAg 0 0 1.62\n",
     "AuH": "2\n\nH 0 0 0\nAu 0 0 1.52\n",
-    "IO": "2\nspin=1\nI 0 0 0\nO 0 0 1.87\n",
+    "CH2I": "4\nspin=1\nC 0 0 0\nH 0.2 0.93 -0.55\nH 0.2 -0.93 -0.55\nI 0 0.1 2.05\n",
     "CH3": "4\nspin=1\nC 0 0 0.1\nH 1.08 0 0\nH -0.54 0.935 0\nH -0.54 -0.935 0\n",
 }
 """Molecules that the tests use in addition to the built-in ones, ångström."""

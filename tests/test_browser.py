@@ -132,7 +132,7 @@ def test_first_light_in_jupyterlab_without_the_internet(opened):
     rows = [line.split("\t") for line in table.inner_text().splitlines()[1:]]
     assert [row[0] for row in rows[1:]] == [
         "Equivariant Transformer", "no network, same iterations", "PySCF, same Fock builds",
-        "PySCF on this grid, against level 3",
+        "PySCF on this grid, against level 5",
     ]
     model, plain, stopped, _ = (float(row[1].split(" ± ")[0]) for row in rows[1:])
     assert 0 < model < min(plain, stopped)

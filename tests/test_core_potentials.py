@@ -24,7 +24,7 @@ QUICK = ql.Method("lda", "lanl2dz", grid_level=0)
         ("HI", ql.Method("pbe", "def2-svp", grid_level=0)),
         ("Xe", ql.Method("hf", "def2-svp")),
         ("AgH", ql.Method("hf", "def2-svp", eri="fitted")),
-        ("IO", ql.Method("b3lyp", "lanl2dz", grid_level=0, eri="fitted")),
+        ("CH2I", ql.Method("b3lyp", "lanl2dz", grid_level=0, eri="fitted")),
         cases.slow("HI", ql.Method("r2scan", "def2-tzvp", eri="fitted")),
         cases.slow("AuH", ql.Method("pbe0", "def2-svp")),
     ],
@@ -70,7 +70,7 @@ def test_forces_are_those_of_pyscf(name, method):
     np.testing.assert_allclose(found, -gradient.kernel(), atol=tol.FORCE)
 
 
-@pytest.mark.parametrize("name", ["AuH", cases.slow("IO")])
+@pytest.mark.parametrize("name", ["AuH", cases.slow("CH2I")])
 def test_forces_are_the_slope_of_converged_energies(name):
     """For AuH they are not those of PySCF, whose response of the grid takes the radius of a different element."""
     mol = cases.molecule(name)
