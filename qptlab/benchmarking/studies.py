@@ -603,8 +603,8 @@ def _floors(rows: Sequence[Row]) -> str:
         f"{row['setting']}, seed {row['seed']}": row["same_fit"]["energy_mae_mev"] for row in rows if row["same_fit"]
     }
     return " ".join([
-        *(f"The grid's own error is {significant(min(errors), 2)} to {significant(max(errors), 2)} meV: converged "
-          f"PySCF on two geometries in the orientation of each model, compared with level {level}."
+        *(f"The grid's own error is {' to '.join(dict.fromkeys(significant(f(errors), 2) for f in (min, max)))} meV: "
+          f"converged PySCF on two geometries in the orientation of each model, compared with level {level}."
           for level, errors in levels.items()),
         *(f"{name}: {significant(error, 3)} meV compared with PySCF with the same density fitting."
           for name, error in fitted.items()),
