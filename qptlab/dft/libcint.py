@@ -464,6 +464,8 @@ def _with_cores(mol: gto.Mole, auxbasis: dict) -> dict:
     With PySCF's default, the energy of Rb⁺ in HF/STO-3G is wrong by 80 hartree.
     """
     cores = _heavy_cores(mol)
+    if not cores:
+        return auxbasis
     return auxbasis | {symbol: shells for symbol, shells in df.addons.aug_etb(mol).items() if symbol in cores}
 
 

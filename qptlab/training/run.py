@@ -345,10 +345,12 @@ class Run:
 
     def restore(self) -> TrainState | None:
         """Return the state of the last checkpoint; None if there is none."""
-        step = self._newest_step()
-        if step is None:
+        if not (self.path / "checkpoints").is_dir():
             return None
         with self._checkpoints(read_only=True) as manager:
+            step = manager.latest_step()
+            if step is None:
+                return None
             blank = blank_state(self.objective, self.train_config)
             tree = manager.restore(step, args=_orbax().args.StandardRestore(_on_host(blank)))
         tree = jax.tree.map(jnp.asarray, tree) | {"step": int(tree["step"]), "seconds": float(tree["seconds"])}
