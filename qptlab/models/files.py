@@ -1,5 +1,11 @@
-"""Files of trained models: one HDF5 file with a JSON description and named arrays. Nothing in it is executed."""
+"""Files of trained models: one HDF5 file with a JSON description and named arrays. Nothing in it is executed.
 
+The file begins with a checksum of the rest, in the block that HDF5 leaves to its users, so damage is noticed before
+HDF5 reads anything.
+"""
+
+import hashlib
+import io
 import json
 import os
 import pathlib
@@ -14,6 +20,9 @@ from qptlab.errors import InputError, shown
 from qptlab.system.molecule import Molecule
 
 FORMAT = "qptlab-model"
+
+HEADER_BYTES = 512
+"""Bytes before the HDF5 file; the smallest number that HDF5 allows."""
 
 MAX_ARRAY_BYTES = 2**33
 """Largest array that is read: a sparse array of any size takes a few bytes on disk."""
@@ -33,14 +42,29 @@ def write(path: str | pathlib.Path, description: dict, arrays: dict) -> None:
     path = pathlib.Path(path)
     with tempfile.TemporaryDirectory(dir=path.resolve().parent) as folder:
         complete = pathlib.Path(folder) / "model.h5"
-        with h5py.File(complete, "w") as file:
+        with h5py.File(complete, "w", userblock_size=HEADER_BYTES) as file:
             file.attrs["format"] = FORMAT
             file.attrs["description"] = json.dumps(description)
             for group, members in arrays.items():
                 # Names of Haiku modules hold slashes, which HDF5 takes for groups.
                 for name, value in members.items():
                     file[f"{group}/{name}"] = np.asarray(value)
+        seal(complete)
         os.replace(complete, path)
+
+
+def seal(path: str | pathlib.Path) -> None:
+    """Write the checksum of a complete file into its header."""
+    with open(path, "r+b") as file:
+        header = _header(file)
+        file.seek(0)
+        file.write(header)
+
+
+def _header(file: io.BufferedReader | io.BufferedRandom) -> bytes:
+    """Return the header that belongs to the rest of a file."""
+    file.seek(HEADER_BYTES)
+    return f"{FORMAT}\nsha256 {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode().ljust(HEADER_BYTES, b"\0")
 
 
 def read(path: str | pathlib.Path) -> tuple[dict, dict]:
@@ -51,13 +75,22 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
     """
     arrays: dict[str, dict] = {}
     try:
+        with open(path, "rb") as binary:
+            header = binary.read(HEADER_BYTES)
+            if not header.startswith(FORMAT.encode()):
+                raise ValueError("it does not begin as one")
+            if header != _header(binary):
+                raise ValueError("it is not as it was written; restore it from a copy")
         with h5py.File(path, "r") as file:
             if file.attrs.get("format") != FORMAT:
                 raise ValueError("it does not say that it is one")
             description = json.loads(str(file.attrs["description"]))
             for name, dataset in datasets(file):
                 group, key = name.rsplit("/", 1)
-                arrays.setdefault(group, {})[key] = dataset[()]
+                value = dataset[()]
+                if value.dtype.kind == "f" and not np.isfinite(value).all():
+                    raise ValueError(f"its array {shown(name)} is not finite")
+                arrays.setdefault(group, {})[key] = value
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         why = shown(str(error))
         raise InputError(f"Expected a model file, got {path} ({why}); use a file that model.save wrote.") from None
