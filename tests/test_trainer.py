@@ -221,10 +221,6 @@ def test_what_is_no_run_is_not_loaded(tmp_path, what):
         ql.load(tmp_path)
 
 
-QUICK_COMMAND = (
-    sys.executable, "-m", "qptlab", "train", "water", "--xc", "lda", "--basis", "sto-3g", "--grid-level", "0",
-    "--preset", "small", "--sampler", "perturb", "--batch", "4", "-n", "0", "--out",
-)
 ENDLESS = ("--steps", "1000000")
 
 
@@ -232,7 +228,7 @@ ENDLESS = ("--steps", "1000000")
 def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
     """SIGKILL leaves no time for last words; the metrics have no gap and no double afterwards."""
     out = tmp_path / "w"
-    command = [*QUICK_COMMAND, str(out)]
+    command = [*cases.QUICK_COMMAND, str(out)]
     process = subprocess.Popen([*command, *ENDLESS], stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: finished(out))
@@ -265,7 +261,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
 @pytest.mark.parametrize("moment", ["while compiling", "after a step"])
 def test_a_signal_saves_the_training_says_where_and_ends_it_soon(tmp_path, name, moment):
     out = tmp_path / "w"
-    process = subprocess.Popen([*QUICK_COMMAND, str(out), *ENDLESS], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*cases.QUICK_COMMAND, str(out), *ENDLESS], stderr=subprocess.PIPE, text=True)
     wait_until(lambda: (out / "writer.json").exists())
     if moment == "after a step":
         wait_until(lambda: len(Run.open(out).metrics()) > 3)
@@ -282,7 +278,7 @@ def test_a_signal_saves_the_training_says_where_and_ends_it_soon(tmp_path, name,
 
 def test_a_second_interrupt_ends_a_training_at_once(tmp_path):
     out = tmp_path / "w"
-    process = subprocess.Popen([*QUICK_COMMAND, str(out), *ENDLESS], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*cases.QUICK_COMMAND, str(out), *ENDLESS], stderr=subprocess.PIPE, text=True)
     wait_until(lambda: (out / "events.jsonl").exists() and "compiling" in (out / "events.jsonl").read_text())
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
