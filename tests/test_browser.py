@@ -15,6 +15,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from qptlab.gui.tabs import TABS
 from qptlab.gui.widgets.live import REPEAT_SECONDS
+from qptlab.gui.widgets.view import DISCONNECTED
 
 NOTEBOOK = "01-first-light.ipynb"
 
@@ -259,3 +260,27 @@ def test_a_page_that_is_loaded_again_shows_what_changed_meanwhile(opened):
     disabled = opened.page.locator("button:disabled", has_text=re.compile(r"^b\d+$"))
     expect(opened.page.get_by_role("button", name="b399", exact=True)).to_be_enabled(timeout=60_000)
     expect(disabled).to_have_count(0, timeout=4 * REPEAT_SECONDS * 1000)
+
+
+MARK = "element => { const mark = getComputedStyle(element, '::before'); return [mark.display, mark.content]; }"
+
+
+def test_a_restarted_kernel_is_said_once_and_no_part_claims_to_be_alive(opened):
+    """Each of the hundred parts of the workbench had a broken chain, and the training was "running" for ever."""
+    page = opened.page
+    opened.add_and_run("import qptlab as ql\nql.workbench()", 60)
+    expect(opened.tab("training")).to_be_visible(timeout=60_000)
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Restart Kernel…$")).click()
+    page.locator(".jp-Dialog-button.jp-mod-warn").click()
+    disconnected = page.locator(".jupyter-widgets-disconnected")
+    expect(disconnected.first).to_be_visible(timeout=60_000)
+    assert disconnected.count() > 20
+    marks = [element.evaluate(MARK) for element in disconnected.all()]
+    shown = [content for display, content in marks if display != "none" and content != "none"]
+    assert shown == [f'"{DISCONNECTED}"']
+    opened.tab("training").click()  # what was shown can still be read
+    page.screenshot(path=lab.ARTIFACTS / "restarted.png")
+    start = page.locator(".qptlab-view button", has_text="Start").first
+    expect(start).to_be_visible()
+    expect(start).to_have_css("pointer-events", "none")

@@ -1,6 +1,7 @@
-"""Base class of all views: it adds a static version for pages that run no widgets."""
+"""Base class of all views: a static version for pages that run no widgets, and a notice for a kernel that is gone."""
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets as ipw
@@ -12,8 +13,37 @@ from qptlab.gui.widgets.viewer import OrbitalViewer
 NOTICE = "This is a static copy of a live view of qptlab; run the notebook in JupyterLab to use the view."
 
 
+DISCONNECTED = (
+    "Not connected to a kernel: this is the last state, and nothing is running. Run the cell again to go on; "
+    "trainings are in their run folders."
+)
+
+# ipywidgets marks each of some hundred parts with a broken chain. The whole view is marked instead, by one sentence.
+_STYLE = f"""<style>
+.qptlab-view .jupyter-widgets-disconnected::before,
+.qptlab-view .qptlab-view.jupyter-widgets-disconnected::before {{ display: none !important; }}
+.qptlab-view.jupyter-widgets-disconnected::before {{
+  content: "{DISCONNECTED}"; display: block !important; position: static; flex: 0 0 auto; height: auto;
+  font: 13px/1.4 sans-serif; padding: 8px 12px; margin: 0 0 8px; border-left: 4px solid #D55E00;
+  color: var(--jp-ui-font-color1, #222); background: var(--jp-layout-color2, #eee);
+}}
+.qptlab-view button.jupyter-widgets-disconnected,
+.qptlab-view .jupyter-widgets-disconnected :is(button, input, select, textarea) {{
+  opacity: 0.5; pointer-events: none;
+}}
+</style>"""
+
+
 class View(ipw.VBox):
-    """Column of widgets, with a static version as HTML."""
+    """Column of widgets, with a static version as HTML.
+
+    Args:
+      children: the widgets.
+    """
+
+    def __init__(self, children: Sequence[ipw.Widget] = ()):
+        super().__init__([*children, ipw.HTML(_STYLE, layout={"display": "none"})])
+        self.add_class("qptlab-view")
 
     def _repr_mimebundle_(self, *args: Any, **options: Any) -> Any:
         bundle = super()._repr_mimebundle_(*args, **options)
