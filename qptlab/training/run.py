@@ -1,9 +1,9 @@
 """A run on disk: a folder that states what was trained and how, and holds what is needed to continue.
 
-    config.json      kind of model, molecules or labels, method, network, training, seed, versions
+    config.json      kind of model, molecules or labels, method, network, training, seed, budgets, versions, machine
     metrics.csv      one row per update, appended
     events.jsonl     other events: checkpoints, skipped updates, compilations, notes
-    checkpoints/     Orbax, written atomically, the last two kept
+    checkpoints/     Orbax, written atomically; the last two kept, and the parameters of a model to start from
     validation.xyz   geometries on which errors were measured
     model-card.md    what was trained, its errors and limits; for people
     not-finite.xyz   geometries at which training failed, if it did
@@ -40,12 +40,13 @@ from qptlab.errors import InputError, shown
 from qptlab.evaluation.errors import ErrorSummary, error_table
 from qptlab.models.contract import Model
 from qptlab.models.loading import PRETRAINED, load_file, pretrained_models
-from qptlab.runtime.versions import versions
+from qptlab.runtime.versions import processor, versions
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.training.config import TrainConfig
 from qptlab.training.loop import Objective, TrainState, blank_state
 from qptlab.training.objectives import model_config, objective_from
+from qptlab.training.stream import replay_bytes
 
 COLUMNS = (
     "step", "seconds", "energy_ha", "loss", "grad_norm", "learning_rate", "skipped", "data_wait_s",
@@ -56,6 +57,9 @@ COLUMNS = (
 
 MAX_TEXT_BYTES = 2**31
 """Largest text file of a run folder that is read."""
+
+FOREVER = 10**12
+"""Period of the checkpoints that are kept: only step 0, the parameters that a training starts from, is one."""
 
 LOCK_FILE, WRITER_FILE = ".lock", "writer.json"
 
@@ -256,6 +260,8 @@ class Run:
         lines = (json.dumps(event) + "\n" for event in self.events() if event["step"] <= last)
         _write_atomically(self.path / "events.jsonl", "".join(lines))
         self.record["train"] = dataclasses.asdict(train)
+        budgets = [budget for budget in self.record.get("budgets", []) if budget["step"] < last]
+        self.record["budgets"] = [*budgets, {"step": last, "minutes": train.minutes, "steps": train.steps}]
         self.train_config = train
         _write_atomically(self.path / "config.json", json.dumps(self.record, indent=1))
         return said
@@ -278,6 +284,21 @@ class Run:
             for row in rows[1:]
             if len(row) == len(names)
         ]
+
+    def starts(self) -> list[int]:
+        """Return the numbers of updates after which the training was begun or continued; none for old folders."""
+        with self._checking():
+            return [int(budget["step"]) for budget in self.record.get("budgets", [])]
+
+    def config_at(self, step: int) -> TrainConfig | None:
+        """Return the settings of an update, with the budget of that time; None if the folder does not state it."""
+        with self._checking():
+            budgets = [budget for budget in self.record.get("budgets", []) if budget["step"] < step]
+            if not budgets:
+                return None
+            return dataclasses.replace(
+                self.train_config, minutes=budgets[-1]["minutes"], steps=budgets[-1]["steps"]
+            )
 
     def log(self, kind: str, text: str, step: int, seconds: float) -> None:
         """Add an event to those of the run, with its step and training time."""
@@ -343,13 +364,13 @@ class Run:
         """Write geometries as XYZ into the folder, and return the path."""
         return self.write(name, "".join(mol.to_xyz() for mol in mols))
 
-    def restore(self) -> TrainState | None:
-        """Return the state of the last checkpoint; None if there is none."""
+    def restore(self, step: int | None = None) -> TrainState | None:
+        """Return the state of the last checkpoint, or of that of a step; None if there is none."""
         if not (self.path / "checkpoints").is_dir():
             return None
         with self._checkpoints(read_only=True) as manager:
-            step = manager.latest_step()
-            if step is None:
+            step = manager.latest_step() if step is None else step
+            if step not in manager.all_steps():
                 return None
             blank = blank_state(self.objective, self.train_config)
             tree = manager.restore(step, args=_orbax().args.StandardRestore(_on_host(blank)))
@@ -399,7 +420,7 @@ class Run:
             barrier_sync_key_prefix=f"process-{jax.process_index()}",
         )
         options = orbax.CheckpointManagerOptions(
-            max_to_keep=2, create=False, enable_async_checkpointing=False, multiprocessing_options=multiprocessing,
+            max_to_keep=2, keep_period=FOREVER, create=False, enable_async_checkpointing=False, multiprocessing_options=multiprocessing,
             read_only=read_only,
         )
         folder = (self.path / "checkpoints").absolute()
@@ -477,7 +498,7 @@ def _record(objective: Objective, train: TrainConfig) -> dict:
     return {
         **objective.record(),
         "train": dataclasses.asdict(train),
-        "versions": _versions(),
+        **environment(),
         "created": _now(),
     }
 
@@ -527,6 +548,19 @@ def _open_to_append(path: pathlib.Path) -> IO[str]:
     """Open a file of the folder to append to it; a link is refused, because it may lead out of the folder."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     return os.fdopen(descriptor, "a", newline="", encoding="utf-8")
+
+
+def environment() -> dict[str, dict[str, str]]:
+    """Return what the digits of a training depend on apart from its settings: versions, and the machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
+    return {
+        "versions": _versions(),
+        "machine": {
+            "processor": processor(), "cores": str(cores), "devices": ", ".join(devices),
+            "replay_bytes": str(replay_bytes()),
+        },
+    }
 
 
 def _versions() -> dict[str, str]:
