@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.sampling.walk import ModelWalk
 from qptlab.training.loop import TrainState, initial_state, learning_rate, train
 from qptlab.training.run import Run, environment
@@ -64,7 +64,9 @@ class Reproduction:
 
     def __str__(self) -> str:
         """Return one sentence."""
-        changed = ", ".join(f"{name} {now} instead of {before}" for name, (before, now) in self.elsewhere.items())
+        changed = ", ".join(
+            f"{name} {shown(now)} instead of {shown(before)}" for name, (before, now) in self.elsewhere.items()
+        )
         where = f", with {changed}" if changed else ""
         allowed = f"within {TOLERANCE:g}" if changed else "bit for bit"
         count = f"{self.steps} step{'s' if self.steps > 1 else ''}"

@@ -419,8 +419,9 @@ class Run:
             primary_host=jax.process_index(), active_processes={jax.process_index()},
             barrier_sync_key_prefix=f"process-{jax.process_index()}",
         )
+        kept = {} if read_only else {"max_to_keep": 2, "keep_period": FOREVER}
         options = orbax.CheckpointManagerOptions(
-            max_to_keep=2, keep_period=FOREVER, create=False, enable_async_checkpointing=False, multiprocessing_options=multiprocessing,
+            **kept, create=False, enable_async_checkpointing=False, multiprocessing_options=multiprocessing,
             read_only=read_only,
         )
         folder = (self.path / "checkpoints").absolute()
@@ -558,7 +559,7 @@ def environment() -> dict[str, dict[str, str]]:
         "versions": _versions(),
         "machine": {
             "processor": processor(), "cores": str(cores), "devices": ", ".join(devices),
-            "replay_bytes": str(replay_bytes()),
+            "replay_bytes": str(replay_bytes()), "xla_flags": os.environ.get("XLA_FLAGS", ""),
         },
     }
 
