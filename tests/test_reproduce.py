@@ -17,7 +17,9 @@ from qptlab.training.run import Run
 
 HYDROGEN = ql.Molecule.from_xyz("2\n\nH 0 0 0\nH 0 0 0.75\n")
 WATER = ql.Molecule.from_name("water")
-FEW = ql.TrainConfig(minutes=None, steps=4, batch=2, reuse=2, warmup_steps=2, validation=1, sampling=ql.Sampling("md"))
+FEW = ql.TrainConfig(
+    minutes=None, steps=4, batch=2, reuse=2, warmup_steps=2, validation=1, sampling=ql.Sampling("md")
+)
 
 
 def curve(path):
@@ -114,7 +116,7 @@ def test_a_training_that_starts_from_a_model_is_repeated_from_its_parameters(tmp
     assert sorted(int(path.name) for path in (tmp_path / "run/checkpoints").glob("[0-9]*")) == [0, 2, 3]
     assert ql.reproduce(tmp_path / "run").is_exact
     shutil.rmtree(tmp_path / "run/checkpoints/0")
-    with pytest.raises(ql.InputError, match="the parameters that the run in .* started from"):
+    with pytest.raises(ql.InputError, match=r"the parameters that the run in .* started from"):
         ql.reproduce(tmp_path / "run")
 
 

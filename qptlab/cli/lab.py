@@ -37,7 +37,7 @@ def lab(
 ) -> None:
     """Open JupyterLab on a notebook, by default on the first one of the course.
 
-    With a bound, the workbench reads no file outside of the notebook's folder. The cells of a notebook have no bounds.
+    With a bound, the workbench reads no file outside of the notebook's folder. Cells of a notebook have no bounds.
     """
     for name, value in (("atoms", max_atoms), ("orbitals", max_orbitals), ("minutes", max_minutes)):
         if value is not None:

@@ -1,7 +1,7 @@
 """Bounds on what visitors of a served workbench can make its kernel do, set by whoever serves it.
 
-The environment of the server states them. A session refuses what is beyond them wherever it comes from, so that it does
-not matter which messages a page sends.
+The environment of the server states them. A session refuses what is beyond them wherever it comes from, so that it
+does not matter which messages a page sends.
 """
 
 import math

@@ -74,8 +74,8 @@ def network_choices() -> dict[str, Any]:
 class Session(traitlets.HasTraits):
     """Molecule, method, network and training that are studied in the workbench, and the parts of its tabs.
 
-    The bounds of a server (see `bounds`) are those of the environment when the session begins; an attribute beyond them
-    is refused.
+    The bounds of a server (see `bounds`) are those of the environment when the session begins; an attribute beyond
+    them is refused.
 
     Args:
       molecule: the molecule, or a text as `choose` reads it.

@@ -425,7 +425,7 @@ def _decay(config: TrainConfig, step: int) -> float:
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
-    """Return the learning rate of an update: a linear warm-up times a cosine of the share of the budget that is spent."""
+    """Return the learning rate of an update: a linear warm-up times a cosine of the spent share of the budget."""
     warmup = min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.learning_rate * warmup * (0.01 + 0.99 * cosine)
