@@ -419,10 +419,9 @@ class Run:
             primary_host=jax.process_index(), active_processes={jax.process_index()},
             barrier_sync_key_prefix=f"process-{jax.process_index()}",
         )
-        kept = {} if read_only else {"max_to_keep": 2, "keep_period": FOREVER}
         options = orbax.CheckpointManagerOptions(
-            **kept, create=False, enable_async_checkpointing=False, multiprocessing_options=multiprocessing,
-            read_only=read_only,
+            max_to_keep=None if read_only else 2, keep_period=None if read_only else FOREVER, create=False,
+            enable_async_checkpointing=False, multiprocessing_options=multiprocessing, read_only=read_only,
         )
         folder = (self.path / "checkpoints").absolute()
         if folder.is_symlink():
