@@ -5,10 +5,12 @@ export VENV ?= .venv
 BIN := $(VENV)/bin
 SPHINX := --fail-on-warning --keep-going --nitpicky --quiet
 
-.PHONY: help lab test lint demo docs docs-check lock clean
+UV ?= uv
+
+.PHONY: help lab test test-lowest test-newest audit lint demo docs docs-check lock clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 lab:  ## create the environment, install, open JupyterLab on the first notebook
 	@tools/setup.sh run
@@ -21,6 +23,26 @@ test:  ## create the environment, install everything that the tests need, run th
 	@$(MAKE) --no-print-directory lint
 	@echo "Running the tests."
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder || { echo "qptlab: tests failed; the summary is above." >&2; exit 1; }
+
+# Environment, Python and resolution of the versions.
+define fast_tests
+@echo "Installing into $(1)."
+@$(UV) venv --quiet --clear --python $(2) $(1)
+@$(UV) pip install --quiet --python $(1)/bin/python --resolution $(3) -e ".[test]"
+@echo "Running the fast tests."
+@$(1)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not browser" tests qptlab
+endef
+
+test-lowest:  ## fast tests with the lowest versions that pyproject.toml allows, on Python 3.11 (needs uv)
+	$(call fast_tests,.venv-lowest,3.11,lowest-direct)
+
+test-newest:  ## fast tests with the newest versions, on Python 3.12 (needs uv)
+	$(call fast_tests,.venv-newest,3.12,highest)
+
+audit:  ## known weaknesses of the locked versions, by pip-audit, and the licences of what is installed (needs uv)
+	@tools/setup.sh run
+	@$(BIN)/python tools/licences.py
+	@$(UV) tool run pip-audit --strict --progress-spinner off --no-deps --disable-pip -r constraints.txt
 
 lint:  ## check style, types, the order of imports, and that notebooks hold no outputs
 	@tools/setup.sh test

@@ -69,6 +69,7 @@ from qptlab.system.molecule import BUILTIN, Molecule, read_xyz  # noqa: E402
 from qptlab.training.config import TaskWeights, TrainConfig  # noqa: E402
 from qptlab.training.loop import train  # noqa: E402
 from qptlab.training.objectives import make_objective  # noqa: E402
+from qptlab.training.reproduce import Reproduction, reproduce  # noqa: E402
 from qptlab.training.run import Run, load  # noqa: E402
 from qptlab.training.trainer import Trainer  # noqa: E402
 
@@ -102,11 +103,11 @@ __all__ = [
     "BUILTIN", "FUNCTIONALS", "Attention", "CorrectionConfig", "CorrectionModel", "CorrectionPredictor",
     "EquivariantConfig", "ErrorSummary", "Evaluation", "Features", "Functional", "GNNConfig", "GNNPredictor",
     "InputError", "Integrals", "LabelledSet", "Method", "Model", "ModelCalculator", "Molecule", "OrbitalGNN",
-    "PredictedSet", "Prediction", "QPTConfig", "ReferenceFrame", "Run", "SCFResult", "Sampler", "Sampling",
-    "Stability", "TaskWeights", "TrainConfig", "Trainer", "accelerate", "build_integrals", "charges",
+    "PredictedSet", "Prediction", "QPTConfig", "ReferenceFrame", "Reproduction", "Run", "SCFResult", "Sampler",
+    "Sampling", "Stability", "TaskWeights", "TrainConfig", "Trainer", "accelerate", "build_integrals", "charges",
     "density_from_fock", "dipole_debye", "energy", "error_limits", "evaluate", "fock", "forces", "guess",
     "kohn_sham", "load", "make_objective", "make_systems", "model_card", "orbitals", "plot", "pretrained_models",
     "read_labels", "read_molecules", "read_predictions", "read_xyz", "register_functional", "register_network",
-    "register_sampler", "relax", "require", "sample", "scf", "scf_batch", "stability", "template", "train",
-    "with_guess", "workbench", "write_predictions",
+    "register_sampler", "relax", "reproduce", "require", "sample", "scf", "scf_batch", "stability", "template",
+    "train", "with_guess", "workbench", "write_predictions",
 ]

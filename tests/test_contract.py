@@ -167,6 +167,22 @@ def test_settings_of_the_wrong_network_are_refused(labelled, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_folder_without_a_schema_version_loads_predicts_is_repeated_and_continues(tmp_path):
+    """An OrbitalGNN of 5 geometries, by the code before folders had versions and checksums."""
+    expected = json.loads((DATA / "run-schema-1.json").read_text())
+    shutil.copytree(DATA / "run-schema-1", tmp_path / "run")
+    prediction = ql.load(tmp_path / "run")(WATER)
+    assert float(prediction.energy) == pytest.approx(expected["energy"], abs=1e-6)
+    np.testing.assert_allclose(prediction.dipole, expected["dipole"], atol=1e-5)
+    found = ql.reproduce(tmp_path / "run")
+    assert (found.steps, found.difference) == (3, None)
+    assert "qptlab_source_sha256" in found.elsewhere
+    run = ql.Run.open(tmp_path / "run")
+    assert [event["text"] for event in run.events() if event["kind"] == "note"] == ["a remark"]
+    trainer = ql.Trainer.open(tmp_path / "run", dataclasses.replace(run.train_config, steps=5)).run()
+    assert [row["step"] for row in trainer.rows] == [1, 2, 3, 4, 5]
+
+
 def test_a_run_folder_of_version_010_loads_predicts_and_continues(tmp_path):
     expected = json.loads((DATA / "run-0.1.0.json").read_text())
     shutil.copytree(DATA / "run-0.1.0", tmp_path / "run")

@@ -85,5 +85,5 @@ def test_the_same_smiles_has_the_same_geometry():
     first = ql.Molecule.parse("CCO").positions
     smiles._molecule.cache_clear()
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         np.testing.assert_array_equal(first, ql.Molecule.parse("CCO").positions)

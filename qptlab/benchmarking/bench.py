@@ -32,7 +32,7 @@ from qptlab.dft.integrals import template
 from qptlab.dft.scf import SCFResult, scf_batch, solve
 from qptlab.errors import InputError
 from qptlab.evaluation import reference
-from qptlab.runtime.versions import versions
+from qptlab.runtime.versions import processor, versions
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.units import HARTREE_MEV
@@ -396,18 +396,11 @@ def machine() -> Row:
     return {
         "date": datetime.date.today().isoformat(),
         "cores": os.cpu_count(),
-        "processor": _processor(),
+        "processor": processor(),
         "python": platform.python_version(),
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
         "libraries": versions(("qptlab", "jax", "jaxlib", "pyscf")),
     }
-
-
-def _processor() -> str:
-    path = pathlib.Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 COLUMNS = (

@@ -23,7 +23,7 @@ app = typer.Typer(
 
 COMMANDS = {
     command.__name__: app.command()(command) for command in (
-        engine.energy, train.train, models.models, models.evaluate, models.predict, models.relax,
+        engine.energy, train.train, train.reproduce, models.models, models.evaluate, models.predict, models.relax,
         engine.sample, labels.label, lab.lab, benchmarks.bench, engine.info,
     )
 }

@@ -10,6 +10,7 @@ import typer
 
 from qptlab.cli import course
 from qptlab.errors import InputError
+from qptlab.gui.bounds import VARIABLES, Bounds
 
 DEFAULT_FOLDER = "qptlab-course"
 
@@ -23,8 +24,25 @@ def lab(
         typer.Option("--copy", metavar="FOLDER", help="Copy the course into this folder first; existing files stay."),
     ] = None,
     start: Annotated[bool, typer.Option("--open/--no-open", help="Open JupyterLab, or only copy.")] = True,
+    max_atoms: Annotated[
+        int | None, typer.Option("--max-atoms", min=1, help="Largest molecule of the workbench. Default: no bound.")
+    ] = None,
+    max_orbitals: Annotated[
+        int | None,
+        typer.Option("--max-orbitals", min=1, help="Largest number of its atomic orbitals. Default: no bound."),
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option("--max-minutes", help="Longest training of the workbench. Default: no bound.")
+    ] = None,
 ) -> None:
-    """Open JupyterLab on a notebook, by default on the first one of the course."""
+    """Open JupyterLab on a notebook, by default on the first one of the course.
+
+    With a bound, the workbench reads no file outside of the notebook's folder. Cells of a notebook have no bounds.
+    """
+    for name, value in (("atoms", max_atoms), ("orbitals", max_orbitals), ("minutes", max_minutes)):
+        if value is not None:
+            os.environ[VARIABLES[name]] = str(value)
+    Bounds.of_environment()  # a bound that cannot be used is refused here
     if notebook is not None and copy is not None:
         raise InputError(f"Expected a notebook or --copy, got {notebook} and --copy {copy}; use one of the two.")
     if notebook is not None and not notebook.exists():

@@ -174,6 +174,32 @@ def train(
         _print_summary(trainer, record)
 
 
+def reproduce(
+    run: Annotated[pathlib.Path, typer.Argument(metavar="RUN", help="The run's folder, which is only read.")],
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Number of updates to repeat. Default: all of the run.")
+    ] = None,
+    out: Annotated[
+        pathlib.Path | None, typer.Option("--out", help="Folder of the repetition, new or empty. Default: none.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Repeat a training from its folder and compare the curves; the status is 1 if they differ.
+
+    On the machine and with the versions that the folder states, every digit has to be the same; elsewhere energies
+    and losses within a tolerance.
+    """
+    with Progress(console=stderr) as bar:
+        task = bar.add_task("repeating", total=None)
+        found = ql.reproduce(run, steps, out, lambda done, total: bar.update(task, completed=done, total=total))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        typer.echo(str(found))
+    if found.difference is not None:
+        raise typer.Exit(1)
+
+
 @contextlib.contextmanager
 def _signals(out: pathlib.Path) -> Iterator[list[int]]:
     """Yield a list of the signals that are received inside the block: Ctrl-C, kill, a closed terminal.

@@ -592,9 +592,21 @@ def eri_form(mol: Molecule, method: Method) -> str:
     """
     if method.eri != "auto":
         return method.eri
+    return libcint.eri_form(count_orbitals(mol, method), method)
+
+
+def count_orbitals(mol: Molecule, method: Method) -> int:
+    """Return the number of a molecule's atomic orbitals without a template of it.
+
+    Args:
+      mol: molecule.
+      method: level of theory.
+
+    Raises:
+      InputError: if PySCF lacks the basis for an element.
+    """
     counts = collections.Counter(mol.symbols)
-    nao = sum(count * atom_template(symbol, method).nao for symbol, count in counts.items())
-    return libcint.eri_form(nao, method)
+    return sum(count * atom_template(symbol, method).nao for symbol, count in counts.items())
 
 
 def shape(mol: Molecule, method: Method, *, with_kernel: bool = False) -> padding.Shape:

@@ -17,7 +17,7 @@ from qptlab.dft import exploration
 from qptlab.dft.exploration import CYCLES, Exploration
 from qptlab.dft.properties import cube_text, dipole_debye
 from qptlab.dft.scf import GUESSES
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.evaluation import labels
 from qptlab.evaluation.comparison import Evaluation, evaluate
 from qptlab.evaluation.labels import LabelledSet
@@ -41,6 +41,9 @@ from qptlab.units import HARTREE_EV, HARTREE_MEV, significant
 
 if TYPE_CHECKING:
     import qptlab.gui.session
+
+MAX_CYCLES, MAX_PROFILED = 200, 50
+"""Largest numbers of SCF iterations that are explored, and of training steps that are profiled."""
 
 
 class Part(traitlets.HasTraits):
@@ -191,11 +194,13 @@ class PredictionPart(Part):
         Args:
           name: name or path of a model, as `qptlab.load` takes it.
         """
-        mol = self.session.molecule
+        mol, bounds = self.session.molecule, self.session.bounds
 
         def work(report: Report) -> Predicted:
             report(0, 3, f"loading {name}")
+            bounds.check_path(name)
             model = self._loaded.get(name) or require(run.load(name), "dm", "mo_coeff", "energy_error")
+            bounds.check_size([mol], model.method)
             if name in pretrained_models():  # a run may be trained further
                 self._loaded[name] = model
             return self._predicted(model, name, mol, report)
@@ -281,7 +286,7 @@ class SCFPart(Part):
 
         Args:
           guess: initial density, one of `scf.GUESSES`.
-          cycles: largest number of iterations of each algorithm.
+          cycles: largest number of iterations of each algorithm, 1 to `MAX_CYCLES`.
         """
         mol, method = self.session.molecule, self.session.method
 
@@ -289,7 +294,9 @@ class SCFPart(Part):
             self.exploration = result
             self.tell("Finished.")
 
-        self.begin(lambda report: exploration.explore(mol, method, guess, cycles, report), done)
+        with self.reporting():
+            _check_count(cycles, MAX_CYCLES, "iterations")
+            self.begin(lambda report: exploration.explore(mol, method, guess, cycles, report), done)
 
 
 class TrainingPart(Part):
@@ -446,7 +453,9 @@ class TrainingPart(Part):
                     "`qptlab label` wrote."
                 )
             train = TrainConfig.supervised(minutes=session.minutes, steps=None, seed=session.seed)
+            session.bounds.check_path(session.labels.strip())
             data = labels.read(session.labels.strip())
+            session.bounds.check_size(data.molecules, None)
             return Trainer(data, model=session.model_config, train=train, out=out)
         train = TrainConfig(minutes=session.minutes, seed=session.seed, sampling=session.sampling)
         return Trainer(session.molecule, session.method, session.model_config, train, out=out)
@@ -472,7 +481,9 @@ class TrainingPart(Part):
         with self.reporting():
             if self.is_active:
                 raise InputError("A training is running; stop it before you open a run.")
+            self.session.bounds.check_path(path)
             trainer = Trainer.open(path)
+            self.session.bounds.check_size(trainer.molecules, trainer.method)
 
             def done(_: None) -> None:
                 self._opened = trainer
@@ -544,6 +555,12 @@ class TrainingPart(Part):
                 self.tell("The training goes on.")
 
 
+def _check_count(count: int, largest: int, what: str) -> None:
+    """Raise an `InputError` for a number beyond its limits: a page may send any."""
+    if not 1 <= count <= largest:
+        raise InputError(f"Expected 1 to {largest} {what}, got {shown(count)}; use a number between them.")
+
+
 def _make_references(trainer: Trainer, report: Report) -> None:
     """Calculate the references of the validation geometries."""
     report(0, 1, "references")
@@ -582,8 +599,11 @@ class ComparisonPart(Part):
         with self.reporting():
             if geometries.strip():
                 trainer = self.session.training.trained()
+                self.session.bounds.check_path(geometries.strip())
                 read = read_xyz if "dm" in trainer.predictor.provides else labels.read
                 data: Any = read(geometries.strip())
+                mols = data if isinstance(data, list) else data.molecules
+                self.session.bounds.check_size(mols, trainer.method)
             else:
                 trainer, data = self.session.training.validated()
             predictor, step = trainer.predictor, trainer.step
@@ -697,9 +717,10 @@ class KernelsPart(Part):
         """Profile some steps of the running training, in the background.
 
         Args:
-          steps: number of training steps.
+          steps: number of training steps, 1 to `MAX_PROFILED`.
         """
         with self.reporting():
+            _check_count(steps, MAX_PROFILED, "steps")
             trainer = self.session.trainer
             if trainer is None or trainer.status not in profiling.PROFILED:
                 raise InputError(profiling.NOTHING)

@@ -13,6 +13,7 @@ import traitlets
 from qptlab.dft import estimates
 from qptlab.dft.integrals import template
 from qptlab.errors import InputError, shown
+from qptlab.gui.bounds import Bounds
 from qptlab.gui.parts import (
     AttentionPart,
     ComparisonPart,
@@ -73,6 +74,9 @@ def network_choices() -> dict[str, Any]:
 class Session(traitlets.HasTraits):
     """Molecule, method, network and training that are studied in the workbench, and the parts of its tabs.
 
+    The bounds of a server (see `bounds`) are those of the environment when the session begins; an attribute beyond
+    them is refused.
+
     Args:
       molecule: the molecule, or a text as `choose` reads it.
       **choices: initial values of other attributes.
@@ -93,6 +97,7 @@ class Session(traitlets.HasTraits):
       out: folder of the run; empty for a new one under `runs/`.
       trainer: the present training; None before the first.
       message: last sentence for the user, a `Message`.
+      bounds: what the session may be asked for.
       prediction: part of the tab "prediction".
       scf: part of the tab "scf".
       training: part of the tab "training".
@@ -125,6 +130,9 @@ class Session(traitlets.HasTraits):
     )
 
     def __init__(self, molecule: str | Molecule = "water", **choices: Any):
+        self.bounds = Bounds.of_environment()
+        if self.bounds.minutes is not None:
+            choices = {"minutes": min(QUICK_MINUTES, self.bounds.minutes), **choices}
         super().__init__(molecule=Molecule.parse(molecule) if isinstance(molecule, str) else molecule, **choices)
         self._parts: dict[str, Part] = {}
         self.prediction: PredictionPart = self.part("prediction")
@@ -151,7 +159,9 @@ class Session(traitlets.HasTraits):
     def choose(self, text: str) -> None:
         """Take a built-in name, a SMILES, the path of an XYZ file or XYZ text as the molecule."""
         with self.part("molecule").reporting():
-            self.molecule = Molecule.parse(text)
+            if "\n" not in text.strip():  # it may be a path; SMILES and names are paths inside
+                self.bounds.check_path(text.strip())
+            self.molecule = Molecule.parse(text, max_atoms=self.bounds.atoms)
 
     def move(self, coordinate: Coordinate, value: float) -> None:
         """Set a bond length (Å) or a torsion (degrees) of the molecule."""
@@ -205,10 +215,20 @@ class Session(traitlets.HasTraits):
             return config
         return dataclasses.replace(config, iterations=self.iterations)
 
-    @traitlets.validate("basis")
-    def _check_basis(self, proposal: Any) -> str:
-        """Refuse a basis that is not a name before the session keeps it: it may come from a web page."""
-        return Method(basis=proposal["value"]).basis
+    @traitlets.validate("molecule", "basis")
+    def _check_size(self, proposal: Any) -> Any:
+        """Refuse a basis that is not a name, or what is too large, before the session keeps it.
+
+        It may come from a web page.
+        """
+        chosen = {"molecule": self.molecule, "basis": self.basis} | {proposal["trait"].name: proposal["value"]}
+        self.bounds.check_size([chosen["molecule"]], Method(basis=chosen["basis"]))
+        return proposal["value"]
+
+    @traitlets.validate("minutes")
+    def _check_minutes(self, proposal: Any) -> float:
+        self.bounds.check_minutes(proposal["value"])
+        return proposal["value"]
 
     @traitlets.validate("xc", "dispersion")
     def _check_dispersion(self, proposal: Any) -> str | None:

@@ -195,24 +195,25 @@ class Molecule:
         return read_xyz(source)[0]
 
     @classmethod
-    def from_smiles(cls, smiles: str, spin: int | None = None) -> "Molecule":
+    def from_smiles(cls, smiles: str, spin: int | None = None, max_atoms: int | None = None) -> "Molecule":
         """Return a molecule of a SMILES string: RDKit's conformer, relaxed with GFN2-xTB; see `smiles.molecule`.
 
         Args:
           smiles: SMILES; fragments are placed beside each other.
           spin: number of unpaired electrons; None for that of the SMILES or, for atoms, O2, SO and S2, of the ground
             state.
+          max_atoms: largest number of atoms; None for no bound.
 
         Warns:
           UserWarning: if the spin is not that of the Lewis structure, or GFN2-xTB cannot relax it without changing
             its bonds.
 
         Raises:
-          InputError: if the text does not parse or no geometry is found.
+          InputError: if the text does not parse, no geometry is found, or there are more atoms.
         """
         from qptlab.system import smiles as geometries  # it makes molecules
 
-        return geometries.molecule(smiles.strip(), spin)
+        return geometries.molecule(smiles.strip(), spin, max_atoms)
 
     @classmethod
     def from_ase(cls, atoms: ase.Atoms, name: str = "") -> "Molecule":
@@ -238,13 +239,16 @@ class Molecule:
         )
 
     @classmethod
-    def parse(cls, text: str | pathlib.Path, spin: int | None = None) -> "Molecule":
+    def parse(
+        cls, text: str | pathlib.Path, spin: int | None = None, max_atoms: int | None = None
+    ) -> "Molecule":
         """Return the molecule of a user's text: a built-in name, the path of an XYZ file, XYZ text or SMILES.
 
         Args:
           text: text of the user. A file with another ending than .xyz or .extxyz is read as XYZ, too, if its name is
             no SMILES.
           spin: number of unpaired electrons; None for that of the text, or else the lowest possible.
+          max_atoms: largest number of atoms of SMILES, for which a geometry is searched; None for no bound.
 
         Raises:
           InputError: if the text is none of these, or the electrons cannot have the spin.
@@ -252,11 +256,11 @@ class Molecule:
         >>> Molecule.parse("CCO").formula
         'C2H6O'
         """
-        mol = cls.from_xyz(text) if isinstance(text, pathlib.Path) else cls._parse(text, spin)
+        mol = cls.from_xyz(text) if isinstance(text, pathlib.Path) else cls._parse(text, spin, max_atoms)
         return mol if spin in (None, mol.spin) else dataclasses.replace(mol, spin=spin)
 
     @classmethod
-    def _parse(cls, text: str, spin: int | None) -> "Molecule":
+    def _parse(cls, text: str, spin: int | None, max_atoms: int | None) -> "Molecule":
         stripped = text.strip()
         if stripped.lower().replace("-", " ") in _builtin():
             return cls.from_name(stripped)
@@ -265,7 +269,7 @@ class Molecule:
         from qptlab.system.smiles import NotSmilesError  # it makes molecules
 
         try:
-            return cls.from_smiles(stripped, spin)
+            return cls.from_smiles(stripped, spin, max_atoms)
         except NotSmilesError:
             if is_file(stripped):
                 return cls._from_other_file(stripped)

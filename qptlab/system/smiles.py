@@ -41,7 +41,7 @@ class NotSmilesError(InputError):
     """Error for a text that is not SMILES at all, unlike SMILES of a molecule that cannot be used."""
 
 
-def molecule(smiles: str, spin: int | None = None) -> Molecule:
+def molecule(smiles: str, spin: int | None = None, max_atoms: int | None = None) -> Molecule:
     """Return a molecule with a conformer by RDKit's ETKDG (fixed seed) and MMFF94 or UFF, relaxed with GFN2-xTB.
 
     Fragments are placed beside each other before the relaxation. `Molecule.source` says what was done.
@@ -50,22 +50,23 @@ def molecule(smiles: str, spin: int | None = None) -> Molecule:
       smiles: SMILES of a molecule or of several fragments.
       spin: number of unpaired electrons; None for that of the SMILES or, for atoms, O2, SO and S2, of the ground
         state.
+      max_atoms: largest number of atoms; None for no bound.
 
     Warns:
       UserWarning: if the spin is not that of the Lewis structure, or GFN2-xTB cannot relax it without changing its
         bonds.
 
     Raises:
-      InputError: if the text does not parse or no geometry is found.
+      InputError: if the text does not parse, no geometry is found, or there are more atoms.
     """
-    mol, remarks = _molecule(smiles, spin)
+    mol, remarks = _molecule(smiles, spin, max_atoms)
     for remark in remarks:
         warnings.warn(remark, stacklevel=5)
     return mol
 
 
 @functools.lru_cache(maxsize=256)
-def _molecule(smiles: str, spin: int | None) -> tuple[Molecule, tuple[str, ...]]:
+def _molecule(smiles: str, spin: int | None, max_atoms: int | None) -> tuple[Molecule, tuple[str, ...]]:
     """Return a molecule, and what its user has to know."""
     from rdkit import Chem, rdBase
 
@@ -77,6 +78,11 @@ def _molecule(smiles: str, spin: int | None) -> tuple[Molecule, tuple[str, ...]]
         if graph is None or graph.GetNumAtoms() == 0:
             raise NotSmilesError(f"Expected SMILES of a molecule, got {shown(smiles)}, which does not parse; {hint}")
         graph = Chem.AddHs(graph)
+        if max_atoms is not None and graph.GetNumAtoms() > max_atoms:  # before the search for a geometry
+            raise InputError(
+                f"Expected at most {max_atoms} atoms, got {shown(smiles)} with {graph.GetNumAtoms()}; use a smaller "
+                "molecule."
+            )
         positions, field = _embedded(graph, smiles)
     symbols = tuple(atom.GetSymbol() for atom in graph.GetAtoms())
     charge, remarks = Chem.GetFormalCharge(graph), []

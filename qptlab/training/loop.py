@@ -327,7 +327,8 @@ def blank_state(objective: Objective, config: TrainConfig) -> TrainState:
 
 
 def train(
-    objective: Objective, config: TrainConfig, state: TrainState | None = None, watch: Watch | None = None
+    objective: Objective, config: TrainConfig, state: TrainState | None = None, watch: Watch | None = None,
+    rates: Mapping[int, float] | None = None,
 ) -> Iterator[tuple[TrainState, Metrics]]:
     """Train, and yield after every update.
 
@@ -344,6 +345,8 @@ def train(
       config: settings.
       state: state to continue from; None to begin.
       watch: callbacks.
+      rates: learning rate of each update by its number, of an earlier training that is repeated; None for the
+        schedule of `config`.
 
     Raises:
       NotFiniteError: after `MAX_SKIPPED` updates in a row that are not finite.
@@ -355,7 +358,7 @@ def train(
         setting = Setting(config, devices, watch, pool)
         with objective.feed(setting, state.params, state.step) as feed:
             state = _placed(devices.replicate, state)
-            update = _Update(setting)
+            update = _Update(setting, rates)
             while True:
                 began = time.perf_counter()
                 seconds, is_over = devices.synchronise(state.seconds, watch.is_over())
@@ -374,14 +377,17 @@ def _placed(transfer: Callable, state: TrainState) -> TrainState:
 class _Update:
     """One update of the parameters with its bookkeeping; holds the compiled function."""
 
-    def __init__(self, setting: Setting):
-        self._setting = setting
+    def __init__(self, setting: Setting, rates: Mapping[int, float] | None):
+        self._setting, self._rates = setting, rates
         self._optimiser = optimiser(setting.config)
         self._executable: jax.stages.Compiled | None = None
 
     def __call__(self, state: TrainState, gradient: Gradient, began: float) -> tuple[TrainState, Metrics]:
         config, step = self._setting.config, state.step + 1
-        rate = _learning_rate(config, step, config.progress(state.step, state.seconds))
+        if self._rates is None:
+            rate = learning_rate(config, step, config.progress(state.step, state.seconds))
+        else:
+            rate = self._rates[step]
         arguments = (
             (state.params, state.average, state.opt_state), gradient.tree,
             *map(jnp.asarray, (gradient.loss, rate, _decay(config, step))),
@@ -418,7 +424,8 @@ def _decay(config: TrainConfig, step: int) -> float:
     return min(config.averaging, step / (step + 10))  # the first updates are soon forgotten
 
 
-def _learning_rate(config: TrainConfig, step: int, progress: float) -> float:
+def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
+    """Return the learning rate of an update: a linear warm-up times a cosine of the spent share of the budget."""
     warmup = min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.learning_rate * warmup * (0.01 + 0.99 * cosine)

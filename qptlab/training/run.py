@@ -1,9 +1,10 @@
 """A run on disk: a folder that states what was trained and how, and holds what is needed to continue.
 
-    config.json      kind of model, molecules or labels, method, network, training, seed, versions
+    config.json      kind of model, molecules or labels, method, network, training, seed, budgets, versions, machine
     metrics.csv      one row per update, appended
     events.jsonl     other events: checkpoints, skipped updates, compilations, notes
-    checkpoints/     Orbax, written atomically, the last two kept; each with checksums.json
+    checkpoints/     Orbax, written atomically, each with checksums.json; the last two kept, and the parameters of a
+                     model to start from
     validation.xyz   geometries on which errors were measured
     model-card.md    what was trained, its errors and limits; for people
     not-finite.xyz   geometries at which training failed, if it did
@@ -42,13 +43,14 @@ from qptlab.evaluation.errors import ErrorSummary, error_table
 from qptlab.models.contract import Model, config_class
 from qptlab.models.loading import PRETRAINED, load_file, pretrained_models
 from qptlab.models.networks import CorrectionConfig
-from qptlab.runtime.versions import versions
+from qptlab.runtime.versions import processor, versions
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
 from qptlab.training import checksums
 from qptlab.training.config import TaskWeights, TrainConfig
 from qptlab.training.loop import Objective, TrainState, blank_state
 from qptlab.training.objectives import model_config, objective_from
+from qptlab.training.stream import replay_bytes
 
 COLUMNS = (
     "step", "seconds", "energy_ha", "loss", "grad_norm", "learning_rate", "skipped", "data_wait_s",
@@ -59,6 +61,9 @@ COLUMNS = (
 
 MAX_TEXT_BYTES = 2**31
 """Largest text file of a run folder that is read."""
+
+FOREVER = 10**12
+"""Period of the checkpoints that are kept: only step 0, the parameters that a training starts from, is one."""
 
 LOCK_FILE, WRITER_FILE = ".lock", "writer.json"
 
@@ -282,6 +287,8 @@ class Run:
         lines = (json.dumps(event) + "\n" for event in self.events() if event["step"] <= last)
         _write_atomically(self.path / "events.jsonl", "".join(lines))
         self.record["train"] = dataclasses.asdict(train)
+        budgets = [budget for budget in self.record.get("budgets", []) if budget["step"] < last]
+        self.record["budgets"] = [*budgets, {"step": last, "minutes": train.minutes, "steps": train.steps}]
         self.train_config = train
         _write_atomically(self.path / "config.json", checksums.sealed(self.record))
         with self._checkpoints() as manager:
@@ -313,6 +320,21 @@ class Run:
                 if {"step", "seconds"} <= row.keys():
                     found.append(row)
         return found
+
+    def starts(self) -> list[int]:
+        """Return the numbers of updates after which the training was begun or continued; none for old folders."""
+        with self._checking():
+            return [int(budget["step"]) for budget in self.record.get("budgets", [])]
+
+    def config_at(self, step: int) -> TrainConfig | None:
+        """Return the settings of an update, with the budget of that time; None if the folder does not state it."""
+        with self._checking():
+            budgets = [budget for budget in self.record.get("budgets", []) if budget["step"] < step]
+            if not budgets:
+                return None
+            return dataclasses.replace(
+                self.train_config, minutes=budgets[-1]["minutes"], steps=budgets[-1]["steps"]
+            )
 
     def log(self, kind: str, text: str, step: int, seconds: float) -> None:
         """Add an event to those of the run, with its step and training time.
@@ -399,31 +421,34 @@ class Run:
         """Write geometries as XYZ into the folder, and return the path."""
         return self.write(name, "".join(mol.to_xyz() for mol in mols))
 
-    def restore(self) -> TrainState | None:
+    def restore(self, step: int | None = None) -> TrainState | None:
         """Return the state of the last checkpoint that is not damaged; None if there is none yet.
 
+        Args:
+          step: step of the checkpoint to use instead of the last one.
+
         Raises:
-          InputError: if all checkpoints are damaged.
+          InputError: if all of these checkpoints are damaged.
 
         Warns:
           UserWarning: if the last checkpoint or a table is damaged; `damage` has the same sentence.
         """
         problems: list[str] = []
-        for step, problem in self._checked_steps():
+        for number, problem in self._checked_steps(step):
             if not problem:
                 try:
-                    state = self._restored(step)
+                    state = self._restored(number)
                 except checksums.DamageError as error:
                     problem = str(error)
                 else:
                     if problems:
-                        problems.append(f"that of step {step} is used")
-                    problems += self._changed_tables(step)
+                        problems.append(f"that of step {number} is used")
+                    problems += self._changed_tables(number)
                     if problems:
                         self.damage = f"In {self.path}, " + "; ".join(problems) + "."
                         warnings.warn(self.damage, stacklevel=2)
                     return state
-            problems.append(f"the checkpoint of step {step} is damaged ({problem})")
+            problems.append(f"the checkpoint of step {number} is damaged ({problem})")
         if problems:
             raise InputError(
                 f"Expected a checkpoint as it was written, got {self.path}, where {'; '.join(problems)}; restore the "
@@ -449,8 +474,11 @@ class Run:
         tree = jax.tree.map(jnp.asarray, tree) | {"step": int(tree["step"]), "seconds": float(tree["seconds"])}
         return TrainState(**tree)
 
-    def _checked_steps(self) -> Iterator[tuple[int, str]]:
+    def _checked_steps(self, only: int | None = None) -> Iterator[tuple[int, str]]:
         """Yield the steps of the checkpoints, the last one first, and what is wrong with each; empty if nothing is.
+
+        Args:
+          only: step of the only checkpoint that is looked at; None for all.
 
         Raises:
           InputError: if a file that belongs to all of them, such as the labels, is damaged.
@@ -458,6 +486,8 @@ class Run:
         folder = self._checkpoint_folder
         names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
         for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
+            if only not in (None, step):
+                continue
             problem = ""
             try:
                 beside = self._beside(step)
@@ -551,8 +581,8 @@ class Run:
         """Return Orbax's manager, which writes checkpoints and removes what a killed writer left."""
         orbax, folder = _orbax(), self._checkpoint_folder
         options = orbax.CheckpointManagerOptions(
-            max_to_keep=2, create=False, enable_async_checkpointing=False, cleanup_tmp_directories=True,
-            multiprocessing_options=_one_process(),
+            max_to_keep=2, keep_period=FOREVER, create=False, enable_async_checkpointing=False,
+            cleanup_tmp_directories=True, multiprocessing_options=_one_process(),
         )
         folder.mkdir(exist_ok=True)
         return orbax.CheckpointManager(folder, options=options)
@@ -626,7 +656,7 @@ def _record(objective: Objective, train: TrainConfig) -> dict:
         "schema": SCHEMA,
         **objective.record(),
         "train": dataclasses.asdict(train),
-        "versions": _versions(),
+        **environment(),
         "created": _now(),
     }
 
@@ -729,6 +759,19 @@ def _write_atomically(path: pathlib.Path, text: str) -> None:
         except BaseException:
             os.unlink(file.name)
             raise
+
+
+def environment() -> dict[str, dict[str, str]]:
+    """Return what the digits of a training depend on apart from its settings: versions, and the machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
+    return {
+        "versions": _versions(),
+        "machine": {
+            "processor": processor(), "cores": str(cores), "devices": ", ".join(devices),
+            "replay_bytes": str(replay_bytes()), "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        },
+    }
 
 
 def _versions() -> dict[str, str]:

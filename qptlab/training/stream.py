@@ -109,8 +109,7 @@ class Stream:
         past = list(itertools.islice(turns, step))
         drawn = [sum(fresh for bucket, fresh, _ in past if bucket == i) for i in range(len(grouped))]
         self.drawn = sum(drawn)
-        limit = REPLAY_BYTES if jax.default_backend() == "cpu" else np.inf
-        memory = int(min(limit, REPLAY_SHARE * device_bytes())) // len(grouped)
+        memory = replay_bytes() // len(grouped)
         self._buckets = [
             _Bucket(systems, members, sampling, model, seed, memory, batch, before, process)
             for members, before in zip(grouped.values(), drawn, strict=True)
@@ -197,6 +196,12 @@ class Stream:
         number, system, geometry = bucket.draw(self._samplers, self.params)
         future = self._workers.submit(bucket.make, system, geometry) if bucket.is_local(number) else None
         self._ahead.append((number, future))
+
+
+def replay_bytes() -> int:
+    """Return the memory that the replay buffers of a training may take, bytes."""
+    limit = REPLAY_BYTES if jax.default_backend() == "cpu" else np.inf
+    return int(min(limit, REPLAY_SHARE * device_bytes()))
 
 
 def _turns(

@@ -54,6 +54,9 @@ CHECKPOINT_SECONDS = 15.0
 RETRY_SECONDS = 5.0
 """Time after which something that could not be written is tried again."""
 
+MAX_NOTE = 1000
+"""Largest number of characters of a note."""
+
 PYSCF_NICE = 10
 """Niceness of PySCF's thread during training."""
 
@@ -288,10 +291,12 @@ class Trainer:
         """Add a note at the present step; it is kept with the run.
 
         Raises:
-          InputError: if the note is empty, or another process is training the run.
+          InputError: if the note is empty or longer than `MAX_NOTE`, or another process is training the run.
         """
         if not text.strip():
             raise InputError("Expected a note of some words, got an empty one; use a short sentence.")
+        if len(text) > MAX_NOTE:
+            raise InputError(f"Expected a note of at most {MAX_NOTE} characters, got {len(text)}; use a shorter one.")
         with self.run_folder.writing():
             self._emit("note", " ".join(text.split()))
 

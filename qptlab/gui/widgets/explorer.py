@@ -6,6 +6,7 @@ import numpy as np
 from qptlab.dft import exploration
 from qptlab.dft.scf import GUESSES
 from qptlab.gui import pictures, plots
+from qptlab.gui.parts import MAX_CYCLES
 from qptlab.gui.session import Session
 from qptlab.gui.widgets.chart import Chart
 from qptlab.gui.widgets.live import keep_fresh
@@ -24,7 +25,7 @@ class SCFExplorer(View):
         self.session = session or Session()
         self._guess = ipw.Dropdown(options=GUESSES, description="Initial guess", layout={"width": "230px"})
         self._cycles = ipw.BoundedIntText(
-            value=exploration.CYCLES, min=1, max=200, description="Iterations",
+            value=exploration.CYCLES, min=1, max=MAX_CYCLES, description="Iterations",
             tooltip="Largest number of iterations of each algorithm", layout={"width": "160px"},
         )
         self._run = TaskBar(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import ipywidgets as ipw
 
 from qptlab.gui import plots
+from qptlab.gui.parts import MAX_PROFILED
 from qptlab.gui.profiling import PROFILED, STEPS, Profile
 from qptlab.gui.session import Session
 from qptlab.gui.widgets.chart import STYLE, Chart
@@ -28,7 +29,7 @@ class KernelInspector(View):
     def __init__(self, session: Session | None = None):
         self.session = session or Session()
         self._steps = ipw.BoundedIntText(
-            value=STEPS, min=1, max=50, description="Steps", tooltip="Number of training steps to profile",
+            value=STEPS, min=1, max=MAX_PROFILED, description="Steps", tooltip="Number of training steps to profile",
             style={"description_width": "auto"}, layout={"width": "120px"},
         )
         self._run = TaskBar(

@@ -193,7 +193,7 @@ class TrainingMonitor(View):
     def _show_numbers(self, trainer: Trainer) -> None:
         rows = trainer.rows
         if rows:
-            self._progress.value = trainer.train_config.progress(rows[-1]["step"], rows[-1]["seconds"])
+            self._progress.value = trainer.train_config.progress(int(rows[-1]["step"]), rows[-1]["seconds"])
             self._numbers.value = " · ".join(f"{name} <b>{value}</b>" for name, value in _facts(rows))
 
     # Drawing --------------------------------------------------------------------------------
