@@ -4,19 +4,17 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import h5py
 import jax
 import numpy as np
 
-from qptlab.errors import InputError, shown
+from qptlab import files
+from qptlab.errors import InputError
 from qptlab.system.molecule import Molecule
 
 FORMAT = "qptlab-model"
-
-MAX_ARRAY_BYTES = 2**33
-"""Largest array that is read: a sparse array of any size takes a few bytes on disk."""
 
 
 def write(path: str | pathlib.Path, description: dict, arrays: dict) -> None:
@@ -50,38 +48,17 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
       InputError: if the file is not a model.
     """
     arrays: dict[str, dict] = {}
-    try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                raise ValueError("it does not say that it is one")
-            description = json.loads(str(file.attrs["description"]))
-            for name, dataset in datasets(file):
-                group, key = name.rsplit("/", 1)
-                arrays.setdefault(group, {})[key] = dataset[()]
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        why = shown(str(error))
-        raise InputError(f"Expected a model file, got {path} ({why}); use a file that model.save wrote.") from None
+    with files.hdf5(path, "a model file") as file:
+        if files.attribute(file, "format") != FORMAT:
+            raise ValueError("it does not say that it is one")
+        description = files.parsed(files.attribute(file, "description"))
+        for name, array in files.arrays(file):
+            group, key = name.rsplit("/", 1)
+            arrays.setdefault(group, {})[key] = array
     if not isinstance(description, dict) or not isinstance(description.get("kind"), str):
-        raise InputError(f"Expected a model file, got {path}, whose description names no kind of model; "
+        raise InputError(f"Expected a model file, got {files.title(path)}, whose description names no kind of model; "
                          "use a file that model.save wrote.")
     return description, arrays
-
-
-def datasets(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
-    """Yield all datasets of a group with their paths in it.
-
-    External and soft links are not followed: a file must not read from outside of itself.
-    """
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            continue
-        item = group[name]
-        if isinstance(item, h5py.Dataset):
-            if item.external or item.is_virtual or item.nbytes > MAX_ARRAY_BYTES:
-                raise ValueError(f"its array {name!r} lies in a different file, or is larger than 8 GiB")
-            yield f"{prefix}{name}", item
-        elif isinstance(item, h5py.Group):
-            yield from datasets(item, f"{prefix}{name}/")
 
 
 def same_shapes(params: dict, init: Callable) -> bool:

@@ -15,6 +15,7 @@ Opening a run reads only. Whoever trains it locks the folder first. Nothing in i
 executed.
 """
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -22,6 +23,7 @@ import datetime
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -36,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qptlab import files
 from qptlab.errors import InputError, shown
 from qptlab.evaluation.errors import ErrorSummary, error_table
 from qptlab.models.contract import Model
@@ -54,8 +57,17 @@ COLUMNS = (
 )
 """Columns of metrics.csv; those of the validation are empty in rows without one."""
 
-MAX_TEXT_BYTES = 2**31
-"""Largest text file of a run folder that is read."""
+SUMMED, VALIDATED = {"data_wait_s", "compile_s"}, set(COLUMNS[-4:])
+"""Columns that are added, and columns of the validation, where one row stands for several steps."""
+
+MAX_ROWS = 20_000
+"""Largest number of rows of metrics that are held; screens have fewer points."""
+
+MAX_EVENTS = 100_000
+"""Largest number of events that are held."""
+
+EVENT = {"kind": str, "text": str, "step": int, "seconds": int | float}
+"""Entries of an event, and their types."""
 
 LOCK_FILE, WRITER_FILE = ".lock", "writer.json"
 
@@ -157,8 +169,8 @@ class Run:
         """
         path = pathlib.Path(path)
         try:
-            record = json.loads(_read_regular(path / "config.json"))
-        except (OSError, ValueError):
+            record = files.parsed(files.text(path / "config.json", "a run's config.json"))
+        except ValueError:
             record = None
         if not isinstance(record, dict):
             raise InputError(
@@ -226,7 +238,7 @@ class Run:
     def _writer(self) -> str:
         """Return who locked the folder, for people; empty if nobody did."""
         try:
-            record = json.loads(self._read(WRITER_FILE) or "")
+            record = files.parsed(self._read(WRITER_FILE) or "")
             return f"process {int(record['process'])} on {shown(record['host'])} since {shown(record['since'])}"
         except (ValueError, TypeError, KeyError):
             return ""
@@ -252,7 +264,7 @@ class Run:
                 f"Expected a run at step {last}, as it was opened, got {self.path}, which has a checkpoint of step "
                 f"{newest}; open it again."
             )
-        self._rewrite(row for row in self.metrics() if row["step"] <= last)
+        self._rewrite(row for row in self._rows() if row["step"] <= last)
         lines = (json.dumps(event) + "\n" for event in self.events() if event["step"] <= last)
         _write_atomically(self.path / "events.jsonl", "".join(lines))
         self.record["train"] = dataclasses.asdict(train)
@@ -266,18 +278,22 @@ class Run:
             csv.writer(file).writerow(_cells(row))
 
     def metrics(self) -> list[dict[str, float]]:
-        """Return the rows of the table so far, numbers parsed; a row cut short by a crash is left out."""
-        try:
-            with (self.path / "metrics.csv").open(newline="") as file:
-                rows = list(csv.reader(file))
-        except OSError:
-            return []
-        names = rows[0] if rows else []  # the file's own: earlier versions had fewer columns
-        return [
-            {name: float(cell) for name, cell in zip(names, row, strict=True) if cell}
-            for row in rows[1:]
-            if len(row) == len(names)
-        ]
+        """Return the rows of the table so far, numbers parsed; a row cut short by a crash is left out.
+
+        A table of more than `MAX_ROWS` rows is thinned out: a row is the last of several, with the sums of their times
+        and the last validation among them.
+        """
+        count = sum(1 for _ in self._lines("metrics.csv")) - 1
+        return list(self._rows(max(-(-count // MAX_ROWS), 1)))
+
+    def _rows(self, stride: int = 1) -> Iterator[dict[str, float]]:
+        """Yield the rows of the table, each for several steps."""
+        lines = self._lines("metrics.csv")
+        names = next(lines, "").rstrip().split(",")  # the file's own: earlier versions had fewer columns
+        while "step" in names and (group := list(itertools.islice(lines, stride))):
+            rows = [cells for line in group if len(cells := line.rstrip().split(",")) == len(names)]
+            with contextlib.suppress(ValueError):  # a cell that is no number
+                yield from _joined(names, rows)
 
     def log(self, kind: str, text: str, step: int, seconds: float) -> None:
         """Add an event to those of the run, with its step and training time."""
@@ -285,16 +301,14 @@ class Run:
             file.write(json.dumps({"kind": kind, "text": text, "step": step, "seconds": seconds}) + "\n")
 
     def events(self) -> list[dict]:
-        """Return the events so far; a line cut short by a crash is left out."""
-        try:
-            lines = (self.path / "events.jsonl").read_text().splitlines()
-        except OSError:
-            return []
-        events = []
-        for line in lines:
+        """Return the events so far, the last `MAX_EVENTS`; a line cut short by a crash is left out."""
+        events = collections.deque(maxlen=MAX_EVENTS)
+        for line in self._lines("events.jsonl"):
             with contextlib.suppress(ValueError):
-                events.append(json.loads(line))
-        return events
+                event = files.parsed(line)
+                if isinstance(event, dict) and all(isinstance(event.get(name), kind) for name, kind in EVENT.items()):
+                    events.append(event)
+        return list(events)
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint; rows of metrics up to it are on disk before it is."""
@@ -376,10 +390,12 @@ class Run:
             return manager.latest_step()
 
     def _read(self, name: str) -> str | None:
-        try:
-            return _read_regular(self.path / name)
-        except OSError:
-            return None
+        path = self.path / name
+        return files.text(path, f"{name} of a run") if path.exists() else None
+
+    def _lines(self, name: str) -> Iterator[str]:
+        path = self.path / name
+        return files.lines(path, f"{name} of a run") if path.exists() else iter(())
 
     def _write_objective(self) -> None:
         for name, text in self.objective.files().items():
@@ -492,13 +508,19 @@ def _orbax():
     return orbax.checkpoint
 
 
-def _read_regular(path: pathlib.Path) -> str:
-    """Return the text of a file; devices and pipes, which a stranger's folder may link to, are refused."""
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is not a file")
-    if path.stat().st_size > MAX_TEXT_BYTES:
-        raise InputError(f"Expected a file of at most {MAX_TEXT_BYTES // 2**30} GiB, got {path}; use a smaller one.")
-    return path.read_text()
+def _joined(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[dict[str, float]]:
+    """Yield one row of the table of metrics for several; none for none."""
+    if not rows:
+        return
+    row = {name: float(cell) for name, cell in zip(names, rows[-1], strict=True) if cell}
+    if len(rows) > 1:
+        columns = {name: index for index, name in enumerate(names)}
+        for name in SUMMED & columns.keys():
+            row[name] = sum(float(cells[columns[name]] or 0) for cells in rows)
+        validation = columns.get("validation_mae_mev", -1)
+        last = next((cells for cells in reversed(rows) if cells[validation]), rows[-1])
+        row |= {name: float(last[columns[name]]) for name in VALIDATED & columns.keys() if last[columns[name]]}
+    yield row
 
 
 def _cells(row: dict) -> list[str]:

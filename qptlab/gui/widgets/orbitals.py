@@ -182,8 +182,7 @@ class Orbitals(View):
             self.session.orbitals.refuse("There is nothing to save yet; choose an orbital first.")
             return
         cube = self.session.orbitals.save(scene)
-        page = cube.with_suffix(".html")
-        page.write_text(preview.export_html(
+        page = trainer.run_folder.write(f"{cube.stem}.html", preview.export_html(
             scene.molecule.symbols, scene.molecule.positions_angstrom, cube.read_text(), self._isovalue.value,
             scene.captions[0],
         ))
