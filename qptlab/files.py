@@ -1,7 +1,7 @@
 """Files from outside: only regular files are opened, and what they unpack to has limits.
 
-A few bytes can state any number of atoms or unpack to any size, and a device or a pipe never ends. Every reader of the
-package opens its files here: text with `text` or `lines`, HDF5 with `hdf5` and `arrays`.
+A few bytes can state any number of atoms or unpack to any size, and a device or a pipe never ends. Every reader of
+the package opens its files here: text with `text` or `lines`, HDF5 with `hdf5` and `arrays`.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import h5py
 
-from qptlab.errors import InputError, clipped, shown
+from qptlab.errors import MAX_SHOWN, InputError, clipped, shown
 
 MAX_BYTES = 2**31
 """Largest file, and largest text that a compressed file unpacks to; the labels of QM9 take 150 MB."""
@@ -78,7 +78,7 @@ def lines(path: str | pathlib.Path, kind: str, limit: int = MAX_BYTES) -> Iterat
     with _opened(path, kind, limit) as file:
         begin = file.peek(2)[:2]
         encoding = "utf-16" if begin in _UTF16 else "utf-8-sig"
-        # Bytes that are not UTF-8 become surrogates, and their line is read as Latin-1: a comment in an older encoding.
+        # Bytes that are not UTF-8 become surrogates; their line is read as Latin-1: a comment in an older encoding.
         stream = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline=None)
         while line := _next_line(stream, kind, title(path)):
             yield line
@@ -170,7 +170,9 @@ def hdf5(path: str | pathlib.Path, kind: str) -> Iterator[h5py.File]:
             yield file
     except InputError:
         raise
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, OverflowError) as error:
+    except (
+        OSError, KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, OverflowError
+    ) as error:
         raise InputError(
             f"Expected {kind}, got {title(path)} ({shown(str(error))}); use a file that qptlab wrote."
         ) from None
@@ -182,38 +184,38 @@ def arrays(file: h5py.File) -> Iterator[tuple[str, Any]]:
     External and soft links are not followed: a file must not read from outside of itself.
 
     Raises:
-      ValueError: if the arrays lie in different files, are not numbers, or are larger than the size of the file allows:
-        an array of any size that nobody has written takes a few bytes.
+      ValueError: if the arrays lie in different files, are not numbers, or are larger than the size of the file
+        allows: an array of any size that nobody has written takes a few bytes.
     """
     size = os.stat(file.filename).st_size
     rest = min(MAX_ARRAY_BYTES, MAX_RATIO * size + _MARGIN_BYTES)
-    groups, number = [("", file)], 0
-    seen = set()
+    for name, dataset in _datasets(file):
+        if dataset.external or dataset.is_virtual:
+            raise ValueError(f"its array {clipped(name, MAX_SHOWN)} lies in a different file")
+        if dataset.dtype.kind not in "biuf" or dataset.shape is None:
+            raise ValueError(f"its array {clipped(name, MAX_SHOWN)} does not hold numbers")
+        chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize  # is read as a whole
+        rest -= max(dataset.nbytes, chunk)
+        if rest < 0:
+            raise ValueError(f"its arrays are larger than its {size} bytes allow")
+        yield name, dataset[()]
+
+
+def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Yield the arrays of all groups; groups may hold each other."""
+    groups, places, number = [("", file)], set(), 0
     while groups:
         prefix, group = groups.pop()
         for name in group:
             number += 1
             if number > MAX_ARRAYS:
                 raise ValueError(f"more than {MAX_ARRAYS} groups and arrays")
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                continue
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                if (place := h5py.h5o.get_info(item.id).addr) not in seen:  # groups may hold each other
-                    seen.add(place)
-                    groups.append((f"{prefix}{name}/", item))
-                continue
-            if not isinstance(item, h5py.Dataset):
-                continue
-            if item.external or item.is_virtual:
-                raise ValueError(f"its array {clipped(name, 60)} lies in a different file")
-            if item.dtype.kind not in "biuf" or item.shape is None:
-                raise ValueError(f"its array {clipped(name, 60)} does not hold numbers")
-            chunk = math.prod(item.chunks or ()) * item.dtype.itemsize  # is read as a whole
-            rest -= max(item.nbytes, chunk)
-            if rest < 0:
-                raise ValueError(f"its arrays are larger than its {size} bytes allow")
-            yield f"{prefix}{name}", item[()]
+            item = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+            if isinstance(item, h5py.Dataset):
+                yield f"{prefix}{name}", item
+            elif isinstance(item, h5py.Group) and (place := h5py.h5o.get_info(item.id).addr) not in places:
+                places.add(place)
+                groups.append((f"{prefix}{name}/", item))
 
 
 def attribute(file: h5py.File, name: str) -> str:

@@ -19,6 +19,9 @@ from qptlab.units import BOHR_ANGSTROM
 ACCURACY = 0.01
 """Accuracy setting of tblite: energies converge to 1e-8 hartree, so that differences of operators are smooth."""
 
+MAX_CYCLES = 60
+"""Largest number of SCF cycles of a geometry that is relaxed; molecules need up to 30, and 250 would take minutes."""
+
 
 def one_thread() -> contextlib.AbstractContextManager:
     """Return a context in which tblite uses one thread.
@@ -105,6 +108,7 @@ def relaxed(
     from ase.optimize import BFGS
 
     found, end = gfn2_atoms(atoms), time.monotonic() + seconds
+    found.calc.set(max_iterations=MAX_CYCLES)
     report()
     try:
         with one_thread():

@@ -23,7 +23,7 @@ from qptlab import files
 from qptlab.dft import libcint
 from qptlab.dft.properties import charges, dipole_debye
 from qptlab.dft.response import accelerated
-from qptlab.errors import InputError, shown
+from qptlab.errors import MAX_SHOWN, InputError, clipped
 from qptlab.evaluation import reference
 from qptlab.models import limits
 from qptlab.models.contract import Model, require
@@ -218,7 +218,7 @@ def to_xyz(data: LabelledSet) -> str:
     for index, (mol, known) in enumerate(zip(data.molecules, data.labels, strict=True)):
         atoms, values = mol.to_ase(), {}
         for name, value in known._asdict().items():
-            array = np.asarray(value, float) * UNITS.get(name, 1.0)
+            array = np.asarray(np.asarray(value, float) * UNITS.get(name, 1.0))
             if name == "energy" or not np.isnan(array).all():
                 _check_finite(array, name, f"label {index}")
                 values[name] = array
@@ -284,8 +284,8 @@ def _labelled_set(title: str, frames: Iterable[ase.Atoms], theory: str = "") -> 
         theories.add(stated := str(atoms.info.get("theory", "")))
         if theory and stated != theory:
             raise InputError(
-                f"Expected labels of {shown(theory)} in {title}, got labels of {shown(stated or 'an unnamed theory')}; "
-                "use a different file."
+                f"Expected labels of {clipped(theory, MAX_SHOWN)} in {title}, got labels of "
+                f"{clipped(stated, MAX_SHOWN) or 'an unnamed theory'}; use a different file."
             )
         values = (atoms.calc.results if atoms.calc else {}) | {
             key: value for key, value in (atoms.info | atoms.arrays).items() if key in ("gap_ev", "valence")
@@ -300,8 +300,8 @@ def _labelled_set(title: str, frames: Iterable[ase.Atoms], theory: str = "") -> 
         mols.append(Molecule.from_ase(atoms))
         labels.append(Label(
             float(take("energy", ())) / UNITS["energy"], take("forces", (natm, 3)) / UNITS["forces"],
-            take("dipole", (3,)) / UNITS["dipole"], take("charges", (natm,)), float(take("gap_ev", ())) / UNITS["gap"],
-            take("valence", (natm, 2 * VALENCE)),
+            take("dipole", (3,)) / UNITS["dipole"], take("charges", (natm,)),
+            float(take("gap_ev", ())) / UNITS["gap"], take("valence", (natm, 2 * VALENCE)),
         ))
     if not mols:
         raise InputError(f"Expected frames with energies in {title}, got none; use a file from qptlab label.")

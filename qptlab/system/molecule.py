@@ -332,7 +332,9 @@ def _check_elements(symbols: Sequence[str], title: str) -> None:
     if not symbols:
         raise InputError("Expected at least one atom, got a molecule without atoms; use a symbol for each atom.")
     if len(symbols) > xyz.MAX_ATOMS:
-        raise InputError(f"Expected at most {xyz.MAX_ATOMS} atoms in a molecule, got more in {title}; use a part of it.")
+        raise InputError(
+            f"Expected at most {xyz.MAX_ATOMS} atoms in a molecule, got more in {title}; use a part of it."
+        )
     for index, symbol in enumerate(symbols):
         number = ase.data.atomic_numbers.get(symbol, 0)
         if not 1 <= number <= MAX_ATOMIC_NUMBER:

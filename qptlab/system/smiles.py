@@ -98,7 +98,8 @@ def _molecule(smiles: str, spin: int | None, report: Callable[[str], None]) -> t
         ground = _unpaired_in_ground_state(symbols) if not charge else None
         if ground is not None and ground != spin:
             remarks.append(
-                f"{clipped(smiles, MAX_SHOWN)} is read with {ground} unpaired electrons, its ground state; use spin {spin} otherwise."
+                f"{clipped(smiles, MAX_SHOWN)} is read with {ground} unpaired electrons, its ground state; use spin "
+                f"{spin} otherwise."
             )
             spin = ground
     # Elements and electrons are checked before RDKit and GFN2-xTB see them; the positions of the force field may be
@@ -211,8 +212,10 @@ def _relaxed(
         raise InputError(
             f"Expected SMILES for which a geometry is found, got {shown(mol.name)}: {why or wrong}; use an XYZ file."
         )
-    remark = f"{clipped(mol.name, MAX_SHOWN)} has the geometry of {conformer}, not relaxed with GFN2-xTB: {why}; check it." if why else ""
-    return positions, conformer, remark
+    if not why:
+        return positions, conformer, ""
+    name = clipped(mol.name, MAX_SHOWN)
+    return positions, conformer, f"{name} has the geometry of {conformer}, not relaxed with GFN2-xTB: {why}; check it."
 
 
 def _difference(symbols: tuple[str, ...], positions: Float[np.ndarray, "natm 3"], graph: "Chem.Mol") -> str:

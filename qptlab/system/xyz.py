@@ -153,7 +153,8 @@ def _split(lines: _Lines, title: str, isotopes: set[str]) -> Iterator[list[str]]
             lines.take(3)  # frequencies, SMILES, InChI
         if (lines.peek() or "").lstrip().startswith("VEC"):
             raise InputError(
-                f"Expected a molecule, got a periodic cell in line {lines.taken + 1} of {title}; remove the lines VEC."
+                f"Expected a molecule, got a periodic cell in line {lines.taken + 1} of {title}; remove the lines "
+                "VEC."
             )
 
 

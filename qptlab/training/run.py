@@ -280,8 +280,8 @@ class Run:
     def metrics(self) -> list[dict[str, float]]:
         """Return the rows of the table so far, numbers parsed; a row cut short by a crash is left out.
 
-        A table of more than `MAX_ROWS` rows is thinned out: a row is the last of several, with the sums of their times
-        and the last validation among them.
+        A table of more than `MAX_ROWS` rows is thinned out: a row is the last of several, with the sums of their
+        times and the last validation among them.
         """
         count = sum(1 for _ in self._lines("metrics.csv")) - 1
         return list(self._rows(max(-(-count // MAX_ROWS), 1)))
@@ -391,11 +391,11 @@ class Run:
 
     def _read(self, name: str) -> str | None:
         path = self.path / name
-        return files.text(path, f"{name} of a run") if path.exists() else None
+        return files.text(path, f"{name} of a run") if os.path.lexists(path) else None
 
     def _lines(self, name: str) -> Iterator[str]:
         path = self.path / name
-        return files.lines(path, f"{name} of a run") if path.exists() else iter(())
+        return files.lines(path, f"{name} of a run") if os.path.lexists(path) else iter(())
 
     def _write_objective(self) -> None:
         for name, text in self.objective.files().items():
@@ -473,7 +473,7 @@ def load(path: str | pathlib.Path) -> Model:
       InputError: if it holds no model, no checkpoint yet, or a model of a kind that is not registered.
     """
     path = pathlib.Path(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         if str(path) not in pretrained_models():
             raise InputError(
                 f"Expected a run's folder, a model file, or one of the models {', '.join(pretrained_models())}, got "
