@@ -35,6 +35,9 @@ MAX_RATIO = 200
 
 MAX_LINE_CHARACTERS = 1_000_000
 
+MAX_LINES = 20_000_000
+"""Largest number of lines of a file; the labels of QM9 have 2.6 million."""
+
 MAX_PATH_SHOWN = 120
 """Characters of a path that a message shows."""
 
@@ -75,38 +78,42 @@ def lines(path: str | pathlib.Path, kind: str, limit: int = MAX_BYTES) -> Iterat
     Raises:
       InputError: if `text` would refuse the file, or a line is longer than `MAX_LINE_CHARACTERS`.
     """
+    name = title(path)
     with _opened(path, kind, limit) as file:
         begin = file.peek(2)[:2]
         encoding = "utf-16" if begin in _UTF16 else "utf-8-sig"
         # Bytes that are not UTF-8 become surrogates; their line is read as Latin-1: a comment in an older encoding.
         stream = io.TextIOWrapper(file, encoding, errors="surrogateescape", newline=None)
-        while line := _next_line(stream, kind, title(path)):
-            yield line
+        for _ in range(MAX_LINES):
+            try:
+                line = stream.readline(MAX_LINE_CHARACTERS)
+            except UnicodeError:
+                raise _not_text(kind, name) from None
+            if not line:
+                return
+            if len(line) == MAX_LINE_CHARACTERS and line[-1] != "\n":
+                raise InputError(
+                    f"Expected {kind} with lines of at most {MAX_LINE_CHARACTERS} characters, got a longer one in "
+                    f"{name}; use a different file."
+                )
+            if "\0" in line:
+                raise _not_text(kind, name)
+            yield line if line.isascii() else _valid(line)
+    raise InputError(f"Expected {kind} of at most {MAX_LINES} lines, got more in {name}; use a part of it.")
+
+
+def _valid(line: str) -> str:
+    """Return a line, read as Latin-1 if it has bytes that are not UTF-8."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return line.encode("utf-8", "surrogateescape").decode("latin-1")
+    return line
 
 
 def title(path: str | pathlib.Path) -> str:
     """Return a path as messages show it: without its middle if it is long."""
     return clipped(str(path), MAX_PATH_SHOWN)
-
-
-def _next_line(stream: io.TextIOWrapper, kind: str, name: str) -> str:
-    try:
-        line = stream.readline(MAX_LINE_CHARACTERS)
-    except UnicodeError:
-        raise _not_text(kind, name) from None
-    if len(line) == MAX_LINE_CHARACTERS and line[-1] != "\n":
-        raise InputError(
-            f"Expected {kind} with lines of at most {MAX_LINE_CHARACTERS} characters, got a longer one in {name}; "
-            "use a different file."
-        )
-    if line.isascii():
-        if "\0" in line:
-            raise _not_text(kind, name)
-        return line
-    with contextlib.suppress(UnicodeEncodeError):
-        line.encode()
-        return line
-    return line.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def piped(stream: BinaryIO, kind: str, name: str) -> str:

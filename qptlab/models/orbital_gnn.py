@@ -80,7 +80,8 @@ class GNNConfig:
         for name, most in MAX_SHAPE.items():
             value = getattr(self, name)
             if not isinstance(value, int) or not 1 <= value <= most:
-                raise InputError(f"Expected 1 to {most} for {name}, got {shown(value)}; use {getattr(GNNConfig, name)}.")
+                usual = getattr(GNNConfig, name)
+                raise InputError(f"Expected 1 to {most} for {name}, got {shown(value)}; use {usual}, for example.")
         if self.width % self.heads:
             raise InputError(f"Expected a width that is a multiple of the {self.heads} heads, got {self.width}.")
 

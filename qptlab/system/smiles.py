@@ -23,7 +23,7 @@ MAX_CHARACTERS = 500
 MAX_ATOMS = 200
 """Largest number of atoms, with hydrogen: RDKit finds no structure of many larger ones, after minutes."""
 
-MAX_EMBEDDING_SECONDS = 20
+MAX_EMBEDDING_SECONDS = 10
 """Longest time of RDKit's search for a structure of each fragment; that of a molecule takes less than a second."""
 
 MAX_RELAXED_ATOMS = 100
@@ -124,6 +124,10 @@ def _graph(smiles: str) -> "Chem.Mol":
         if graph is None or graph.GetNumAtoms() == 0:
             raise NotSmilesError(f"Expected SMILES of a molecule, got {shown(smiles)}, which does not parse; {hint}")
         graph = Chem.AddHs(graph)
+    if any(atom.GetAtomicNum() == 0 for atom in graph.GetAtoms()):
+        raise InputError(
+            f"Expected SMILES of elements, got {shown(smiles)}, which has the placeholder *; use an element's symbol."
+        )
     if graph.GetNumAtoms() > MAX_ATOMS:
         raise InputError(
             f"Expected SMILES of at most {MAX_ATOMS} atoms, got {graph.GetNumAtoms()} in {shown(smiles)}; use an XYZ "
@@ -215,7 +219,8 @@ def _relaxed(
     if not why:
         return positions, conformer, ""
     name = clipped(mol.name, MAX_SHOWN)
-    return positions, conformer, f"{name} has the geometry of {conformer}, not relaxed with GFN2-xTB: {why}; check it."
+    remark = f"{name} has the geometry of {conformer}, not relaxed with GFN2-xTB: {why}; check it."
+    return positions, conformer, remark
 
 
 def _difference(symbols: tuple[str, ...], positions: Float[np.ndarray, "natm 3"], graph: "Chem.Mol") -> str:

@@ -35,6 +35,9 @@ AMBIGUOUS = ("CA", "HE", "NE")
 MAX_CHARACTERS = 60
 """Longest number that is read."""
 
+MAX_BLANK_LINES = 1000
+"""Largest number of blank lines between two frames."""
+
 MAX_COMMENT_CHARACTERS = 100_000
 
 MAX_ATOMS = 2000
@@ -113,11 +116,18 @@ class _Lines:
 
 def _split(lines: _Lines, title: str, isotopes: set[str]) -> Iterator[list[str]]:
     """Yield the lines of each frame: number of atoms, comment, atoms. Names of isotopes are added to the set."""
-    count = 0
+    count, blank = 0, 0
     while lines.peek() is not None:
         (first,), start = lines.take(1), lines.taken
         if not first.strip():
+            blank += 1
+            if blank > MAX_BLANK_LINES:
+                raise InputError(
+                    f"Expected at most {MAX_BLANK_LINES} blank lines between frames, got more before line {start} of "
+                    f"{title}; remove them."
+                )
             continue
+        blank = 0
         natm = _count(first, start, count, title)
         if natm > MAX_ATOMS or count == MAX_FRAMES:
             what = f"{MAX_ATOMS} atoms in a frame" if natm > MAX_ATOMS else f"{MAX_FRAMES} frames"
