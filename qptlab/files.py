@@ -67,13 +67,16 @@ def text(path: str | pathlib.Path, kind: str, limit: int = MAX_BYTES) -> str:
         return decoded(file.read(), kind, title(path))
 
 
-def lines(path: str | pathlib.Path, kind: str, limit: int = MAX_BYTES) -> Iterator[str]:
+def lines(
+    path: str | pathlib.Path, kind: str, limit: int = MAX_BYTES, *, strict: bool = True
+) -> Iterator[str]:
     r"""Yield the lines of a file as `text` would return them, without holding all; every line end is "\n".
 
     Args:
       path: the file.
       kind: what the file should be, for messages.
       limit: largest size, also after unpacking, bytes.
+      strict: if false, lines may have characters that no text has: of a table that may be damaged.
 
     Raises:
       InputError: if `text` would refuse the file, or a line is longer than `MAX_LINE_CHARACTERS`.
@@ -96,7 +99,7 @@ def lines(path: str | pathlib.Path, kind: str, limit: int = MAX_BYTES) -> Iterat
                     f"Expected {kind} with lines of at most {MAX_LINE_CHARACTERS} characters, got a longer one in "
                     f"{name}; use a different file."
                 )
-            if "\0" in line:
+            if strict and "\0" in line:
                 raise _not_text(kind, name)
             yield line if line.isascii() else _valid(line)
     raise InputError(f"Expected {kind} of at most {MAX_LINES} lines, got more in {name}; use a part of it.")
@@ -171,7 +174,7 @@ def hdf5(path: str | pathlib.Path, kind: str) -> Iterator[h5py.File]:
     Raises:
       InputError: if it is not a regular file, or the block raises what h5py raises for damaged files.
     """
-    _check(path, kind, MAX_ARRAY_BYTES)
+    check(path, kind, MAX_ARRAY_BYTES)
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -256,7 +259,7 @@ class _Limited(io.RawIOBase):
 @contextlib.contextmanager
 def _opened(path: str | pathlib.Path, kind: str, limit: int) -> Iterator[io.BufferedReader]:
     """Open a regular file, unpacked if it is packed with gzip."""
-    size, name = _check(path, kind, limit), title(path)
+    size, name = check(path, kind, limit), title(path)
     try:
         with open(path, "rb") as packed:
             refusal = _too_large(kind, name, limit)
@@ -275,8 +278,12 @@ def _opened(path: str | pathlib.Path, kind: str, limit: int) -> Iterator[io.Buff
         raise _unreadable(kind, name, error) from None
 
 
-def _check(path: str | pathlib.Path, kind: str, limit: int) -> int:
-    """Return the size of a file; refuse what is not a regular file, without opening it, and what is too large."""
+def check(path: str | pathlib.Path, kind: str, limit: int) -> int:
+    """Return the size of a file, bytes; it is not opened.
+
+    Raises:
+      InputError: if it is not a regular file, or is larger than the limit.
+    """
     name = title(path)
     try:
         found = os.stat(path)

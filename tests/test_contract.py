@@ -21,6 +21,7 @@ from qptlab.evaluation import labels, reference
 from qptlab.gui.session import Session
 from qptlab.models import contract, files
 from qptlab.sampling import ModelWalk
+from qptlab.training import checksums
 
 WATER = ql.Molecule.from_name("water")
 DATA = pathlib.Path(__file__).parent / "data"
@@ -134,7 +135,7 @@ def test_an_unregistered_network_is_refused_and_nothing_is_imported(own, tmp_pat
     shutil.copytree(own.out, copy)
     record = json.loads((copy / "config.json").read_text())
     record["kind"] = "antigravity"
-    (copy / "config.json").write_text(json.dumps(record))
+    (copy / "config.json").write_text(checksums.sealed(record))
     with pytest.raises(ql.InputError, match=r"Expected a registered kind of model \(.*qpt.*\), got 'antigravity'"):
         ql.load(copy)
     assert "antigravity" not in sys.modules
@@ -142,6 +143,7 @@ def test_an_unregistered_network_is_refused_and_nothing_is_imported(own, tmp_pat
     own.predictor.save(path)
     with h5py.File(path, "a") as file:
         file.attrs["description"] = json.dumps(record)
+    files.seal(path)
     with pytest.raises(ql.InputError, match="got 'antigravity'"):
         ql.load(path)
 
@@ -231,7 +233,7 @@ def test_damaged_labels_are_noticed(gnn, tmp_path):
     shutil.copytree(gnn.out, tmp_path / "run")
     path = tmp_path / "run" / "labels.xyz"
     path.write_text(path.read_text().replace("energy=-2", "energy=-1"))
-    with pytest.raises(ql.InputError, match=r"Expected the labels that the run was trained on in labels\.xyz"):
+    with pytest.raises(ql.InputError, match=r"Expected labels\.xyz of .* as it was written, got a changed file"):
         ql.load(tmp_path / "run")
 
 
@@ -276,6 +278,7 @@ def test_arrays_of_other_shapes_are_refused(request, tmp_path, kind):
         name = next(name for name, dataset in files.datasets(file) if dataset.ndim == 2 and "scales" not in name)
         del file[name]
         file[name] = np.zeros((1, 1))
+    files.seal(path)
     with pytest.raises(ql.InputError, match="different shapes"):
         ql.load(path)
 

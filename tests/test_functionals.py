@@ -30,6 +30,7 @@ from qptlab.evaluation import reference
 from qptlab.gui.session import Session
 from qptlab.gui.widgets import MoleculePicker
 from qptlab.system.functional import FUNCTIONALS, ClosedShellDensity, functional
+from qptlab.training import checksums
 
 SEMILOCAL = [xc for xc in FUNCTIONALS if functional(xc).nvar]
 GRADIENT = [xc for xc in SEMILOCAL if functional(xc).nvar > 1]
@@ -296,7 +297,7 @@ def test_a_users_functional_is_trained_stored_by_its_name_and_loaded(registered,
     assert float(model(cases.molecule("water")).energy) == pytest.approx(truth.energy, abs=0.05)
     # In a session that does not know the name.
     config["method"]["xc"] = "my-unknown"
-    (out / "config.json").write_text(json.dumps(config))
+    (out / "config.json").write_text(checksums.sealed(config))
     with pytest.raises(ql.InputError, match=r"'my-unknown' is not known; use one of .* qptlab.register_functional"):
         ql.load(out)
 

@@ -283,7 +283,7 @@ def test_a_signal_saves_the_training_says_where_and_ends_it_soon(tmp_path, name,
 def test_a_second_interrupt_ends_a_training_at_once(tmp_path):
     out = tmp_path / "w"
     process = subprocess.Popen([*QUICK_COMMAND, str(out), *ENDLESS], stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: (out / "writer.json").exists())
+    wait_until(lambda: (out / "events.jsonl").exists() and "compiling" in (out / "events.jsonl").read_text())
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)

@@ -162,10 +162,9 @@ def train(
         weights = ql.TaskWeights.only(*(task.strip() for task in tasks.split(","))) if tasks else ql.TaskWeights()
         train_config = ql.TrainConfig.supervised(**_training(settings), tasks=weights)
     trainer = ql.Trainer(data, method, config, train_config, out, resume=resume, start=first)
-    with _signals_interrupt(out):
-        try:
-            _follow(trainer)
-        except KeyboardInterrupt:
+    with _signals(out) as received:
+        _follow(trainer, received)
+        if received:
             _end(trainer)
     trainer.run()  # has ended: raises the error of the training, if there is one
     record = _summary(trainer)
@@ -176,12 +175,13 @@ def train(
 
 
 @contextlib.contextmanager
-def _signals_interrupt(out: pathlib.Path) -> Iterator[None]:
-    """Treat signals that end a process (kill, a closed terminal, a batch system) as Ctrl-C inside the block.
+def _signals(out: pathlib.Path) -> Iterator[list[int]]:
+    """Yield a list of the signals that are received inside the block: Ctrl-C, kill, a closed terminal.
 
-    A second signal ends the process at once; checkpoints are complete at any time.
+    They raise nothing, because the code that they would interrupt may be halfway through an import or a file. A
+    second signal ends the process at once; checkpoints are complete at any time.
     """
-    received = []
+    received: list[int] = []
 
     def interrupt(number: int, frame: types.FrameType | None) -> None:
         received.append(number)
@@ -190,13 +190,12 @@ def _signals_interrupt(out: pathlib.Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # not by Rich, whose lock the interrupted code may hold
                 os.write(2, said.encode())
             os._exit(1)
-        raise KeyboardInterrupt
 
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
     earlier = {number: signal.signal(number, interrupt) for number in numbers}
     try:
-        yield
+        yield received
     finally:
         if not received:  # else the process ends, and a second signal may come until it has
             for number, handler in earlier.items():
@@ -310,15 +309,15 @@ def _print_summary(trainer: ql.Trainer, record: dict[str, Any]) -> None:
         typer.echo(error_table(rows, "text"))
 
 
-def _follow(trainer: ql.Trainer) -> None:
-    """Show the events of a trainer on stderr until it ends."""
+def _follow(trainer: ql.Trainer, received: list[int]) -> None:
+    """Show the events of a trainer on stderr until it ends, or a signal is received."""
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr) as bar:
         task = bar.add_task("starting", total=1.0)
         shown = len(trainer.events())  # a resumed run brings its earlier ones
         trainer.start()
         alive = True
-        while alive:
+        while alive and not received:
             alive = trainer.is_alive
             new = trainer.events(shown)
             shown += len(new)

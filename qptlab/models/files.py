@@ -1,5 +1,11 @@
-"""Files of trained models: one HDF5 file with a JSON description and named arrays. Nothing in it is executed."""
+"""Files of trained models: one HDF5 file with a JSON description and named arrays. Nothing in it is executed.
 
+The file begins with a checksum of the rest, in the block that HDF5 leaves to its users, so damage is noticed before
+HDF5 reads anything.
+"""
+
+import hashlib
+import io
 import json
 import os
 import pathlib
@@ -11,10 +17,13 @@ import jax
 import numpy as np
 
 from qptlab import files
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.system.molecule import Molecule
 
-FORMAT = "qptlab-model"
+FORMAT, KIND = "qptlab-model", "a model file"
+
+HEADER_BYTES = 512
+"""Bytes before the HDF5 file; the smallest number that HDF5 allows."""
 
 
 def write(path: str | pathlib.Path, description: dict, arrays: dict) -> None:
@@ -31,14 +40,44 @@ def write(path: str | pathlib.Path, description: dict, arrays: dict) -> None:
     path = pathlib.Path(path)
     with tempfile.TemporaryDirectory(dir=path.resolve().parent) as folder:
         complete = pathlib.Path(folder) / "model.h5"
-        with h5py.File(complete, "w") as file:
+        with h5py.File(complete, "w", userblock_size=HEADER_BYTES) as file:
             file.attrs["format"] = FORMAT
             file.attrs["description"] = json.dumps(description)
             for group, members in arrays.items():
                 # Names of Haiku modules hold slashes, which HDF5 takes for groups.
                 for name, value in members.items():
                     file[f"{group}/{name}"] = np.asarray(value)
+        seal(complete)
         os.replace(complete, path)
+
+
+def seal(path: str | pathlib.Path) -> None:
+    """Write the checksum of a complete file into its header."""
+    with open(path, "r+b") as file:
+        header = _header(file)
+        file.seek(0)
+        file.write(header)
+
+
+def _header(file: io.BufferedReader | io.BufferedRandom) -> bytes:
+    """Return the header that belongs to the rest of a file."""
+    file.seek(HEADER_BYTES)
+    return f"{FORMAT}\nsha256 {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode().ljust(HEADER_BYTES, b"\0")
+
+
+def _check_header(path: str | pathlib.Path) -> None:
+    """Raise an `InputError` for a file that is not a model, or not as it was written, before HDF5 reads it."""
+    files.check(path, KIND, files.MAX_ARRAY_BYTES)
+    try:
+        with open(path, "rb") as file:
+            header = file.read(HEADER_BYTES)
+            if header.startswith(FORMAT.encode()) and header == _header(file):
+                return
+        begins = header.startswith(FORMAT.encode())
+        why = "it is not as it was written; restore it from a copy" if begins else "it does not begin as one"
+    except OSError as error:
+        why = str(error.strerror)
+    raise InputError(f"Expected {KIND}, got {files.title(path)} ({why}); use a file that model.save wrote.")
 
 
 def read(path: str | pathlib.Path) -> tuple[dict, dict]:
@@ -48,12 +87,15 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
       InputError: if the file is not a model.
     """
     arrays: dict[str, dict] = {}
-    with files.hdf5(path, "a model file") as file:
+    _check_header(path)
+    with files.hdf5(path, KIND) as file:
         if files.attribute(file, "format") != FORMAT:
             raise ValueError("it does not say that it is one")
         description = files.parsed(files.attribute(file, "description"))
         for name, array in files.arrays(file):
             group, key = name.rsplit("/", 1)
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"its array {shown(name)} is not finite")
             arrays.setdefault(group, {})[key] = array
     if not isinstance(description, dict) or not isinstance(description.get("kind"), str):
         raise InputError(f"Expected a model file, got {files.title(path)}, whose description names no kind of model; "

@@ -179,12 +179,8 @@ class TrainConfig:
           InputError: if a value cannot be used.
           TypeError: if there are unknown fields.
         """
-        nested: dict = {"sampling": sampling_from_json(record["sampling"])}
-        if "grid_level" not in record:  # folders of version 0.1.0 were trained on the method's grid
-            nested["grid_level"] = None
-        if "tasks" in record:  # folders of version 0.1.0 have none
-            nested["tasks"] = TaskWeights(**record["tasks"])
-        return cls(**{**record, **nested})
+        sampling, tasks = sampling_from_json(record["sampling"]), TaskWeights(**record["tasks"])
+        return cls(**{**record, "sampling": sampling, "tasks": tasks})
 
     def progress(self, step: int, seconds: float) -> float:
         """Return the share of the budget that is spent, 0 to 1.

@@ -272,9 +272,8 @@ class LabelFree(Objective):
           KeyError, TypeError: if something is missing or unknown.
         """
         mols = [files.molecule_from(molecule) for molecule in record["molecules"]]
-        # Folders of version 0.1.0 have no vocabulary: theirs is that of the molecules.
-        objective = cls.of(mols, Method(**record["method"]), config, record.get("kinds", ()))
-        objective.origin = str(record.get("origin", ""))
+        objective = cls.of(mols, Method(**record["method"]), config, record["kinds"])
+        objective.origin = str(record["origin"])
         return objective
 
     def difference(self, earlier: Objective) -> tuple[str, Any, Any] | None:

@@ -75,7 +75,7 @@ def objective_from(record: dict, read: Callable[[str], str | None]) -> Objective
     """Return the objective of a run folder.
 
     Args:
-      record: content of `config.json`; a folder of version 0.1.0 names no kind and is a QPT.
+      record: content of `config.json`.
       read: function that returns the text of a file of the folder; None if there is no such file.
 
     Raises:
@@ -95,7 +95,4 @@ def model_config(record: dict) -> Any:
       InputError: if the kind is not registered, or a setting cannot be used.
       KeyError, TypeError: if something is missing or unknown.
     """
-    config, settings = config_class(record.get("kind", "qpt")), record["model"]
-    # Folders of version 0.1.0 state no scheme: theirs is the paper's.
-    earlier = {"scheme": "mixing"} if issubclass(config, CorrectionConfig) else {}
-    return config(**{**earlier, **settings})
+    return config_class(record["kind"])(**record["model"])

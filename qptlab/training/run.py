@@ -3,7 +3,7 @@
     config.json      kind of model, molecules or labels, method, network, training, seed, versions
     metrics.csv      one row per update, appended
     events.jsonl     other events: checkpoints, skipped updates, compilations, notes
-    checkpoints/     Orbax, written atomically, the last two kept
+    checkpoints/     Orbax, written atomically, the last two kept; each with checksums.json
     validation.xyz   geometries on which errors were measured
     model-card.md    what was trained, its errors and limits; for people
     not-finite.xyz   geometries at which training failed, if it did
@@ -12,7 +12,7 @@
     writer.json      process that is training, while there is one; it holds the lock on `.lock`
 
 Opening a run reads only. Whoever trains it locks the folder first. Nothing in it is a pickle, and nothing in it is
-executed.
+executed. Damage is noticed by checksums: a damaged checkpoint is passed over for the one before.
 """
 
 import collections
@@ -30,6 +30,7 @@ import pathlib
 import platform
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
@@ -41,12 +42,14 @@ import numpy as np
 from qptlab import files
 from qptlab.errors import InputError, shown
 from qptlab.evaluation.errors import ErrorSummary, error_table
-from qptlab.models.contract import Model
+from qptlab.models.contract import Model, config_class
 from qptlab.models.loading import PRETRAINED, load_file, pretrained_models
+from qptlab.models.networks import CorrectionConfig
 from qptlab.runtime.versions import versions
 from qptlab.system.method import Method
 from qptlab.system.molecule import Molecule
-from qptlab.training.config import TrainConfig
+from qptlab.training import checksums
+from qptlab.training.config import TaskWeights, TrainConfig
 from qptlab.training.loop import Objective, TrainState, blank_state
 from qptlab.training.objectives import model_config, objective_from
 
@@ -66,10 +69,16 @@ MAX_ROWS = 20_000
 MAX_EVENTS = 100_000
 """Largest number of events that are held."""
 
-EVENT = {"kind": str, "text": str, "step": int, "seconds": int | float}
-"""Entries of an event, and their types."""
 
 LOCK_FILE, WRITER_FILE = ".lock", "writer.json"
+
+TABLES = ("metrics.csv", "events.jsonl")
+
+SCHEMA = 2
+"""Version of what a run folder holds. Folders of schema 1, of version 0.1.0, have no checksums."""
+
+_UNFINISHED = ".new"
+"""End of the name of a file that is being written."""
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -88,7 +97,10 @@ class Run:
       kind: kind of the model.
       model_config: settings of the network.
       train_config: settings of the training.
+      damage: what `restore` found damaged, for people; empty if nothing is.
     """
+
+    damage = ""
 
     def __init__(self, path: pathlib.Path, record: dict, objective: Objective | None = None):
         self.path, self.record = path, record
@@ -100,6 +112,11 @@ class Run:
             self.kind = str(record.get("kind", "qpt"))
             self.model_config = model_config(record)
             self.train_config = TrainConfig.from_record(record["train"])
+            _check_complete(record["model"], type(self.model_config))
+            _check_complete(record["train"], TrainConfig)
+            _check_complete(record["train"]["tasks"], TaskWeights)
+            if "method" in record:
+                _check_complete(record["method"], Method)
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -152,7 +169,7 @@ class Run:
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path, record, objective)
             run._write_objective()
-            _write_atomically(path / "config.json", json.dumps(record, indent=1))
+            _write_atomically(path / "config.json", checksums.sealed(record))
         except OSError as error:
             raise InputError(
                 f"Expected an output folder that can be written, got {path} ({error.strerror}); use a different one."
@@ -169,14 +186,22 @@ class Run:
         """
         path = pathlib.Path(path)
         try:
-            record = files.parsed(files.text(path / "config.json", "a run's config.json"))
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
+            text = files.text(path / "config.json", "a run's config.json", files.MAX_RECORD_BYTES)
+        except InputError:
+            text = ""
+        try:
+            record = _record_from(text)
+        except checksums.DamageError:
+            raise InputError(
+                f"Expected {path / 'config.json'} as it was written, got a changed file; restore it from a copy."
+            ) from None
+        except InputError:
+            raise
+        except (ValueError, RecursionError):
             raise InputError(
                 f"Expected a run folder, got {path}, which has no readable config.json; use a folder that "
                 "`qptlab train` created."
-            )
+            ) from None
         return cls(path, record)
 
     def lock(self) -> str:
@@ -257,7 +282,10 @@ class Run:
           InputError: if `lock` raises it, or the run has a newer checkpoint.
         """
         said = self.lock()
-        newest = self._newest_step() or 0
+        with contextlib.suppress(OSError):
+            for path in self.path.glob(f".*{_UNFINISHED}"):  # of a writer that was killed
+                path.unlink()
+        newest = next((step for step, problem in self._checked_steps() if not problem), 0)
         if newest != last:
             self.unlock()
             raise InputError(
@@ -269,7 +297,11 @@ class Run:
         _write_atomically(self.path / "events.jsonl", "".join(lines))
         self.record["train"] = dataclasses.asdict(train)
         self.train_config = train
-        _write_atomically(self.path / "config.json", json.dumps(self.record, indent=1))
+        _write_atomically(self.path / "config.json", checksums.sealed(self.record))
+        with self._checkpoints() as manager:
+            for step in manager.all_steps():
+                if step > last:
+                    manager.delete(step)
         return said
 
     def append(self, row: dict) -> None:
@@ -278,7 +310,7 @@ class Run:
             csv.writer(file).writerow(_cells(row))
 
     def metrics(self) -> list[dict[str, float]]:
-        """Return the rows of the table so far, numbers parsed; a row cut short by a crash is left out.
+        """Return the rows of the table so far, numbers parsed; a row that is cut short or damaged is left out.
 
         A table of more than `MAX_ROWS` rows is thinned out: a row is the last of several, with the sums of their
         times and the last validation among them.
@@ -290,7 +322,7 @@ class Run:
         """Yield the rows of the table, each for several steps."""
         lines = self._lines("metrics.csv")
         names = next(lines, "").rstrip().split(",")  # the file's own: earlier versions had fewer columns
-        while "step" in names and (group := list(itertools.islice(lines, stride))):
+        while group := list(itertools.islice(lines, stride)):
             rows = [cells for line in group if len(cells := line.rstrip().split(",")) == len(names)]
             with contextlib.suppress(ValueError):  # a cell that is no number
                 yield from _joined(names, rows)
@@ -304,10 +336,11 @@ class Run:
         """Return the events so far, the last `MAX_EVENTS`; a line cut short by a crash is left out."""
         events = collections.deque(maxlen=MAX_EVENTS)
         for line in self._lines("events.jsonl"):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
                 event = files.parsed(line)
-                if isinstance(event, dict) and all(isinstance(event.get(name), kind) for name, kind in EVENT.items()):
-                    events.append(event)
+                event |= {"step": int(event["step"]), "seconds": float(event["seconds"])}
+                event |= {"kind": str(event["kind"]), "text": str(event["text"])}
+                events.append(event)
         return list(events)
 
     def save(self, state: TrainState) -> None:
@@ -316,8 +349,14 @@ class Run:
         with _open_to_append(self.path / "metrics.csv") as file:
             os.fsync(file.fileno())
         with self._saving, self._checkpoints() as manager:
-            if state.step not in manager.all_steps():
-                manager.save(state.step, args=_orbax().args.StandardSave(_on_host(state)))
+            folder = self._checkpoint_folder / str(state.step)
+            if (folder / checksums.CHECKSUMS_FILE).exists():
+                return
+            if state.step in manager.all_steps():  # without checksums: not complete
+                manager.delete(state.step)
+            manager.save(state.step, args=_orbax().args.StandardSave(_on_host(state)))
+            beside = [self.path / name for name in (*self.objective.files(), *TABLES)]
+            _write_atomically(folder / checksums.CHECKSUMS_FILE, checksums.of_checkpoint(folder, beside))
 
     def write_card(self, state: TrainState, table: Sequence[tuple[str, ErrorSummary]], n: int) -> None:
         """Write `model-card.md`: what was trained on what, its errors and those of the baselines, and its limits.
@@ -358,17 +397,95 @@ class Run:
         return self.write(name, "".join(mol.to_xyz() for mol in mols))
 
     def restore(self) -> TrainState | None:
-        """Return the state of the last checkpoint; None if there is none."""
-        if not (self.path / "checkpoints").is_dir():
-            return None
-        with self._checkpoints(read_only=True) as manager:
-            step = manager.latest_step()
-            if step is None:
-                return None
-            blank = blank_state(self.objective, self.train_config)
-            tree = manager.restore(step, args=_orbax().args.StandardRestore(_on_host(blank)))
+        """Return the state of the last checkpoint that is not damaged; None if there is none yet.
+
+        Raises:
+          InputError: if all checkpoints are damaged.
+
+        Warns:
+          UserWarning: if the last checkpoint or a table is damaged; `damage` has the same sentence.
+        """
+        problems: list[str] = []
+        for step, problem in self._checked_steps():
+            if not problem:
+                try:
+                    state = self._restored(step)
+                except checksums.DamageError as error:
+                    problem = str(error)
+                else:
+                    if problems:
+                        problems.append(f"that of step {step} is used")
+                    problems += self._changed_tables(step)
+                    if problems:
+                        self.damage = f"In {self.path}, " + "; ".join(problems) + "."
+                        warnings.warn(self.damage, stacklevel=2)
+                    return state
+            problems.append(f"the checkpoint of step {step} is damaged ({problem})")
+        if problems:
+            raise InputError(
+                f"Expected a checkpoint as it was written, got {self.path}, where {'; '.join(problems)}; restore the "
+                "folder from a copy."
+            )
+        return None
+
+    def _restored(self, step: int) -> TrainState:
+        """Return the state of a checkpoint.
+
+        Raises:
+          DamageError: if Orbax cannot read it, or its parameters are not those of the network.
+        """
+        blank = _on_host(blank_state(self.objective, self.train_config))
+        folder = self._checkpoint_folder / str(step) / "default"  # Orbax's name for a checkpoint of one part
+        try:
+            with _orbax().StandardCheckpointer(multiprocessing_options=_one_process()) as checkpointer:
+                tree = checkpointer.restore(folder, blank)
+        except Exception as error:  # noqa: BLE001  Orbax raises many kinds, of several hundred lines
+            raise checksums.DamageError(f"Orbax cannot read it: {shown(str(error))}") from None
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((tree["params"], tree["average"]))):
+            raise checksums.DamageError("its parameters are not finite")
         tree = jax.tree.map(jnp.asarray, tree) | {"step": int(tree["step"]), "seconds": float(tree["seconds"])}
         return TrainState(**tree)
+
+    def _checked_steps(self) -> Iterator[tuple[int, str]]:
+        """Yield the steps of the checkpoints, the last one first, and what is wrong with each; empty if nothing is.
+
+        Raises:
+          InputError: if a file that belongs to all of them, such as the labels, is damaged.
+        """
+        folder = self._checkpoint_folder
+        names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+        for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
+            problem = ""
+            try:
+                beside = self._beside(step)
+                for name in set(beside) - set(TABLES):
+                    if not checksums.begins_as(self.path / name, beside[name]):
+                        raise InputError(
+                            f"Expected {name} of {self.path} as it was written, got a changed file; restore it from "
+                            "a copy."
+                        )
+            except checksums.DamageError as error:
+                problem = str(error)
+            yield step, problem
+
+    def _changed_tables(self, step: int) -> list[str]:
+        """Return a remark for each table whose rows up to a checkpoint are not those that were written."""
+        beside = self._beside(step)
+        return [
+            f"{name} is damaged, so its curve may be wrong"
+            for name in TABLES if not checksums.begins_as(self.path / name, beside.get(name))
+        ]
+
+    def _beside(self, step: int) -> dict[str, checksums.Fingerprint | None]:
+        """Return the checksums of the files beside a checkpoint, whose own files are checked; none in schema 1.
+
+        Raises:
+          DamageError: if the checkpoint is damaged.
+        """
+        folder = self._checkpoint_folder / str(step)
+        if self.record["schema"] == 1 and not (folder / checksums.CHECKSUMS_FILE).exists():
+            return {}
+        return checksums.check(folder)
 
     def predictor(self) -> Model:
         """Return the trained model.
@@ -383,19 +500,13 @@ class Run:
             )
         return self.objective.predictor(state.average)
 
-    def _newest_step(self) -> int | None:
-        if not (self.path / "checkpoints").is_dir():
-            return None
-        with self._checkpoints(read_only=True) as manager:
-            return manager.latest_step()
-
     def _read(self, name: str) -> str | None:
         path = self.path / name
         return files.text(path, f"{name} of a run") if os.path.lexists(path) else None
 
     def _lines(self, name: str) -> Iterator[str]:
         path = self.path / name
-        return files.lines(path, f"{name} of a run") if os.path.lexists(path) else iter(())
+        return files.lines(path, f"{name} of a run", strict=False) if os.path.lexists(path) else iter(())
 
     def _write_objective(self) -> None:
         for name, text in self.objective.files().items():
@@ -407,22 +518,21 @@ class Run:
         csv.writer(table).writerows([COLUMNS, *map(_cells, rows)])
         _write_atomically(self.path / "metrics.csv", table.getvalue())
 
-    def _checkpoints(self, *, read_only: bool = False):
-        orbax = _orbax()
-        # Each process acts for itself: only the first writes.
-        multiprocessing = orbax.options.MultiprocessingOptions(
-            primary_host=jax.process_index(), active_processes={jax.process_index()},
-            barrier_sync_key_prefix=f"process-{jax.process_index()}",
-        )
-        options = orbax.CheckpointManagerOptions(
-            max_to_keep=2, create=False, enable_async_checkpointing=False, multiprocessing_options=multiprocessing,
-            read_only=read_only,
-        )
+    @property
+    def _checkpoint_folder(self) -> pathlib.Path:
         folder = (self.path / "checkpoints").absolute()
         if folder.is_symlink():
             raise InputError(f"Expected checkpoints in the run folder, got a link, {folder}; copy the whole folder.")
-        if not read_only:
-            folder.mkdir(exist_ok=True)
+        return folder
+
+    def _checkpoints(self):
+        """Return Orbax's manager, which writes checkpoints and removes what a killed writer left."""
+        orbax, folder = _orbax(), self._checkpoint_folder
+        options = orbax.CheckpointManagerOptions(
+            max_to_keep=2, create=False, enable_async_checkpointing=False, cleanup_tmp_directories=True,
+            multiprocessing_options=_one_process(),
+        )
+        folder.mkdir(exist_ok=True)
         return orbax.CheckpointManager(folder, options=options)
 
 
@@ -491,11 +601,56 @@ def _on_host(state: TrainState) -> dict:
 def _record(objective: Objective, train: TrainConfig) -> dict:
     """Return the content of `config.json`."""
     return {
+        "schema": SCHEMA,
         **objective.record(),
         "train": dataclasses.asdict(train),
         "versions": _versions(),
         "created": _now(),
     }
+
+
+def _record_from(text: str) -> dict:
+    """Return the content of a `config.json`; what folders of schema 1 do not state is added.
+
+    Raises:
+      InputError: if it was written by a newer version.
+      DamageError: if it is not as it was written.
+      ValueError: if it is not a JSON object.
+    """
+    record = checksums.unsealed(text, is_sealed=False)
+    schema = record.setdefault("schema", 1)
+    if schema == 1:
+        return _completed(record)
+    if schema != SCHEMA:
+        raise InputError(
+            f"Expected a run folder of schema {SCHEMA} or earlier, got {shown(schema)}; use a newer version of "
+            "qptlab."
+        )
+    return checksums.unsealed(text)
+
+
+def _check_complete(settings: dict, cls: type) -> None:
+    """Raise a `KeyError` for a field without a setting: it must not become the default."""
+    for field in dataclasses.fields(cls):
+        if field.name not in settings:
+            raise KeyError(f"{field.name} is missing")
+
+
+def _completed(record: dict) -> dict:
+    """Return a record of schema 1 with what it does not state.
+
+    Version 0.1.0 had one kind, no vocabulary of tokens, no tasks, no dispersion, the paper's iterations, and trained
+    on the grid of the method.
+    """
+    completed = {"kind": "qpt", "kinds": [], "origin": "", **record}
+    is_correction = issubclass(config_class(completed["kind"]), CorrectionConfig)
+    added = {
+        "train": {"grid_level": None, "tasks": dataclasses.asdict(TaskWeights())},
+        "method": {"dispersion": None},
+        "model": {"scheme": "mixing"} if is_correction else {},
+    }
+    parts = {name: values | record[name] for name, values in added.items() if isinstance(record.get(name), dict)}
+    return completed | parts
 
 
 def _now() -> str:
@@ -520,7 +675,16 @@ def _joined(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[dic
         validation = columns.get("validation_mae_mev", -1)
         last = next((cells for cells in reversed(rows) if cells[validation]), rows[-1])
         row |= {name: float(last[columns[name]]) for name in VALIDATED & columns.keys() if last[columns[name]]}
-    yield row
+    if {"step", "seconds"} <= row.keys():
+        yield row
+
+
+def _one_process():
+    """Return options by which each process acts for itself: only the first writes."""
+    index = jax.process_index()
+    return _orbax().options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process-{index}"
+    )
 
 
 def _cells(row: dict) -> list[str]:
@@ -532,7 +696,7 @@ def _cells(row: dict) -> list[str]:
 def _write_atomically(path: pathlib.Path, text: str) -> None:
     # A new file of a random name: a stranger's folder may hold links that lead out of it.
     with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", newline="", encoding="utf-8", delete=False
+        "w", dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED, newline="", encoding="utf-8", delete=False
     ) as file:
         try:
             file.write(text)

@@ -202,12 +202,14 @@ class Trainer:
                 "output folder."
             )
         state = run.restore()
+        if run.damage:
+            self._log.append(Event("news", run.damage))
         last = state.step if state else 0  # what came later was lost
         self._rows = [row for row in run.metrics() if row["step"] <= last]
         self._log = [
-            Event(event["kind"], event["text"], None, int(event["step"]), event["seconds"])
+            Event(event["kind"], event["text"], None, event["step"], event["seconds"])
             for event in run.events() if event["step"] <= last
-        ]
+        ] + self._log
         return run, state
 
     # Control ---------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ the peak of the memory has grown. It has little more memory than the package its
 """
 
 import contextlib
+import dataclasses
 import gzip
 import io
 import json
@@ -38,7 +39,8 @@ LABELS = 'Properties=species:S:1:pos:R:3:forces:R:3 energy={} dipole="0 0 1" pbc
 RUN = {
     "kind": "qpt", "molecules": [{"symbols": ["H", "H"], "positions_bohr": [[0, 0, 0], [0, 0, 1.4]], "charge": 0,
                                   "name": "hydrogen"}],
-    "method": {"xc": "lda", "basis": "sto-3g"}, "model": {"preset": "micro"}, "train": {"minutes": 1.0},
+    "method": {"xc": "lda", "basis": "sto-3g"}, "model": {"preset": "micro"},
+    "train": dataclasses.asdict(ql.TrainConfig(minutes=1.0)),
 }
 GNN = {
     "kind": "orbital-gnn", "model": {}, "kinds": ["H 1s"], "elements": ["H"], "label": "PBE",
@@ -81,11 +83,19 @@ def written(path: pathlib.Path, content: str | bytes) -> pathlib.Path:
 
 
 def hdf5(path: pathlib.Path, attributes: dict, **arrays) -> pathlib.Path:
-    with h5py.File(path, "w") as file:
+    with sealed(path) as file:
         file.attrs.update(attributes)
         for name, (shape, dtype) in arrays.items():
             file.create_dataset(f"params/{name}", shape, dtype, chunks=True, compression="gzip")
     return path
+
+
+@contextlib.contextmanager
+def sealed(path: pathlib.Path):
+    """Open a new HDF5 file, with the checksum of a model file."""
+    with h5py.File(path, "w", userblock_size=models.HEADER_BYTES) as file:
+        yield file
+    models.seal(path)
 
 
 def described(model: dict) -> dict:
@@ -93,7 +103,7 @@ def described(model: dict) -> dict:
 
 
 def chunk_of_a_gibibyte(path: pathlib.Path) -> pathlib.Path:
-    with h5py.File(path, "w") as file:
+    with sealed(path) as file:
         file.attrs["method"], file.attrs["format"], file.attrs["description"] = "PBE", models.FORMAT, json.dumps(GNN)
         dataset = file.create_dataset(
             "frame", (1,), "i8", maxshape=(None,), chunks=(2**27,), compression="gzip"
@@ -103,7 +113,7 @@ def chunk_of_a_gibibyte(path: pathlib.Path) -> pathlib.Path:
 
 
 def groups_in_themselves(path: pathlib.Path) -> pathlib.Path:
-    with h5py.File(path, "w") as file:
+    with sealed(path) as file:
         file.attrs["method"], file.attrs["format"], file.attrs["description"] = "PBE", models.FORMAT, json.dumps(GNN)
         for index in range(30):
             group = file.create_group(f"group{index}")
@@ -211,7 +221,8 @@ def run_cases() -> None:
 TOKENS = [
     "", " ", "\n", "\r", "\0", "\t", "\ufeff", "\u2028", "é", "\udcff", "0", "-1", "1e999", "nan", "inf", "-inf",
     "9" * 30, "9" * 5000, "1.5D+400", "None", "true", "[]", "{}", "[" * 200, '"', "'", "\\", "=", ":", ",", ".", "*",
-    "#", "%", "<script>", "</script>", "../../etc/passwd", "/dev/zero", "Properties=", "Properties=species:S:1:pos:R:3",
+    "#", "%", "<script>", "</script>", "../../etc/passwd", "/dev/zero", "Properties=",
+    "Properties=species:S:1:pos:R:3",
     "species:S:1:pos:R:-3", ":I:9999", "energy=", "energy=nan", "forces=", "charge=99", "spin=7", 'Lattice="1 0 0"',
     "name=" + "x" * 400, "dipole=inf", 'gap_ev="a b"', "_JSON {", "VEC1 1 0 0", "gdb 1", "Atoms. Timestep: 0", "Uuo",
     "H", "C", "O=C", "[Na+]", "c1ccccc1", "(", ")", "1", "2", "3", "2000", "2001", "999999999",
