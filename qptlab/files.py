@@ -213,7 +213,8 @@ def arrays(file: h5py.File) -> Iterator[tuple[str, Any]]:
 
 def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
     """Yield the arrays of all groups; groups may hold each other."""
-    groups, places, number = [("", file)], set(), 0
+    groups: list[tuple[str, h5py.Group]] = [("", file)]
+    found, number = {file["/"]}, 0
     while groups:
         prefix, group = groups.pop()
         for name in group:
@@ -223,8 +224,8 @@ def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
             item = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
             if isinstance(item, h5py.Dataset):
                 yield f"{prefix}{name}", item
-            elif isinstance(item, h5py.Group) and (place := h5py.h5o.get_info(item.id).addr) not in places:
-                places.add(place)
+            elif isinstance(item, h5py.Group) and item not in found:
+                found.add(item)
                 groups.append((f"{prefix}{name}/", item))
 
 

@@ -72,17 +72,18 @@ def gfn1(atoms: ase.Atoms) -> Any:
         raise InputError(f"GFN1-xTB fails for {formula}: {error}; use a different geometry.") from None
 
 
-def gfn2_atoms(atoms: ase.Atoms) -> ase.Atoms:
+def gfn2_atoms(atoms: ase.Atoms, **settings: Any) -> ase.Atoms:
     """Return a copy of a molecule with tblite's GFN2-xTB calculator.
 
     Args:
       atoms: molecule with its charge, and its number of unpaired electrons as `spin`, in `info`.
+      **settings: further settings of tblite's calculator.
     """
     from tblite.ase import TBLite
 
     copy = atoms.copy()
     copy.calc = TBLite(
-        method="GFN2-xTB", verbosity=0, charge=atoms.info["charge"], multiplicity=atoms.info["spin"] + 1
+        method="GFN2-xTB", verbosity=0, charge=atoms.info["charge"], multiplicity=atoms.info["spin"] + 1, **settings
     )
     return copy
 
@@ -107,8 +108,7 @@ def relaxed(
     from ase.calculators.calculator import InputError as NotDescribed
     from ase.optimize import BFGS
 
-    found, end = gfn2_atoms(atoms), time.monotonic() + seconds
-    found.calc.set(max_iterations=MAX_CYCLES)
+    found, end = gfn2_atoms(atoms, max_iterations=MAX_CYCLES), time.monotonic() + seconds
     report()
     try:
         with one_thread():

@@ -55,7 +55,7 @@ def trapped(tmp_path, monkeypatch):
 def sentence(error) -> str:
     text = str(error.value if isinstance(error, pytest.ExceptionInfo) else error)
     assert "\n" not in text
-    assert len(text) < 400
+    assert len(text) < 300
     return text
 
 

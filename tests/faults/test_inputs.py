@@ -52,18 +52,22 @@ def refused(function, *arguments) -> str:
 # Every reader -------------------------------------------------------------------------------------
 
 
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is measured as Linux does")
+
+
+@on_linux
 def test_small_files_do_not_take_all_time_or_memory():
     records = hostile("cases")
     assert len(records) > 150
     assert [record for record in records if record["kind"] not in ("", "InputError")] == []
     assert [record for record in records if not record["is_sentence"]] == []
     # A geometry of SMILES may take longer: it can be cancelled.
-    limits = [smiles.MAX_EMBEDDING_SECONDS + 10 if "SMILES" in record["name"] else 10 for record in records]
-    slow = [(record, limit) for record, limit in zip(records, limits, strict=True) if record["seconds"] > limit]
-    assert slow == []
-    assert sum(record["mib"] for record in records) < 500
+    patience = 10 + smiles.MAX_EMBEDDING_SECONDS
+    assert [x for x in records if x["seconds"] > (patience if "SMILES" in x["name"] else 10)] == []
+    assert [record for record in records if record["mib"] > 200] == []
 
 
+@on_linux
 def test_no_input_that_is_made_by_chance_does_more_than_be_refused():
     *wrong, summary = hostile("fuzz", FUZZED)
     assert wrong == []
@@ -73,12 +77,12 @@ def test_no_input_that_is_made_by_chance_does_more_than_be_refused():
 
 
 def test_what_people_have_is_read(tmp_path):
-    """Packed files, links, and a file with as many frames as the validation set of QM9."""
+    """Packed files, links, and a file with thousands of frames."""
     plain, packed, link = (tmp_path / name for name in ("labels.xyz", "labels.xyz.gz", "link.xyz"))
-    plain.write_text(WATER.format("energy=-2000 charge=0") * 13_083)
-    packed.write_bytes(gzip.compress(plain.read_bytes()[: plain.stat().st_size // 13_083 * 40]))
+    plain.write_text(WATER.format("energy=-2000 charge=0") * 2_000)
+    packed.write_bytes(gzip.compress(plain.read_bytes()[: plain.stat().st_size // 2_000 * 40]))
     link.symlink_to(plain)
-    assert len(labels.read(link).molecules) == 13_083
+    assert len(labels.read(link).molecules) == 2_000
     assert len(ql.read_xyz(packed)) == len(labels.read(packed).labels) == 40
 
 
@@ -151,9 +155,9 @@ def test_a_table_of_a_million_rows_opens_in_two_seconds(trained, tmp_path):
     row = ",".join(["0.01234567"] * (len(COLUMNS) - 6))
     with (tmp_path / "metrics.csv").open("w") as file:
         file.write(",".join(COLUMNS) + "\n")
-        file.writelines(
-            f"{step},{step / 10},{row}{',2.5,3.5,4.5,5.5' if step % 1000 == 7 else ',,,,'}\n" for step in range(1, n + 1)
-        )
+        for step in range(1, n + 1):
+            validation = "2.5,3.5,4.5,5.5" if step % 1000 == 7 else ",,,"
+            file.write(f"{step},{step / 10},{row},{validation}\n")
     tracemalloc.start()
     few = run.metrics()
     peak = tracemalloc.get_traced_memory()[1]
@@ -188,7 +192,7 @@ DOORS = {
     "functional": ql.Method, "basis": lambda text: ql.Method(basis=text),
     "dispersion": lambda text: ql.Method(dispersion=text), "sampler": ql.Sampling,
     "parameter": lambda text: parameters_from_text("md", [text]),
-    "value": lambda text: parameters_from_text("md", [f"temperature={text}"]),
+    "value": lambda text: ql.Sampling("md", **parameters_from_text("md", [f"temperature={text}"])),
     "frames": lambda text: ql.Sampling("file", path=text).segments(cases.molecule("water"), training=True),
     "preset": lambda text: ql.EquivariantConfig(preset=text), "loss": lambda text: ql.TrainConfig(loss=text),
 }
