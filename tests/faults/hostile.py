@@ -42,7 +42,8 @@ LABELS = 'Properties=species:S:1:pos:R:3:forces:R:3 energy={} dipole="0 0 1" pbc
 RUN = {
     "kind": "qpt",
     "molecules": [{"symbols": ["H", "H"], "positions_bohr": [[0, 0, 0], [0, 0, 1]], "charge": 0, "name": "hydrogen"}],
-    "method": dataclasses.asdict(ql.Method("lda", "sto-3g")), "model": dataclasses.asdict(ql.QPTConfig(preset="micro")),
+    "method": dataclasses.asdict(ql.Method("lda", "sto-3g")),
+    "model": dataclasses.asdict(ql.QPTConfig(preset="micro")),
     "train": dataclasses.asdict(ql.TrainConfig(minutes=1.0)),
 }
 GNN = {
@@ -197,8 +198,9 @@ def cases(folder: pathlib.Path) -> dict:
         "events": (open_run, run_folder(folder / "run-2", events="[]\n{}\n5\n" + "[" * 10**5 + '\n{"step": []}\n')),
         "metrics of words": (open_run, run_folder(folder / "run-3", metrics="step,loss\n1,x\n" * 1000)),
         "metrics without steps": (open_run, run_folder(folder / "run-4", metrics="loss\n1\n" * 1000)),
-        "molecules of a run": (lambda path: ql.Run.open(path).molecules, run_folder(folder / "run-5", config=json.dumps(
-            RUN | {"molecules": [{"symbols": ["H"] * 10**6, "positions_bohr": [], "charge": 0, "name": ""}]}))),
+        "molecules of a run": (lambda path: ql.Run.open(path).molecules, run_folder(
+            folder / "run-5", config=json.dumps(RUN | {"molecules": [RUN["molecules"][0] | {"symbols": ["H"] * 10**6}]})
+        )),
         "pipe of zeros": (pipe, bytes(10**8)), "pipe of text": (pipe, b"C" * 10**8),
     }
     texts = {
