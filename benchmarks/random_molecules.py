@@ -2,8 +2,9 @@
 
     python benchmarks/random_molecules.py [--count 300] [--seed 0] [--note "..."]
 
-Each case is drawn at random: a molecule, ion or radical; functional, basis, grid, form of the two-electron integrals;
-in half of the cases all distances are scaled by 0.85 to 1.5. Both programs start from minao and have their default
+Each case is drawn at random: a molecule, ion or radical; functional, dispersion correction, basis, grid, form of the
+two-electron integrals; one case in six has a heavy element, mostly in a basis with a core potential; in half of the
+cases all distances are scaled by 0.85 to 1.5. Both programs start from minao and have their default
 DIIS. In each case PySCF also evaluates the energy of our density. Two converged energies may differ because there are
 several self-consistent states: then PySCF goes on from our density, and has to stay there. What is left is a
 difference of the engines. Writes `results/random-molecules.json` and `.md` after each case; if they exist already for
@@ -11,6 +12,7 @@ the same command, it goes on from there.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -37,7 +39,12 @@ MOLECULES = (
     "[H][H].[H][H]", "O.O", "[F-].O", "[CH3]", "[OH]", "[NH2]", "[CH2]", "[N]=O", "[O]N=O", "[O][O]", "C[CH2]",
     "O=[CH]", "[CH3+]", "[H]", "[N]", "[O]",
 )
+HEAVY_MOLECULES = (
+    "[Xe]", "I", "CI", "II", "ICl", "[I-]", "[I]", "[Kr]", "[SnH4]", "[TeH2]", "[Rb+]", "[SbH3]", "[Ag]", "[Au]",
+    "[Hg]", "[PbH4]", "[PoH2]", "[Rn]", "[Cs+]", "[AsH3]", "[SeH2]",
+)
 BASES = ("sto-3g", "6-31g*", "6-31++g**", "def2-svp", "cc-pvdz", "def2-tzvp")
+HEAVY_BASES = ("def2-svp", "def2-tzvp", "lanl2dz", "sto-3g")
 SCALES = (0.85, 1.5)
 
 
@@ -54,14 +61,19 @@ class Case:
 def draw(seed: int, number: int) -> Case:
     """Return a case; the same for the same numbers."""
     rng = np.random.default_rng([seed, number])
-    name = str(rng.choice(MOLECULES))
+    is_heavy = rng.random() < 1 / 6
+    name = str(rng.choice(HEAVY_MOLECULES if is_heavy else MOLECULES))
     mol = ql.Molecule.parse(name)
     scale = float(rng.uniform(*SCALES)) if rng.random() < 0.5 else 1.0
     centre = mol.positions.mean(axis=0)
     mol = mol.with_positions(centre + scale * (mol.positions - centre))
-    basis = str(rng.choice(BASES[:-1] if len(mol.symbols) > 4 else BASES))
+    basis = str(rng.choice(HEAVY_BASES if is_heavy else BASES[:-1] if len(mol.symbols) > 4 else BASES))
     xc, level, form = rng.choice(sorted(ql.FUNCTIONALS)), rng.integers(0, 3), rng.choice(["exact", "fitted"])
-    return Case(name, scale, mol, ql.Method(str(xc), basis, int(level), eri=str(form)))
+    method = ql.Method(str(xc), basis, int(level), eri=str(form))
+    if (kind := rng.choice(["", "", "d3bj", "d4"])) != "":
+        with contextlib.suppress(ql.InputError):  # a functional without parameters
+            method = dataclasses.replace(method, dispersion=str(kind))
+    return Case(name, scale, mol, method)
 
 
 def compare(case: Case) -> dict[str, Any]:

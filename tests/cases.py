@@ -1,6 +1,7 @@
 """Molecules, integrals and PySCF's results, calculated once and shared by all tests."""
 
 import functools
+import sys
 import time
 
 import jax
@@ -18,6 +19,11 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 QUICK_METHOD = ql.Method("lda", "sto-3g", grid_level=0)
 QUICK_MODEL = ql.QPTConfig("micro", iterations=0)
 SMALL = ql.EquivariantConfig("small", iterations=0)
+QUICK_COMMAND = (
+    sys.executable, "-m", "qptlab", "train", "water", "--xc", "lda", "--basis", "sto-3g", "--grid-level", "0",
+    "--preset", "small", "--sampler", "perturb", "--batch", "4", "-n", "0", "--out",
+)
+"""Command of a training that is quick to compile; the path of the run's folder follows."""
 
 
 OTHERS = {

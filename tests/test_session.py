@@ -351,8 +351,20 @@ def test_the_reason_of_a_failed_training_is_shown_and_its_state_is_kept(tmp_path
     )
     session.training.start()
     cases.wait_until(lambda: session.trainer.step >= 3)
-    (tmp_path / "w" / "metrics.csv").unlink()
-    (tmp_path / "w" / "metrics.csv").mkdir()  # as if the disk were gone
+    gone = tmp_path / "gone"
+    (tmp_path / "w").rename(gone)
+    cases.wait_until(lambda: session.training.status == "paused")
+    session.deliver()
+    assert session.message.is_error
+    assert "bring the folder back" in session.message.text
+    gone.rename(tmp_path / "w")
+    session.training.start()
+    cases.wait_until(lambda: session.training.status == "running")
+    session.deliver()
+    assert session.message.text == "The training goes on."
+    (tmp_path / "w").rename(gone)
+    cases.wait_until(lambda: session.training.status == "paused")
+    session.training.stop()
     session.trainer.wait(60)
     session.deliver()
     assert session.training.status == "failed"

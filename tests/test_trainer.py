@@ -221,43 +221,7 @@ def test_what_is_no_run_is_not_loaded(tmp_path, what):
         ql.load(tmp_path)
 
 
-QUICK_COMMAND = (
-    sys.executable, "-m", "qptlab", "train", "water", "--xc", "lda", "--basis", "sto-3g", "--grid-level", "0",
-    "--preset", "small", "--sampler", "perturb", "--batch", "4", "-n", "0", "--out",
-)
 ENDLESS = ("--steps", "1000000")
-
-
-@pytest.mark.slow
-def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
-    """SIGKILL leaves no time for last words; the metrics have no gap and no double afterwards."""
-    out = tmp_path / "w"
-    command = [*QUICK_COMMAND, str(out)]
-    process = subprocess.Popen([*command, *ENDLESS], stderr=subprocess.DEVNULL)
-    try:
-        wait_until(lambda: finished(out))
-        checkpoint = max(finished(out))
-        wait_until(lambda: len(Run.open(out).metrics()) > checkpoint + 5)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    lost = Run.open(out).metrics()
-    # A crash may also cut a row short.
-    with (out / "metrics.csv").open("a") as file:
-        file.write("123,4.5,-7")
-    goal = int(lost[-1]["step"]) + 5
-    done = subprocess.run(
-        [*command, "--steps", str(goal), "--resume", "--json"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    rows = Run.open(out).metrics()
-    assert [row["step"] for row in rows] == list(range(1, goal + 1))
-    assert np.all(np.diff([row["seconds"] for row in rows]) > 0)
-    # Up to a checkpoint the rows are the old ones; those after it were done anew.
-    same = [old["seconds"] == new["seconds"] for old, new in zip(lost, rows, strict=False)]
-    assert checkpoint <= sum(same) < len(lost)
-    assert all(same[: sum(same)])
-    assert json.loads(done.stdout)["steps"] == goal
 
 
 @pytest.mark.slow
@@ -265,7 +229,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(tmp_path):
 @pytest.mark.parametrize("moment", ["while compiling", "after a step"])
 def test_a_signal_saves_the_training_says_where_and_ends_it_soon(tmp_path, name, moment):
     out = tmp_path / "w"
-    process = subprocess.Popen([*QUICK_COMMAND, str(out), *ENDLESS], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*cases.QUICK_COMMAND, str(out), *ENDLESS], stderr=subprocess.PIPE, text=True)
     wait_until(lambda: (out / "writer.json").exists())
     if moment == "after a step":
         wait_until(lambda: len(Run.open(out).metrics()) > 3)
@@ -282,7 +246,7 @@ def test_a_signal_saves_the_training_says_where_and_ends_it_soon(tmp_path, name,
 
 def test_a_second_interrupt_ends_a_training_at_once(tmp_path):
     out = tmp_path / "w"
-    process = subprocess.Popen([*QUICK_COMMAND, str(out), *ENDLESS], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*cases.QUICK_COMMAND, str(out), *ENDLESS], stderr=subprocess.PIPE, text=True)
     wait_until(lambda: (out / "events.jsonl").exists() and "compiling" in (out / "events.jsonl").read_text())
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)

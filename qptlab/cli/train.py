@@ -208,7 +208,10 @@ def _end(trainer: ql.Trainer) -> NoReturn:
     if trainer.is_alive:  # inside a compilation, which cannot be interrupted
         trainer.save()
     with contextlib.suppress(OSError):  # the terminal may be gone
-        stderr.print(f"qptlab: stopped at step {trainer.step}, kept in {trainer.out}; use --resume to continue.")
+        if isinstance(trainer.error, InputError):  # the folder cannot be written
+            stderr.print(f"qptlab: {trainer.error}")
+        else:
+            stderr.print(f"qptlab: stopped at step {trainer.step}, kept in {trainer.out}; use --resume to continue.")
     if trainer.is_alive:
         os._exit(1)  # the end of the interpreter would wait for the thread
     raise typer.Exit(1)
@@ -331,4 +334,7 @@ def _follow(trainer: ql.Trainer, received: list[int]) -> None:
                         stderr.print(f"step {event.row['step']}: {event.text}")
                 elif event.kind in ("compiling", "news"):
                     bar.update(task, description=event.text)
+                elif event.kind == "problem":
+                    bar.update(task, description="paused")
+                    stderr.print(f"qptlab: {event.text}")
             time.sleep(0.2)

@@ -228,6 +228,7 @@ def calculation(mol: Molecule, method: Method, *, fitted: bool, unrestricted: bo
     # PySCF subtracts the memory that the process holds already, such as a training's replay buffer, from its limit.
     built.max_memory = lib.current_memory()[0] + min(lib.param.MAX_MEMORY, memory_bytes() / 1e6)
     mf: Any = dft.UKS(built) if mol.spin or unrestricted else dft.RKS(built)
+    mf.chkfile = None  # a file in the folder for temporary files, which may be full
     mf.xc = _pyscf_name(method)
     mf.disp = None if method.correction is None else method.correction.pyscf_name
     mf.nlc = False  # the engine has no VV10, which PySCF adds to wb97m_v and others

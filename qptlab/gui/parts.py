@@ -330,6 +330,7 @@ class TrainingPart(Part):
     def __init__(self, session: "qptlab.gui.session.Session", name: str):
         super().__init__(session, name)
         self._reported: Trainer | None = None
+        self._problem = ""
         self._opened: Trainer | None = None
         self._shown_choices: tuple[Any, ...] = ()
 
@@ -577,6 +578,13 @@ class TrainingPart(Part):
         if trainer is not None and trainer.error is not None and trainer is not self._reported:
             self._reported = trainer
             self.refuse(f"Training failed: {trainer.error}")
+        problem = trainer.problem if trainer is not None and trainer.error is None else ""
+        if problem != self._problem:
+            self._problem = problem
+            if problem:
+                self.refuse(problem)
+            else:
+                self.tell("The training goes on.")
 
 
 def _make_references(trainer: Trainer, report: Report) -> None:

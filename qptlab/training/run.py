@@ -20,6 +20,7 @@ import contextlib
 import csv
 import dataclasses
 import datetime
+import errno
 import functools
 import hashlib
 import io
@@ -32,7 +33,6 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO
 
 import filelock
 import jax
@@ -68,7 +68,6 @@ MAX_ROWS = 20_000
 
 MAX_EVENTS = 100_000
 """Largest number of events that are held."""
-
 
 LOCK_FILE, WRITER_FILE = ".lock", "writer.json"
 
@@ -283,8 +282,8 @@ class Run:
         """
         said = self.lock()
         with contextlib.suppress(OSError):
-            for path in self.path.glob(f".*{_UNFINISHED}"):  # of a writer that was killed
-                path.unlink()
+            for path in (*self.path.glob(f".*{_UNFINISHED}"), *self.path.glob(f"*/.*{_UNFINISHED}")):
+                path.unlink()  # left by a writer that was killed
         newest = next((step for step, problem in self._checked_steps() if not problem), 0)
         if newest != last:
             self.unlock()
@@ -305,9 +304,12 @@ class Run:
         return said
 
     def append(self, row: dict) -> None:
-        """Add a row of metrics; missing columns stay empty."""
-        with _open_to_append(self.path / "metrics.csv") as file:
-            csv.writer(file).writerow(_cells(row))
+        """Add a row of metrics; missing columns stay empty.
+
+        Raises:
+          OSError: if it cannot be written; nothing of it is in the table then.
+        """
+        self._append("metrics.csv", ",".join(_cells(row)) + "\r\n")
 
     def metrics(self) -> list[dict[str, float]]:
         """Return the rows of the table so far, numbers parsed; a row that is cut short or damaged is left out.
@@ -328,9 +330,13 @@ class Run:
                 yield from _joined(names, rows)
 
     def log(self, kind: str, text: str, step: int, seconds: float) -> None:
-        """Add an event to those of the run, with its step and training time."""
-        with _open_to_append(self.path / "events.jsonl") as file:
-            file.write(json.dumps({"kind": kind, "text": text, "step": step, "seconds": seconds}) + "\n")
+        """Add an event to those of the run, with its step and training time.
+
+        Raises:
+          OSError: if it cannot be written.
+        """
+        event = {"kind": kind, "text": text, "step": step, "seconds": seconds}
+        self._append("events.jsonl", json.dumps(event) + "\n")
 
     def events(self) -> list[dict]:
         """Return the events so far, the last `MAX_EVENTS`; a line cut short by a crash is left out."""
@@ -344,17 +350,25 @@ class Run:
         return list(events)
 
     def save(self, state: TrainState) -> None:
-        """Write a checkpoint; rows of metrics up to it are on disk before it is."""
+        """Write a checkpoint; rows of metrics up to it are on disk before it is.
+
+        Raises:
+          OSError: if it cannot be written; earlier checkpoints are complete then.
+        """
         self._write_objective()
-        with _open_to_append(self.path / "metrics.csv") as file:
-            os.fsync(file.fileno())
+        self._append("metrics.csv", "")
         with self._saving, self._checkpoints() as manager:
             folder = self._checkpoint_folder / str(state.step)
             if (folder / checksums.CHECKSUMS_FILE).exists():
                 return
             if state.step in manager.all_steps():  # without checksums: not complete
                 manager.delete(state.step)
-            manager.save(state.step, args=_orbax().args.StandardSave(_on_host(state)))
+            host = _on_host(state)
+            _check_room(self._checkpoint_folder, sum(leaf.nbytes for leaf in jax.tree.leaves(host)))
+            try:
+                manager.save(state.step, args=_orbax().args.StandardSave(host))
+            except Exception as error:  # Orbax has many, and passes those of TensorStore on
+                raise OSError(errno.EIO, f"Orbax: {shown(str(error))}") from error
             beside = [self.path / name for name in (*self.objective.files(), *TABLES)]
             _write_atomically(folder / checksums.CHECKSUMS_FILE, checksums.of_checkpoint(folder, beside))
 
@@ -507,6 +521,27 @@ class Run:
     def _lines(self, name: str) -> Iterator[str]:
         path = self.path / name
         return files.lines(path, f"{name} of a run", strict=False) if os.path.lexists(path) else iter(())
+
+    def _append(self, name: str, text: str) -> None:
+        """Append to a file of the folder, wholly or not at all, and wait until it is on disk.
+
+        A link is refused, because it may lead out of the folder; so is a folder that has lost its configuration.
+        """
+        (self.path / "config.json").stat()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        descriptor = os.open(self.path / name, flags, 0o666)
+        try:
+            size, data = os.fstat(descriptor).st_size, text.encode()
+            try:
+                while data:
+                    data = data[os.write(descriptor, data) :]
+                if not text:
+                    os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
 
     def _write_objective(self) -> None:
         for name, text in self.objective.files().items():
@@ -679,6 +714,13 @@ def _joined(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[dic
         yield row
 
 
+def _check_room(folder: pathlib.Path, size: int) -> None:
+    """Raise an `OSError` if a folder has no room for so many bytes; Orbax would leave threads that report it."""
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=_UNFINISHED) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
 def _one_process():
     """Return options by which each process acts for itself: only the first writes."""
     index = jax.process_index()
@@ -707,12 +749,6 @@ def _write_atomically(path: pathlib.Path, text: str) -> None:
         except BaseException:
             os.unlink(file.name)
             raise
-
-
-def _open_to_append(path: pathlib.Path) -> IO[str]:
-    """Open a file of the folder to append to it; a link is refused, because it may lead out of the folder."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    return os.fdopen(descriptor, "a", newline="", encoding="utf-8")
 
 
 def _versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
+import functools
 import math
 import os
 import pathlib
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import psutil
 
-from qptlab.errors import InputError
+from qptlab.errors import InputError, shown
 from qptlab.evaluation.errors import ErrorSummary
 from qptlab.models.contract import Model
 from qptlab.system.method import Method
@@ -50,6 +51,9 @@ VALIDATION_SHARE = 0.1
 
 CHECKPOINT_SECONDS = 15.0
 
+RETRY_SECONDS = 5.0
+"""Time after which something that could not be written is tried again."""
+
 PYSCF_NICE = 10
 """Niceness of PySCF's thread during training."""
 
@@ -58,8 +62,8 @@ class Event(NamedTuple):
     """Event of a training.
 
     Attributes:
-      kind: `status`, `compiling`, `step`, `validation`, `checkpoint`, `skipped`, `news`, `note` (a user's) or
-        `error`.
+      kind: `status`, `compiling`, `step`, `validation`, `checkpoint`, `skipped`, `news`, `note` (a user's),
+        `problem` (the run's folder cannot be written, so the training is paused) or `error`.
       text: description for the user.
       row: row of the metrics table, for `step` and `validation`.
       step: number of updates done.
@@ -96,6 +100,8 @@ class Trainer:
     Attributes:
       status: `ready`, `compiling`, `running`, `paused`, `finished`, `stopped` or `failed`.
       error: exception that ended a failed training.
+      problem: why the run's folder cannot be written, while it cannot; else empty. The training is paused then, with
+        the model in memory, and goes on by itself when the folder can be written.
       validation: validation geometries with their references, once they are computed.
       errors: name and errors of the model and of each baseline at the last validation, the model first.
       executables: compiled functions of a training step, by name, and the time that compiling took, s.
@@ -167,6 +173,8 @@ class Trainer:
         self._thread: threading.Thread | None = None
         self.status = "ready"
         self.error: BaseException | None = None
+        self.problem = ""
+        self._retry = threading.Event()
         self.validation: Any = None
         self.errors: list[tuple[str, ErrorSummary]] = []
         # All errors of the user are found here, before a thread or a folder exists.
@@ -222,7 +230,7 @@ class Trainer:
             it was opened.
         """
         if self.status == "paused":
-            self._going.set()
+            self.resume()
         elif self._thread is None:
             said = self.run_folder.begin(self.step, self.train_config)
             if said:
@@ -240,12 +248,14 @@ class Trainer:
     def resume(self) -> "Trainer":
         """Continue after a pause."""
         self._going.set()
+        self._retry.set()
         return self
 
     def stop(self, timeout: float | None = None) -> "Trainer":
         """Stop after the current step and write a checkpoint; wait for it, up to `timeout` seconds."""
         self._stopping.set()
         self._going.set()
+        self._retry.set()
         return self.wait(timeout)
 
     def run(self) -> "Trainer":
@@ -263,9 +273,16 @@ class Trainer:
         return self
 
     def save(self) -> None:
-        """Write a checkpoint of the last step now, if there is one; a training writes them by itself."""
+        """Write a checkpoint of the last step now, if there is one; a training writes them by itself.
+
+        Raises:
+          InputError: if it cannot be written, or another process is training the run.
+        """
         with self.run_folder.writing():
-            self._save()
+            try:
+                self._save()
+            except OSError as error:
+                raise InputError(self._cannot_write(error)) from None
 
     def note(self, text: str) -> None:
         """Add a note at the present step; it is kept with the run.
@@ -359,15 +376,15 @@ class Trainer:
             end = "stopped" if self._stopping.is_set() else "finished"
         except concurrent.futures.CancelledError:  # stopped before there was a step to stop after
             end = "stopped"
-        except Exception as error:  # noqa: BLE001  a thread's last words, shown by whoever watches
+        except BaseException as error:  # noqa: BLE001  a thread's last words, shown by whoever watches
             self.error = error
             with contextlib.suppress(OSError):  # it may be the disk itself
                 self._save()
-            if isinstance(error, NotFiniteError):
-                path = self.run_folder.write_geometries(
-                    f"not-finite{jax.process_index() or ''}.xyz", error.geometries
-                )
-                self._emit("news", f"the geometries that caused it are in {path}")
+                if isinstance(error, NotFiniteError):
+                    path = self.run_folder.write_geometries(
+                        f"not-finite{jax.process_index() or ''}.xyz", error.geometries
+                    )
+                    self._emit("news", f"the geometries that caused it are in {path}")
             self._emit("error", str(error))
             end = "failed"
         self.run_folder.unlock()
@@ -386,15 +403,15 @@ class Trainer:
             if references and self._validation_due(references):
                 with contextlib.suppress(concurrent.futures.CancelledError):  # stopped while it waited
                     row |= self._validate(references)
-            self.run_folder.append(row)
+            self._write(functools.partial(self.run_folder.append, row))
             self._rows.append(row)
             self._emit("step", f"step {state.step}", row)
             if time.perf_counter() - saved > CHECKPOINT_SECONDS:
-                self._save()
+                self._write(self._save)
                 saved = time.perf_counter()
             if not self._going.is_set():
                 self._halt()
-        self._save()
+        self._write(self._save)
 
     def _validation_due(self, references: concurrent.futures.Future) -> bool:
         if self._state is None or self._stopping.is_set():
@@ -408,8 +425,41 @@ class Trainer:
         state = self._state
         return state is not None and self.train_config.progress(state.step, state.seconds) >= 1
 
+    def _write(self, write: Callable[[], Any]) -> None:
+        """Write into the run's folder; if that is impossible, pause until it is possible.
+
+        Raises:
+          InputError: if the training is stopped meanwhile.
+        """
+        while True:
+            try:
+                write()
+                break
+            except OSError as error:
+                problem = self._cannot_write(error)
+            if self._stopping.is_set():
+                raise InputError(problem)
+            if problem != self.problem:
+                self.problem = problem
+                self._set_status("paused")
+                self._emit("problem", problem)
+            self._retry.wait(RETRY_SECONDS)
+            self._retry.clear()
+        if self.problem:
+            self.problem = ""
+            self._emit("news", f"{self.out} can be written again")
+            self._set_status("running")
+
+    def _cannot_write(self, error: OSError) -> str:
+        """Return a sentence about a folder that cannot be written."""
+        reason = error.strerror or shown(str(error))
+        return (
+            f"Expected room for step {self.step} in {self.out}, got {reason}; make room, or bring the folder back. "
+            "The model is in memory, and the training goes on then."
+        )
+
     def _halt(self) -> None:
-        self._save()
+        self._write(self._save)
         self._set_status("paused")
         self._going.wait()
         if not self._stopping.is_set():
@@ -434,7 +484,8 @@ class Trainer:
         self._validation_cost = self._validated_at - began if self._validations else 0.0
         self._validations += 1
         titles = [(self._objective.baselines.get(name, name), summary) for name, summary in table]
-        self.run_folder.write_card(state, titles, len(self._objective.validation_molecules(validation)))
+        count = len(self._objective.validation_molecules(validation))
+        self._write(lambda: self.run_folder.write_card(state, titles, count))
         (_, summary), *baselines = table  # energies always have an error: a label without one is refused
         row = {"validation_mae_mev": summary.energy_mae_mev, "validation_max_mev": summary.energy_max_mev}
         row |= {f"{name}_mae_mev": baseline.energy_mae_mev for name, baseline in baselines}
@@ -457,7 +508,8 @@ class Trainer:
 
         def drawn(mols: list[Molecule]) -> None:
             if self.is_alive:  # else somebody only looks at the run
-                self.run_folder.write_geometries("validation.xyz", mols)
+                with contextlib.suppress(OSError):  # said where metrics are written
+                    self.run_folder.write_geometries("validation.xyz", mols)
 
         validation = self._objective.make_validation(self.train_config, report, self._threads, drawn)
         self.validation = validation

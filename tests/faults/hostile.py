@@ -146,6 +146,7 @@ def cases(folder: pathlib.Path) -> dict:
     """Return a function for each hostile input; each is named by what it does and the door."""
     frame, found = WATER.format(LABELS.format(-2000)), {}
     attributes = {"format": models.FORMAT, "description": json.dumps(GNN), "method": "PBE"}
+    hydrogen = RUN["molecules"][0]
     texts = {
         "columns": "1\nProperties=species:S:1:pos:R:9999999\nHe 0 0 0\n",
         "columns twice": "1\nProperties=species:S:1:pos:R:3 Properties=species:S:1:pos:R:9999999\nHe 0 0 0\n",
@@ -199,7 +200,7 @@ def cases(folder: pathlib.Path) -> dict:
         "metrics of words": (open_run, run_folder(folder / "run-3", metrics="step,loss\n1,x\n" * 1000)),
         "metrics without steps": (open_run, run_folder(folder / "run-4", metrics="loss\n1\n" * 1000)),
         "molecules of a run": (lambda path: ql.Run.open(path).molecules, run_folder(
-            folder / "run-5", config=json.dumps(RUN | {"molecules": [RUN["molecules"][0] | {"symbols": ["H"] * 10**6}]})
+            folder / "run-5", config=json.dumps(RUN | {"molecules": [hydrogen | {"symbols": ["H"] * 10**6}]})
         )),
         "pipe of zeros": (pipe, bytes(10**8)), "pipe of text": (pipe, b"C" * 10**8),
     }
