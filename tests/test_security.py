@@ -371,6 +371,7 @@ def test_messages_to_the_molecule_boxes_are_data():
         for text in (NWCHEM, "trap.nw", EXPRESSION, f"2\n\nH 0 0 0\nH 0 0 {EXPRESSION}\n"):
             send(box, value=text)
             button.click()
+            cases.settle(picker.session)
             assert picker.session.message.is_error
             assert picker.session.molecule.formula == "H2O"
 

@@ -38,9 +38,11 @@ def test_a_molecule_is_chosen_by_name_smiles_or_text_and_bad_ones_change_nothing
     session = Session("water")
     for text, formula in (("benzene", "C6H6"), ("CCO", "C2H6O"), ("2\n\nHe 0 0 0\nHe 0 0 3\n", "He2")):
         session.choose(text)
+        cases.settle(session)
         assert session.molecule.formula == formula
         assert session.message.text == ""
     session.choose("C1CC")
+    cases.settle(session)
     assert session.molecule.formula == "He2"
     assert session.message.is_error
     assert session.message.topic == "molecule"

@@ -135,7 +135,7 @@ class Part(traitlets.HasTraits):
             raise InputError(message.text)
 
 
-PATIENCE_SECONDS = 0.5
+PATIENCE_SECONDS = 1.0
 """Time for which work that is mostly short may hold the kernel."""
 
 

@@ -281,6 +281,7 @@ def fuzz_door(rng: random.Random, folder: pathlib.Path) -> tuple:
     if door == "option":
         return rng.choice((
             lambda value: ql.Method(basis=value), lambda value: parameters_from_text("md", [value]), ql.load,
+            lambda value: ql.Sampling("md", **parameters_from_text("md", [f"temperature={value}"])),
             lambda value: ql.Method(value), lambda value: ql.Sampling(value),
         )), text
     if rng.random() < 0.2:

@@ -158,18 +158,23 @@ def test_a_table_of_a_million_rows_opens_in_two_seconds(trained, tmp_path):
         for step in range(1, n + 1):
             validation = "2.5,3.5,4.5,5.5" if step % 1000 == 7 else ",,,"
             file.write(f"{step},{step / 10},{row},{validation}\n")
-    tracemalloc.start()
-    few = run.metrics()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 100 * 2**20
     began = time.process_time()
-    assert run.metrics() == few
-    assert time.process_time() - began < 4  # 1.5 s on an idle core
+    few = run.metrics()
+    assert time.process_time() - began < 5  # 1.5 s where no other process shares the core
     assert len(few) <= MAX_ROWS
     assert few[-1]["step"] == n
     assert sum(row["compile_s"] for row in few) == pytest.approx(0.01234567 * n)
     assert sum("validation_mae_mev" in row for row in few) == n // 1000
+
+
+def test_a_long_table_takes_little_memory(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("qptlab.training.run.MAX_ROWS", 100)
+    run = Run(tmp_path, trained.run_folder.record, trained.objective)
+    (tmp_path / "metrics.csv").write_text("step,seconds,loss\n" + "1,2,3\n" * 50_000)
+    tracemalloc.start()
+    assert len(run.metrics()) == 100
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 def test_tables_that_fit_are_whole(trained):
@@ -192,7 +197,6 @@ DOORS = {
     "functional": ql.Method, "basis": lambda text: ql.Method(basis=text),
     "dispersion": lambda text: ql.Method(dispersion=text), "sampler": ql.Sampling,
     "parameter": lambda text: parameters_from_text("md", [text]),
-    "value": lambda text: ql.Sampling("md", **parameters_from_text("md", [f"temperature={text}"])),
     "frames": lambda text: ql.Sampling("file", path=text).segments(cases.molecule("water"), training=True),
     "preset": lambda text: ql.EquivariantConfig(preset=text), "loss": lambda text: ql.TrainConfig(loss=text),
 }
@@ -297,6 +301,7 @@ def test_a_slow_molecule_does_not_hold_the_kernel_and_can_be_cancelled():
     assert picker._progress.layout.display == "none"
     assert not picker._use_text.disabled
     session.choose("CO")
+    cases.settle(session)
     assert session.molecule.formula == "CH4O"
 
 
