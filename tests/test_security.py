@@ -248,6 +248,9 @@ def test_options_with_a_trap_are_refused(capsys, option, value):
 def test_the_workbench_does_not_open_a_run_folder_with_a_trap(trained):
     session = Session("water", basis="sto-3g")
     session.training.open_run(str(planted(trained, "method.basis", NWCHEM)))
+    if session.training.task is not None:
+        session.training.task.wait()
+    session.deliver()
     assert session.message.is_error
     assert session.message.text.startswith("Expected the name of one of PySCF's basis sets as basis, got 'H    S")
     assert session.training.task is None

@@ -130,7 +130,8 @@ def test_a_comparison_is_saved_as_csv_with_a_line_for_each_geometry_and_as_latex
     latex = table.with_suffix(".tex").read_text()
     assert latex.count("\\\\") == 5, "a line of titles, three of the model and its baselines, and one of the grid"
     session.comparison.start("nowhere.xyz")
-    assert "nowhere.xyz" in session.message.text
+    with pytest.raises(ql.InputError, match=r"nowhere\.xyz"):
+        session.comparison.wait()
 
 
 def test_an_scf_is_explored_in_the_background_and_can_be_cancelled():
