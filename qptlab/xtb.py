@@ -5,6 +5,9 @@ tblite is imported inside functions: it takes half a second, and a system librar
 
 import contextlib
 import functools
+import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 import ase
@@ -15,6 +18,9 @@ from qptlab.units import BOHR_ANGSTROM
 
 ACCURACY = 0.01
 """Accuracy setting of tblite: energies converge to 1e-8 hartree, so that differences of operators are smooth."""
+
+MAX_CYCLES = 60
+"""Largest number of SCF cycles of a geometry that is relaxed; molecules need up to 30, and 250 would take minutes."""
 
 
 def one_thread() -> contextlib.AbstractContextManager:
@@ -66,40 +72,50 @@ def gfn1(atoms: ase.Atoms) -> Any:
         raise InputError(f"GFN1-xTB fails for {formula}: {error}; use a different geometry.") from None
 
 
-def gfn2_atoms(atoms: ase.Atoms) -> ase.Atoms:
+def gfn2_atoms(atoms: ase.Atoms, **settings: Any) -> ase.Atoms:
     """Return a copy of a molecule with tblite's GFN2-xTB calculator.
 
     Args:
       atoms: molecule with its charge, and its number of unpaired electrons as `spin`, in `info`.
+      **settings: further settings of tblite's calculator.
     """
     from tblite.ase import TBLite
 
     copy = atoms.copy()
     copy.calc = TBLite(
-        method="GFN2-xTB", verbosity=0, charge=atoms.info["charge"], multiplicity=atoms.info["spin"] + 1
+        method="GFN2-xTB", verbosity=0, charge=atoms.info["charge"], multiplicity=atoms.info["spin"] + 1, **settings
     )
     return copy
 
 
-def relaxed(atoms: ase.Atoms, fmax: float, steps: int) -> ase.Atoms:
+def relaxed(
+    atoms: ase.Atoms, fmax: float, steps: int, seconds: float = math.inf, report: Callable[[], None] = lambda: None
+) -> ase.Atoms:
     """Return a molecule at a minimum of GFN2-xTB, with its calculator.
 
     Args:
       atoms: molecule as for `gfn2_atoms`.
       fmax: largest force on an atom at the end, eV/Å.
       steps: largest number of steps; the last geometry is returned if they do not suffice.
+      seconds: longest time, s.
+      report: callback, called before each step; an exception ends the work.
 
     Raises:
       InputError: if a calculation does not converge.
+      TimeoutError: if the relaxation takes longer.
     """
     from ase.calculators.calculator import CalculationFailed
     from ase.calculators.calculator import InputError as NotDescribed
     from ase.optimize import BFGS
 
-    found = gfn2_atoms(atoms)
+    found, end = gfn2_atoms(atoms, max_iterations=MAX_CYCLES), time.monotonic() + seconds
+    report()
     try:
         with one_thread():
-            BFGS(found, logfile=None).run(fmax=fmax, steps=steps)
+            for _ in BFGS(found, logfile=None).irun(fmax=fmax, steps=steps):
+                report()
+                if time.monotonic() > end:
+                    raise TimeoutError
     except (CalculationFailed, NotDescribed) as error:
         formula = atoms.get_chemical_formula()
         raise InputError(f"GFN2-xTB fails for {formula}: {error}; use a different geometry.") from None

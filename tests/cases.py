@@ -171,3 +171,11 @@ def wait_until(condition, seconds: float = 90) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+
+
+def settle(session) -> None:
+    """Wait for the geometry of the molecule that a session has been told to take."""
+    part = session.part("molecule")
+    if part.task is not None:
+        part.task.wait()
+    session.deliver()

@@ -129,7 +129,7 @@ def test_no_text_breaks_the_parser(text):
         ("1\n\nU 0 0 0\n", "'U'"),
         ("3\n\nO 0 0 0\nH 0 0 1\n", "not complete XYZ"),
         ("O 0 0 0\nH 0 0 1\n", "not complete XYZ"),
-        ("99999999999\n\nO 0 0 0\n", "announces 99999999999 atoms, and 2 lines"),
+        ("99999999999\n\nO 0 0 0\n", "at most 2000 atoms in a frame, got more in line 1"),
         ("-3\n\nO 0 0 0\n", "announces -3 atoms"),
         ("2\ncharge=0.5\nHe 0 0 0\nHe 0 0 2\n", "charge 0.5"),
     ],

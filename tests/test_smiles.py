@@ -83,7 +83,7 @@ def test_the_same_smiles_has_the_same_geometry():
     from qptlab.system import smiles
 
     first = ql.Molecule.parse("CCO").positions
-    smiles._molecule.cache_clear()
+    smiles._known.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         np.testing.assert_array_equal(first, ql.Molecule.parse("CCO").positions)

@@ -145,6 +145,7 @@ def test_a_prediction_is_shown_with_its_orbitals_and_then_beside_pyscf():
     view.refresh()
     assert not view._further.disabled
     view.session.choose("CO")
+    cases.settle(view.session)
     view.refresh()
     assert "CH4O" in view._words.value
     assert view._further.disabled
@@ -164,11 +165,14 @@ def test_picker_and_session_show_each_others_choices():
 def test_a_bad_choice_is_explained_and_the_previous_one_is_restored():
     picker = MoleculePicker()
     picker.session.choose("C1CC")
+    cases.settle(picker.session)
     assert "alert" in picker._message.value
     assert "&#x27;C1CC&#x27;" in picker._message.value, "escaped: it is the user's text"
     picker.session.choose("<img src=x onerror=alert(1)>")
+    cases.settle(picker.session)
     assert "<img" not in picker._message.value
     picker.session.choose("ethanol")
+    cases.settle(picker.session)
     assert picker._message.value == ""
 
 
@@ -378,6 +382,7 @@ def test_sliders_move_atoms_and_undo_takes_back_a_whole_movement():
     picker._value.value = 3.9  # no bond any more, and still under the slider
     assert picker._coordinate.value == bond
     picker.session.choose("water")
+    cases.settle(picker.session)
     assert all("torsion" not in label for label, _ in picker._coordinate.options)
 
 

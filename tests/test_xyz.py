@@ -122,7 +122,7 @@ def test_frames_that_only_look_like_qm9_are_kept():
     (WATER.replace("O ", "9" * 5000 + " "), "'99999"),
     (WATER.replace("water", "Atoms. Timestep: 0"), "atom types of LAMMPS in line 3"),
     (WATER.replace("water", "charge=1e400"), "charge"), (WATER.replace("water", "charge=" + "9" * 400), "charge"),
-    (WATER.replace("water", "Properties=species:S:99999999999:pos:R:3"), "up to 9999 columns"),
+    (WATER.replace("water", "Properties=species:S:99999999999:pos:R:3"), "names 100000000002 columns"),
     (WATER.replace("water", "charge=x"), "charge x"),
     (WATER.replace("water", 'Lattice="5 0 0 0 5 0 0 0 5"'), "periodic cell; use pbc=False"),
     (WATER + "VEC1 1 0 0\n", "periodic cell in line 6"),

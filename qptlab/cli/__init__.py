@@ -13,7 +13,7 @@ import typer
 
 from qptlab.cli import benchmarks, engine, lab, labels, models, train
 from qptlab.cli.console import fail
-from qptlab.errors import InputError
+from qptlab.errors import InputError, clipped
 
 app = typer.Typer(
     add_completion=False,
@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
         status = fail(str(error), 2)
     except _UsageError as error:
         command = next((f" {word}" for word in words[:1] if word in COMMANDS), "")
-        message = f"{error.format_message().rstrip('.')}, in: qptlab {shlex.join(words)}"
+        said = clipped(error.format_message().rstrip("."), 140)
+        message = f"{said}, in: qptlab {clipped(shlex.join(words), 80)}"
         status = fail(f"{message}; use qptlab{command} --help for the accepted values.", 2)
     except (typer.Abort, KeyboardInterrupt):
         status = fail("stopped.", 1)

@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 
 import qptlab as ql
+from qptlab import files
 from qptlab.cli.settings import Options
-from qptlab.errors import InputError
+from qptlab.errors import MAX_CHARACTERS, InputError, clipped
 from qptlab.sampling import Sampler as SamplerRecord
 from qptlab.sampling import Sampling, parameters, parameters_from_text, samplers
-from qptlab.system.molecule import MAX_XYZ_BYTES, decoded
 
 stderr = Console(stderr=True, highlight=False)
 
@@ -28,10 +28,7 @@ def _given(text: str) -> str:
     """Return the text of a molecule, from the standard input for "-"."""
     if text != "-":
         return text
-    try:
-        return decoded(sys.stdin.buffer.read(MAX_XYZ_BYTES)) + "\n"
-    except UnicodeDecodeError:
-        raise InputError("Expected XYZ or SMILES on the standard input, got bytes that are no text.") from None
+    return files.piped(sys.stdin.buffer, "XYZ or SMILES", "the standard input") + "\n"
 
 
 MoleculeArgument = Annotated[
@@ -118,7 +115,7 @@ def print_json(record: dict[str, Any]) -> None:
 
 def fail(message: str, status: int) -> int:
     """Print an error or a warning in one line on stderr, and return the exit status."""
-    stderr.print("qptlab: " + " ".join(message.split()), markup=False, soft_wrap=True)
+    stderr.print("qptlab: " + clipped(" ".join(message.split()), MAX_CHARACTERS), markup=False, soft_wrap=True)
     return status
 
 

@@ -219,7 +219,7 @@ class Evaluation:
     def to_latex(self) -> str:
         """Return the table as LaTeX (booktabs)."""
         text = error_table(self.rows(), "latex").replace("µHa", r"\textmu Ha").replace("±", r"$\pm$")
-        return f"% {self._caption}\n{text}\n"
+        return f"% {' '.join(self._caption.split())}\n{text}\n"  # a line break would end the comment
 
     def fock_errors_by_atoms(self, index: int) -> np.ndarray:
         """Return the mean absolute error of one geometry's Fock matrix for each pair of atoms, µHa: [natm, natm]."""

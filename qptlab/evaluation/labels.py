@@ -9,7 +9,7 @@ import concurrent.futures
 import functools
 import io
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, cast
 
 import ase
@@ -19,10 +19,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from jaxtyping import Float
 from pyscf import gto
 
+from qptlab import files
 from qptlab.dft import libcint
 from qptlab.dft.properties import charges, dipole_debye
 from qptlab.dft.response import accelerated
-from qptlab.errors import InputError
+from qptlab.errors import MAX_SHOWN, InputError, clipped
 from qptlab.evaluation import reference
 from qptlab.models import limits
 from qptlab.models.contract import Model, require
@@ -31,8 +32,11 @@ from qptlab.random_streams import Purpose, generator
 from qptlab.runtime import cluster
 from qptlab.system import xyz
 from qptlab.system.method import Method
-from qptlab.system.molecule import Molecule, read_limited
+from qptlab.system.molecule import Molecule
 from qptlab.units import AU_DEBYE, BOHR_ANGSTROM, HARTREE_EV
+
+UNITS = {"energy": HARTREE_EV, "gap": HARTREE_EV, "forces": HARTREE_EV / BOHR_ANGSTROM, "dipole": BOHR_ANGSTROM}
+"""Units of properties in files, relative to atomic units; others have none."""
 
 
 class Label(NamedTuple):
@@ -171,9 +175,8 @@ def label(
     path = pathlib.Path(path)
     finished = {}
     if path.exists():
-        frames = _frames(path)
-        _check_theory(path, frames, theory)
-        finished = {_key(mol): label for mol, label in zip(*_parse(path, frames), strict=True)}
+        earlier = read(path, theory)
+        finished = {_key(mol): label for mol, label in zip(earlier.molecules, earlier.labels, strict=True)}
     keyed = [(_key(mol), mol) for mol in mols]
     missing = [mol for key, mol in keyed if key not in finished]
     tried = functools.partial(_tried, maker)
@@ -203,26 +206,30 @@ def _tried(maker: Callable[[Molecule], Label], mol: Molecule) -> Label | str:
         return str(error)
 
 
-def _check_theory(path: pathlib.Path, frames: Sequence[ase.Atoms], theory: str) -> None:
-    different = sorted({str(atoms.info.get("theory", "")) for atoms in frames} - {theory})
-    if theory and different:
-        names = " and ".join(name or "an unnamed theory" for name in different)
-        raise InputError(f"Expected labels of {theory} in {path}, got labels of {names}; use a different file.")
-
-
 def to_xyz(data: LabelledSet) -> str:
-    """Return extended XYZ text as ASE writes it: eV, ångström, e·Å; with `gap_ev`, `valence` and `theory`."""
+    """Return extended XYZ text as ASE writes it: eV, ångström, e·Å; with `gap_ev`, `valence` and `theory`.
+
+    A property that is not known is left out.
+
+    Raises:
+      InputError: if an energy is not known, or a property is known in part.
+    """
     frames = []
-    for mol, known in zip(data.molecules, data.labels, strict=True):
-        atoms = mol.to_ase()
+    for index, (mol, known) in enumerate(zip(data.molecules, data.labels, strict=True)):
+        atoms, values = mol.to_ase(), {}
+        for name, value in known._asdict().items():
+            array = np.asarray(np.asarray(value, float) * UNITS.get(name, 1.0))
+            if name == "energy" or not np.isnan(array).all():
+                _check_finite(array, name, f"label {index}")
+                values[name] = array
         # ASE cannot read an empty text, nor one of several lines.
-        words = {"name": " ".join(mol.name.split()), "theory": " ".join(data.theory.split())}
-        atoms.info |= {"gap_ev": known.gap * HARTREE_EV, **{key: text for key, text in words.items() if text}}
-        atoms.set_array("valence", known.valence)
-        atoms.calc = SinglePointCalculator(
-            atoms, energy=known.energy * HARTREE_EV, forces=known.forces * HARTREE_EV / BOHR_ANGSTROM,
-            dipole=known.dipole * BOHR_ANGSTROM, charges=known.charges,
-        )
+        words = {"name": mol.name, "theory": " ".join(data.theory.split())}
+        atoms.info |= {key: text for key, text in words.items() if text}
+        if "gap" in values:
+            atoms.info["gap_ev"] = values.pop("gap")
+        if "valence" in values:
+            atoms.set_array("valence", values.pop("valence"))
+        atoms.calc = SinglePointCalculator(atoms, **values)
         frames.append(atoms)
     text = io.StringIO()
     ase.io.write(text, frames, format="extxyz")
@@ -250,29 +257,36 @@ def from_xyz(text: str, title: str) -> LabelledSet:
     Raises:
       InputError: if `read` would refuse a file with this text.
     """
-    return _labelled_set(title, xyz.frames(text, title))
+    return _labelled_set(title, xyz.frames(xyz.text_lines(text), title))
 
 
-def _labelled_set(title: str | pathlib.Path, frames: Sequence[ase.Atoms]) -> LabelledSet:
-    theories = {str(atoms.info.get("theory", "")) for atoms in frames}
-    return LabelledSet(*_parse(title, frames), theories.pop() if len(theories) == 1 else "")
-
-
-def read(path: str | pathlib.Path) -> LabelledSet:
+def read(path: str | pathlib.Path, theory: str = "") -> LabelledSet:
     """Read a labelled set from extended XYZ, of `write` or of a different program, with ASE's units (eV, ångström).
 
-    A property that a frame does not state is NaN in its label, and is not learned from.
+    The file may be packed with gzip. A property that a frame does not state is NaN in its label, and is not learned
+    from.
+
+    Args:
+      path: the file.
+      theory: level of theory that all labels must have; empty for any.
 
     Raises:
-      InputError: if the file cannot be read, is empty, a frame has no energy or is periodic, or a property has an
-        unexpected shape.
+      InputError: if the file cannot be read, is empty, a frame has no energy or is periodic, a property has an
+        unexpected shape or is not finite, or a label has a different level of theory.
     """
-    return _labelled_set(path, _frames(pathlib.Path(path)))
+    title = files.title(path)
+    return _labelled_set(title, xyz.frames(files.lines(path, "a file of labels"), title), theory)
 
 
-def _parse(title: str | pathlib.Path, frames: Sequence[ase.Atoms]) -> tuple[list[Molecule], list[Label]]:
-    mols, labels = [], []
+def _labelled_set(title: str, frames: Iterable[ase.Atoms], theory: str = "") -> LabelledSet:
+    mols, labels, theories = [], [], set()
     for index, atoms in enumerate(frames):
+        theories.add(stated := str(atoms.info.get("theory", "")))
+        if theory and stated != theory:
+            raise InputError(
+                f"Expected labels of {clipped(theory, MAX_SHOWN)} in {title}, got labels of "
+                f"{clipped(stated, MAX_SHOWN) or 'an unnamed theory'}; use a different file."
+            )
         values = (atoms.calc.results if atoms.calc else {}) | {
             key: value for key, value in (atoms.info | atoms.arrays).items() if key in ("gap_ev", "valence")
         }
@@ -285,24 +299,13 @@ def _parse(title: str | pathlib.Path, frames: Sequence[ase.Atoms]) -> tuple[list
         take = functools.partial(_number, values, frame)
         mols.append(Molecule.from_ase(atoms))
         labels.append(Label(
-            float(take("energy", ())) / HARTREE_EV, take("forces", (natm, 3)) / HARTREE_EV * BOHR_ANGSTROM,
-            take("dipole", (3,)) / BOHR_ANGSTROM, take("charges", (natm,)), float(take("gap_ev", ())) / HARTREE_EV,
-            take("valence", (natm, 2 * VALENCE)),
+            float(take("energy", ())) / UNITS["energy"], take("forces", (natm, 3)) / UNITS["forces"],
+            take("dipole", (3,)) / UNITS["dipole"], take("charges", (natm,)),
+            float(take("gap_ev", ())) / UNITS["gap"], take("valence", (natm, 2 * VALENCE)),
         ))
     if not mols:
         raise InputError(f"Expected frames with energies in {title}, got none; use a file from qptlab label.")
-    return mols, labels
-
-
-def _frames(path: pathlib.Path) -> list[ase.Atoms]:
-    try:
-        text = read_limited(path, limit=np.inf)
-    except OSError as error:
-        message = f"Expected a file of labels, got {path}, which cannot be read ({error.strerror})"
-        raise InputError(f"{message}; use a file from qptlab label.") from None
-    except UnicodeDecodeError:
-        raise InputError(f"Expected a file of labels, got {path}, which is not text; use a text file.") from None
-    return xyz.frames(text, str(path))
+    return LabelledSet(mols, labels, theories.pop() if len(theories) == 1 else "")
 
 
 def _number(values: dict, frame: str, name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
@@ -313,11 +316,19 @@ def _number(values: dict, frame: str, name: str, shape: tuple[int, ...]) -> Floa
         array = None
     if array is None or array.shape != shape:
         size = " × ".join(str(n) for n in shape) or "one"
-        shown = "something else" if array is None else f"an array of shape {array.shape}"
+        what = "something else" if array is None else f"an array of shape {array.shape}"
         raise InputError(
-            f"Expected {size} number{'s' if shape else ''} as {name} of {frame}, got {shown}; correct the file."
+            f"Expected {size} number{'s' if shape else ''} as {name} of {frame}, got {what}; correct the file."
         )
+    if name in values:
+        _check_finite(array, name, frame)
     return array
+
+
+def _check_finite(array: Float[np.ndarray, "..."], name: str, owner: str) -> None:
+    if not np.isfinite(array).all():
+        wrong = array[~np.isfinite(array)][0]
+        raise InputError(f"Expected finite numbers as {name} of {owner}, got {wrong}; correct or remove it.")
 
 
 def _key(mol: Molecule) -> tuple:

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 from ase.data import chemical_symbols
 
+from qptlab import files
 from qptlab.errors import InputError
-from qptlab.models import files
 from qptlab.models.contract import Prediction
 from qptlab.system.molecule import Molecule
 
@@ -89,12 +89,11 @@ def read_predictions(path: str | pathlib.Path) -> PredictedSet:
     """
     groups: dict[str, dict[str, np.ndarray]] = {}
     rows: dict[int, tuple[Molecule, Prediction]] = {}
-    try:
-        with h5py.File(path, "r") as file:
-            label = str(file.attrs["method"])
-            for name, dataset in files.datasets(file):
-                group, _, key = name.rpartition("/")
-                groups.setdefault(group, {})[key] = dataset[()]
+    with files.hdf5(path, "a file of predictions") as file:
+        label = files.attribute(file, "method")
+        for name, array in files.arrays(file):
+            group, _, key = name.rpartition("/")
+            groups.setdefault(group, {})[key] = array
         for values in groups.values():
             properties = {name: values[name] for name in Prediction._fields if name in values}
             for row, index in enumerate(values["frame"]):
@@ -102,8 +101,4 @@ def read_predictions(path: str | pathlib.Path) -> PredictedSet:
                 mol = Molecule(symbols, values["positions"][row], int(values["charge"][row]))
                 rows[int(index)] = mol, Prediction(**{name: value[row] for name, value in properties.items()})
         ordered = [rows[index] for index in range(len(rows) or 1)]
-    except (OSError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(
-            f"Expected a file of predictions, got {path} ({error}); use one that `qptlab predict` wrote."
-        ) from None
     return PredictedSet([mol for mol, _ in ordered], [prediction for _, prediction in ordered], label)

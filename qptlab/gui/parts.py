@@ -32,7 +32,7 @@ from qptlab.models.networks import CorrectionConfig
 from qptlab.models.predictor import CorrectionPredictor
 from qptlab.runtime.tasks import Cancelled, Report, Task
 from qptlab.sampling import samplers_without_required
-from qptlab.system.molecule import read_xyz
+from qptlab.system.molecule import Molecule, read_xyz
 from qptlab.training import run
 from qptlab.training.config import TrainConfig
 from qptlab.training.supervised import LABELS_FILE
@@ -92,18 +92,22 @@ class Part(traitlets.HasTraits):
         """Work in the background whose result `deliver` has not handed over; None if there is none."""
         return self._running[0] if self._running else None
 
-    def begin(self, work: Callable[[Report], Any], done: Callable[[Any], None]) -> None:
+    def begin(self, work: Callable[[Report], Any], done: Callable[[Any], None], patience: float = 0.0) -> None:
         """Start work in a thread; a part has one piece of work at a time.
 
         Args:
           work: function that is called in the thread with a `report`, see `tasks.Task`.
           done: function that `deliver` calls with the result, on the thread that calls `deliver`.
+          patience: time to wait for the work, s; the result of work that ends within it is delivered at once.
         """
         if self._running:
             self.refuse("This part of the workbench is already at work; wait until it has finished, or cancel it.")
             return
         self.tell("")
         self._running = Task(work, self.name), done
+        if patience:
+            self._running[0].wait(patience)
+            self.deliver()
 
     def deliver(self) -> None:
         """Hand over the result of work that has finished, or show why it failed; views call it regularly."""
@@ -132,6 +136,32 @@ class Part(traitlets.HasTraits):
         message = self.session.message
         if message.is_error and message.topic == self.name:
             raise InputError(message.text)
+
+
+PATIENCE_SECONDS = 1.0
+"""Time for which work that is mostly short may hold the kernel."""
+
+
+class MoleculePart(Part):
+    """Choice of the session's molecule."""
+
+    def choose(self, text: str) -> None:
+        """Take a molecule; the search for the geometry of a SMILES continues in the background if it takes longer.
+
+        Args:
+          text: text as for `Molecule.parse`.
+        """
+        bounds = self.session.bounds
+
+        def work(report: Report) -> Molecule:
+            if "\n" not in text.strip():  # it may be a path; SMILES and names are paths inside
+                bounds.check_path(text.strip())
+            return Molecule.parse(text, report=lambda step: report(0, 1, step), max_atoms=bounds.atoms)
+
+        def done(mol: Molecule) -> None:
+            self.session.molecule = mol
+
+        self.begin(work, done, PATIENCE_SECONDS)
 
 
 class Predicted(NamedTuple):
@@ -418,9 +448,28 @@ class TrainingPart(Part):
                     session.trainer.start()
                     return
                 reason = f"A choice differs from the run in {session.trainer.out}, so this training is a new one. "
+            if session.learns_from_labels:
+                path = self._path_of_labels()
+                self.begin(lambda _: labels.read(path), lambda data: self._start_new(data, reason), PATIENCE_SECONDS)
+            else:
+                self._start_new(session.molecule, reason)
+
+    def _start_new(self, data: Molecule | LabelledSet, reason: str) -> None:
+        """Start a new training on a molecule or on labels."""
+        session = self.session
+        with self.reporting():
             session.comparison.evaluation = None
-            session.trainer = self._new_trainer().start()
+            session.trainer = self._new_trainer(data).start()
             self.tell(f"{reason}The run is stored in {session.trainer.out}.")
+
+    def _path_of_labels(self) -> str:
+        if path := self.session.labels.strip():
+            self.session.bounds.check_path(path)
+            return path
+        raise InputError(
+            f"Expected a file of labels for {self.session.network_title}, got none; enter the path of one that "
+            "`qptlab label` wrote."
+        )
 
     def start_from(self, model: Model) -> pathlib.Path:
         """Start to train a model further on the session's molecule, and return the folder of the run.
@@ -443,22 +492,15 @@ class TrainingPart(Part):
         trainer.start()
         return trainer.out
 
-    def _new_trainer(self) -> Trainer:
+    def _new_trainer(self, data: Molecule | LabelledSet) -> Trainer:
         session = self.session
         out = session.out or None
-        if session.learns_from_labels:
-            if not session.labels.strip():
-                raise InputError(
-                    f"Expected a file of labels for {session.network_title}, got none; enter the path of one that "
-                    "`qptlab label` wrote."
-                )
+        if isinstance(data, LabelledSet):
             train = TrainConfig.supervised(minutes=session.minutes, steps=None, seed=session.seed)
-            session.bounds.check_path(session.labels.strip())
-            data = labels.read(session.labels.strip())
             session.bounds.check_size(data.molecules, None)
             return Trainer(data, model=session.model_config, train=train, out=out)
         train = TrainConfig(minutes=session.minutes, seed=session.seed, sampling=session.sampling)
-        return Trainer(session.molecule, session.method, session.model_config, train, out=out)
+        return Trainer(data, session.method, session.model_config, train, out=out)
 
     def pause(self) -> None:
         """Pause after the current step."""
@@ -482,15 +524,20 @@ class TrainingPart(Part):
             if self.is_active:
                 raise InputError("A training is running; stop it before you open a run.")
             self.session.bounds.check_path(path)
-            trainer = Trainer.open(path)
-            self.session.bounds.check_size(trainer.molecules, trainer.method)
 
-            def done(_: None) -> None:
+            def work(report: Report) -> Trainer:
+                report(0, 1, "opening")
+                trainer = Trainer.open(path)
+                self.session.bounds.check_size(trainer.molecules, trainer.method)
+                _make_references(trainer, report)
+                return trainer
+
+            def done(trainer: Trainer) -> None:
                 self._opened = trainer
                 self.show(trainer)
                 self.tell(f"{trainer.out} is open; Start continues its training for the chosen minutes.")
 
-            self.begin(lambda report: _make_references(trainer, report), done)
+            self.begin(work, done, PATIENCE_SECONDS)
 
     def show(self, trainer: Trainer) -> None:
         """Make a trainer the present one, and set the session's choices to its settings.
@@ -597,25 +644,33 @@ class ComparisonPart(Part):
             validation geometries.
         """
         with self.reporting():
-            if geometries.strip():
+            path, data = geometries.strip(), None
+            if path:
                 trainer = self.session.training.trained()
-                self.session.bounds.check_path(geometries.strip())
-                read = read_xyz if "dm" in trainer.predictor.provides else labels.read
-                data: Any = read(geometries.strip())
-                mols = data if isinstance(data, list) else data.molecules
-                self.session.bounds.check_size(mols, trainer.method)
+                self.session.bounds.check_path(path)
             else:
                 trainer, data = self.session.training.validated()
             predictor, step = trainer.predictor, trainer.step
 
             def work(report: Report) -> Evaluation:
                 report(0, 1, "predicting")
-                return evaluate(predictor, data, lambda done, total: report(done, total, "references"))
+                given: Any = self._read(path, trainer) if path else data
+                return evaluate(predictor, given, lambda done, total: report(done, total, "references"))
 
             def done(result: Evaluation) -> None:
                 self.evaluation, self._step = result, step
 
             self.begin(work, done)
+
+    def _read(self, path: str, trainer: Trainer) -> Any:
+        """Return the geometries or labels of a file, which have to be within the bounds of the server."""
+        if "dm" not in trainer.predictor.provides:
+            data = labels.read(path)
+            self.session.bounds.check_size(data.molecules, None)
+            return data
+        mols = read_xyz(path)
+        self.session.bounds.check_size(mols, trainer.method)
+        return mols
 
     def save(self) -> None:
         """Write the last comparison into the run's folder: each geometry as CSV, the summary as LaTeX."""

@@ -202,7 +202,7 @@ def _quantity(rows: Sequence[dict], name: str) -> Shaped[np.ndarray, " n"]:
     if name == "waiting for data":
         return 100 * np.array([row["data_wait_s"] for row in rows]) / np.maximum(seconds, 1e-9)
     if name == "steps per second":
-        return 1.0 / np.maximum(seconds, 1e-9)
+        return np.diff([0.0, *(row["step"] for row in rows)]) / np.maximum(seconds, 1e-9)
     return np.diff([0.0, *(row["geometries"] for row in rows)]) / np.maximum(seconds, 1e-9)
 
 

@@ -12,7 +12,7 @@ import traitlets
 
 from qptlab.dft import estimates
 from qptlab.dft.integrals import template
-from qptlab.errors import InputError, shown
+from qptlab.errors import MAX_CHARACTERS, InputError, clipped, shown
 from qptlab.gui.bounds import Bounds
 from qptlab.gui.parts import (
     AttentionPart,
@@ -157,11 +157,11 @@ class Session(traitlets.HasTraits):
     # Choosing -------------------------------------------------------------------------------
 
     def choose(self, text: str) -> None:
-        """Take a built-in name, a SMILES, the path of an XYZ file or XYZ text as the molecule."""
-        with self.part("molecule").reporting():
-            if "\n" not in text.strip():  # it may be a path; SMILES and names are paths inside
-                self.bounds.check_path(text.strip())
-            self.molecule = Molecule.parse(text, max_atoms=self.bounds.atoms)
+        """Take a built-in name, a SMILES, the path of an XYZ file or XYZ text as the molecule.
+
+        What takes longer than a moment continues in the background; ``part("molecule").wait()`` waits for it.
+        """
+        self.part("molecule").choose(text)
 
     def move(self, coordinate: Coordinate, value: float) -> None:
         """Set a bond length (Å) or a torsion (degrees) of the molecule."""
@@ -292,7 +292,7 @@ class Session(traitlets.HasTraits):
 
     def refuse(self, sentence: str, topic: str) -> None:
         """Show a sentence about something that could not be done, in the tab of this name."""
-        self.message = Message(sentence, topic, True)
+        self.message = Message(clipped(sentence, MAX_CHARACTERS), topic, True)
 
     def deliver(self) -> None:
         """Hand over results of work in the background, for all parts; views call it regularly."""

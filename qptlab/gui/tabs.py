@@ -15,6 +15,7 @@ from qptlab.gui.parts import (
     AttentionPart,
     ComparisonPart,
     KernelsPart,
+    MoleculePart,
     OrbitalsPart,
     Part,
     PredictionPart,
@@ -50,7 +51,7 @@ class Tab:
 TABS: dict[str, Tab] = {
     tab.name: tab
     for tab in (
-        Tab("molecule", "Molecule", "qptlab.gui.widgets.picker:MoleculePicker"),
+        Tab("molecule", "Molecule", "qptlab.gui.widgets.picker:MoleculePicker", MoleculePart),
         Tab("prediction", "Prediction", "qptlab.gui.widgets.prediction:PredictionView", PredictionPart),
         Tab("scf", "SCF", "qptlab.gui.widgets.explorer:SCFExplorer", SCFPart),
         Tab("training", "Training", "qptlab.gui.widgets.monitor:TrainingMonitor", TrainingPart),

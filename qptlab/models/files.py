@@ -10,22 +10,20 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import h5py
 import jax
 import numpy as np
 
+from qptlab import files
 from qptlab.errors import InputError, shown
 from qptlab.system.molecule import Molecule
 
-FORMAT = "qptlab-model"
+FORMAT, KIND = "qptlab-model", "a model file"
 
 HEADER_BYTES = 512
 """Bytes before the HDF5 file; the smallest number that HDF5 allows."""
-
-MAX_ARRAY_BYTES = 2**33
-"""Largest array that is read: a sparse array of any size takes a few bytes on disk."""
 
 
 def write(path: str | pathlib.Path, description: dict, arrays: dict) -> None:
@@ -67,6 +65,21 @@ def _header(file: io.BufferedReader | io.BufferedRandom) -> bytes:
     return f"{FORMAT}\nsha256 {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode().ljust(HEADER_BYTES, b"\0")
 
 
+def _check_header(path: str | pathlib.Path) -> None:
+    """Raise an `InputError` for a file that is not a model, or not as it was written, before HDF5 reads it."""
+    files.check(path, KIND, files.MAX_ARRAY_BYTES)
+    try:
+        with open(path, "rb") as file:
+            header = file.read(HEADER_BYTES)
+            if header.startswith(FORMAT.encode()) and header == _header(file):
+                return
+        begins = header.startswith(FORMAT.encode())
+        why = "it is not as it was written; restore it from a copy" if begins else "it does not begin as one"
+    except OSError as error:
+        why = str(error.strerror)
+    raise InputError(f"Expected {KIND}, got {files.title(path)} ({why}); use a file that model.save wrote.")
+
+
 def read(path: str | pathlib.Path) -> tuple[dict, dict]:
     """Read the description and the arrays of a model from a file.
 
@@ -74,47 +87,20 @@ def read(path: str | pathlib.Path) -> tuple[dict, dict]:
       InputError: if the file is not a model.
     """
     arrays: dict[str, dict] = {}
-    try:
-        with open(path, "rb") as binary:
-            header = binary.read(HEADER_BYTES)
-            if not header.startswith(FORMAT.encode()):
-                raise ValueError("it does not begin as one")
-            if header != _header(binary):
-                raise ValueError("it is not as it was written; restore it from a copy")
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                raise ValueError("it does not say that it is one")
-            description = json.loads(str(file.attrs["description"]))
-            for name, dataset in datasets(file):
-                group, key = name.rsplit("/", 1)
-                value = dataset[()]
-                if value.dtype.kind == "f" and not np.isfinite(value).all():
-                    raise ValueError(f"its array {shown(name)} is not finite")
-                arrays.setdefault(group, {})[key] = value
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        why = shown(str(error))
-        raise InputError(f"Expected a model file, got {path} ({why}); use a file that model.save wrote.") from None
+    _check_header(path)
+    with files.hdf5(path, KIND) as file:
+        if files.attribute(file, "format") != FORMAT:
+            raise ValueError("it does not say that it is one")
+        description = files.parsed(files.attribute(file, "description"))
+        for name, array in files.arrays(file):
+            group, key = name.rsplit("/", 1)
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"its array {shown(name)} is not finite")
+            arrays.setdefault(group, {})[key] = array
     if not isinstance(description, dict) or not isinstance(description.get("kind"), str):
-        raise InputError(f"Expected a model file, got {path}, whose description names no kind of model; "
+        raise InputError(f"Expected a model file, got {files.title(path)}, whose description names no kind of model; "
                          "use a file that model.save wrote.")
     return description, arrays
-
-
-def datasets(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
-    """Yield all datasets of a group with their paths in it.
-
-    External and soft links are not followed: a file must not read from outside of itself.
-    """
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            continue
-        item = group[name]
-        if isinstance(item, h5py.Dataset):
-            if item.external or item.is_virtual or item.nbytes > MAX_ARRAY_BYTES:
-                raise ValueError(f"its array {name!r} lies in a different file, or is larger than 8 GiB")
-            yield f"{prefix}{name}", item
-        elif isinstance(item, h5py.Group):
-            yield from datasets(item, f"{prefix}{name}/")
 
 
 def same_shapes(params: dict, init: Callable) -> bool:

@@ -52,6 +52,10 @@ STEP_BOHR = 1e-3
 """Step of the central differences, bohr. It changes a derivative by about 1e-6 of its value."""
 
 
+MAX_SHAPE = {"width": 4096, "layers": 100, "heads": 256, "radial": 100}
+"""Largest numbers of `GNNConfig`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class GNNConfig:
     """Shape of the network, and source of its input.
@@ -73,9 +77,11 @@ class GNNConfig:
     def __post_init__(self):
         """Check the fields."""
         operators.check_source(self.source)
-        for name in ("width", "layers", "heads", "radial"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Expected 1 or more for {name}, got {getattr(self, name)}.")
+        for name, most in MAX_SHAPE.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= most:
+                usual = getattr(GNNConfig, name)
+                raise InputError(f"Expected 1 to {most} for {name}, got {shown(value)}; use {usual}, for example.")
         if self.width % self.heads:
             raise InputError(f"Expected a width that is a multiple of the {self.heads} heads, got {self.width}.")
 

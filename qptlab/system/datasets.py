@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, cast, overload
 import numpy as np
 from jaxtyping import Int
 
+from qptlab import files
 from qptlab.errors import InputError, shown
 from qptlab.random_streams import Purpose, generator
 from qptlab.system.molecule import (
@@ -28,7 +29,6 @@ from qptlab.system.molecule import (
     XYZ_SUFFIXES,
     Molecule,
     is_file,
-    read_limited,
     read_xyz,
 )
 from qptlab.units import BOHR_ANGSTROM
@@ -36,6 +36,9 @@ from qptlab.units import BOHR_ANGSTROM
 SPLITS = ("random", "size")
 """Names of the splits of QH9 (Yu et al. 2023, arXiv:2306.09549): "random" has shares of 80, 10 and 10 % for training,
 validation and test; "size" trains on up to 20 atoms, validates on 21 and 22 and tests on more."""
+
+MAX_SMILES = 200_000
+"""Largest number of SMILES of one file; each takes a tenth of a second."""
 
 SPLIT_SEED = 43
 """Seed of QH9's random split."""
@@ -266,29 +269,22 @@ def _read_several(text: str, *, skip_bad: bool) -> Iterable[Molecule]:
         return read_xyz(text)
     if suffix != ".smi":
         return [Molecule.parse(text)]
-    try:
-        lines = read_limited(pathlib.Path(text)).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", "not text")
-        raise InputError(
-            f"Expected a file of SMILES, got {text}, which cannot be read ({reason}); use a file with SMILES on each "
-            "line."
-        ) from None
-    numbered = [
-        (number, line.split()[0]) for number, line in enumerate(lines, start=1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
-    mols = []
-    for number, smiles in numbered:
+    mols, tried, title = [], 0, files.title(text)
+    for number, line in enumerate(files.lines(text, "a file of SMILES"), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        tried += 1
+        if tried > MAX_SMILES:
+            raise InputError(f"Expected at most {MAX_SMILES} SMILES, got more in {title}; use a part of the file.")
         try:
-            mols.append(Molecule.from_smiles(smiles))
+            mols.append(Molecule.from_smiles(line.split(maxsplit=1)[0]))
         except InputError as error:
             if not skip_bad:
-                raise InputError(f"Line {number} of {text}: {error}") from None
-            warnings.warn(f"Line {number} of {text} is left out: {error}", stacklevel=3)
+                raise InputError(f"Line {number} of {title}: {error}") from None
+            warnings.warn(f"Line {number} of {title} is left out: {error}", stacklevel=3)
     if not mols:
         raise InputError(
-            f"Expected SMILES on each line of {text}, got {'none' if not numbered else 'none that can be used'}; use "
+            f"Expected SMILES on each line of {title}, got {'none that can be used' if tried else 'none'}; use "
             "lines such as CCO."
         )
     return mols

@@ -1,13 +1,12 @@
 """Molecules: element symbols, positions, charge and spin, from a name, XYZ, SMILES or ASE."""
 
-import codecs
 import dataclasses
 import functools
 import importlib.resources
 import io
 import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import ase
@@ -16,7 +15,8 @@ import ase.io
 import numpy as np
 from jaxtyping import Float, Int
 
-from qptlab.errors import MAX_SHOWN, InputError, shown
+from qptlab import files
+from qptlab.errors import MAX_SHOWN, InputError, clipped, shown
 from qptlab.system import xyz
 from qptlab.units import BOHR_ANGSTROM
 
@@ -29,10 +29,10 @@ MAX_ATOMIC_NUMBER = 86
 MIN_DISTANCE_ANGSTROM = 0.4
 """Smallest distance of two nuclei that is accepted (the shortest bond, H–H, is 0.74 Å long)."""
 
-MAX_XYZ_BYTES = 50_000_000
-"""Largest text that is parsed: about a million atoms."""
-
 MAX_PATH_CHARACTERS = 500
+
+MAX_NAME_CHARACTERS = 500
+"""Longest name of a molecule; a longer one lacks its middle."""
 
 XYZ_SUFFIXES = (".xyz", ".extxyz")
 """Endings of the names of XYZ files."""
@@ -50,7 +50,7 @@ class Molecule:
       symbols: element symbols, one per atom.
       positions: nuclear positions, bohr.
       charge: total charge, elementary charges.
-      name: name on plots and in files.
+      name: name on plots and in files; line breaks and other characters that are not printable become spaces.
       spin: number of unpaired electrons (2S, as in PySCF); by default 0 or 1, whichever the electrons allow.
       source: how the geometry was found, if qptlab found it.
 
@@ -71,11 +71,12 @@ class Molecule:
 
     def __post_init__(self):
         """Check the record once, where it enters."""
-        object.__setattr__(self, "symbols", tuple(self.symbols))
+        object.__setattr__(self, "symbols", tuple(self.symbols[: xyz.MAX_ATOMS + 1]))
         positions = np.array(self.positions, dtype=np.float64)
         object.__setattr__(self, "positions", positions)
         if not isinstance(self.name, str):
             raise InputError(f"Expected text as the name of a molecule, got {shown(self.name)}; use a word.")
+        object.__setattr__(self, "name", clipped(self.name, MAX_NAME_CHARACTERS).strip())
         _check_elements(self.symbols, self.name[:MAX_SHOWN] or "the molecule")  # a formula has elements
         _check_positions(self.symbols, positions, self._title)
         if self.spin is None:
@@ -195,25 +196,24 @@ class Molecule:
         return read_xyz(source)[0]
 
     @classmethod
-    def from_smiles(cls, smiles: str, spin: int | None = None, max_atoms: int | None = None) -> "Molecule":
+    def from_smiles(cls, smiles: str, spin: int | None = None) -> "Molecule":
         """Return a molecule of a SMILES string: RDKit's conformer, relaxed with GFN2-xTB; see `smiles.molecule`.
 
         Args:
           smiles: SMILES; fragments are placed beside each other.
           spin: number of unpaired electrons; None for that of the SMILES or, for atoms, O2, SO and S2, of the ground
             state.
-          max_atoms: largest number of atoms; None for no bound.
 
         Warns:
           UserWarning: if the spin is not that of the Lewis structure, or GFN2-xTB cannot relax it without changing
             its bonds.
 
         Raises:
-          InputError: if the text does not parse, no geometry is found, or there are more atoms.
+          InputError: if the text does not parse or no geometry is found.
         """
         from qptlab.system import smiles as geometries  # it makes molecules
 
-        return geometries.molecule(smiles.strip(), spin, max_atoms)
+        return geometries.molecule(smiles.strip(), spin)
 
     @classmethod
     def from_ase(cls, atoms: ase.Atoms, name: str = "") -> "Molecule":
@@ -240,7 +240,8 @@ class Molecule:
 
     @classmethod
     def parse(
-        cls, text: str | pathlib.Path, spin: int | None = None, max_atoms: int | None = None
+        cls, text: str | pathlib.Path, spin: int | None = None, report: Callable[[str], None] = lambda step: None,
+        max_atoms: int | None = None,
     ) -> "Molecule":
         """Return the molecule of a user's text: a built-in name, the path of an XYZ file, XYZ text or SMILES.
 
@@ -248,7 +249,8 @@ class Molecule:
           text: text of the user. A file with another ending than .xyz or .extxyz is read as XYZ, too, if its name is
             no SMILES.
           spin: number of unpaired electrons; None for that of the text, or else the lowest possible.
-          max_atoms: largest number of atoms of SMILES, for which a geometry is searched; None for no bound.
+          report: callback `report(step)`, called before each step of the search for a geometry; an exception ends it.
+          max_atoms: largest number of atoms of SMILES, for which a geometry is searched; None for `smiles.MAX_ATOMS`.
 
         Raises:
           InputError: if the text is none of these, or the electrons cannot have the spin.
@@ -256,20 +258,23 @@ class Molecule:
         >>> Molecule.parse("CCO").formula
         'C2H6O'
         """
-        mol = cls.from_xyz(text) if isinstance(text, pathlib.Path) else cls._parse(text, spin, max_atoms)
+        is_path = isinstance(text, pathlib.Path)
+        mol = cls.from_xyz(text) if is_path else cls._parse(text, spin, report, max_atoms)
         return mol if spin in (None, mol.spin) else dataclasses.replace(mol, spin=spin)
 
     @classmethod
-    def _parse(cls, text: str, spin: int | None, max_atoms: int | None) -> "Molecule":
+    def _parse(
+        cls, text: str, spin: int | None, report: Callable[[str], None], max_atoms: int | None
+    ) -> "Molecule":
         stripped = text.strip()
         if stripped.lower().replace("-", " ") in _builtin():
             return cls.from_name(stripped)
         if "\n" in stripped or stripped.lower().endswith(XYZ_SUFFIXES):
             return cls.from_xyz(text if "\n" in stripped else stripped)
-        from qptlab.system.smiles import NotSmilesError  # it makes molecules
+        from qptlab.system.smiles import NotSmilesError, molecule  # it makes molecules
 
         try:
-            return cls.from_smiles(stripped, spin, max_atoms)
+            return molecule(stripped, spin, report, max_atoms)
         except NotSmilesError:
             if is_file(stripped):
                 return cls._from_other_file(stripped)
@@ -308,29 +313,18 @@ def read_xyz(source: str | pathlib.Path) -> list[Molecule]:
       InputError: if it cannot be read, is incomplete, or a frame is not a molecule that can be used.
     """
     if isinstance(source, str) and "\n" in source:
-        title, name, path = "the XYZ text", "", None
+        title, name, lines = "the XYZ text", "", xyz.text_lines(source)
     else:
-        path = pathlib.Path(source)
-        title, name = str(source), path.stem
-    try:
-        text = str(source) if path is None else read_limited(path)
-    except OSError as error:
-        raise InputError(
-            f"Expected an XYZ file, got {title}, which cannot be read ({error.strerror}); use an existing file."
-        ) from None
-    except UnicodeDecodeError:
-        raise InputError(f"Expected an XYZ file, got {title}, which is not text; use a text file.") from None
-    if len(text) > MAX_XYZ_BYTES:
-        raise InputError(_too_large(title))
-    frames = xyz.frames(text, title)
-    if not frames:
+        title, name, lines = files.title(source), pathlib.Path(source).stem, files.lines(source, "an XYZ file")
+    mols = [_frame(frame, index, name or title) for index, frame in enumerate(xyz.frames(lines, title))]
+    if not mols:
         raise InputError(f"Expected at least one frame in {title}, got none; use a file with a molecule.")
-    return [_frame(frame, index, name or title, len(frames)) for index, frame in enumerate(frames)]
+    return mols if len(mols) > 1 else [dataclasses.replace(mols[0], name=name or title)]
 
 
-def _frame(atoms: ase.Atoms, index: int, title: str, nframes: int) -> Molecule:
+def _frame(atoms: ase.Atoms, index: int, title: str) -> Molecule:
     try:
-        return Molecule.from_ase(atoms, name=title if nframes == 1 else f"{title} frame {index}")
+        return Molecule.from_ase(atoms, name=f"{title} frame {index}")
     except InputError:
         raise
     except ValueError as error:
@@ -339,45 +333,13 @@ def _frame(atoms: ase.Atoms, index: int, title: str, nframes: int) -> Molecule:
         ) from None
 
 
-def _too_large(title: str) -> str:
-    return f"Expected a file of at most {MAX_XYZ_BYTES // 10**6} MB, got {title}, which is larger; use a part of it."
-
-
-def read_limited(path: pathlib.Path, limit: float = MAX_XYZ_BYTES) -> str:
-    """Return the text of a file, in UTF-8, UTF-16 with a byte order mark, or Latin-1.
-
-    Args:
-      path: the file.
-      limit: largest size, bytes.
-
-    Raises:
-      InputError: if the file is too large.
-      UnicodeDecodeError: if it is not text.
-    """
-    if path.is_file() and path.stat().st_size > limit:
-        raise InputError(_too_large(str(path)))
-    return decoded(path.read_bytes())
-
-
-def decoded(content: bytes) -> str:
-    """Return the text of bytes.
-
-    Raises:
-      UnicodeDecodeError: if they are no text.
-    """
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16")
-    if b"\0" in content:
-        raise UnicodeDecodeError("utf-8", content, 0, 1, "binary")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("latin-1")  # a comment in an older encoding; numbers and symbols are the same in all
-
-
 def _check_elements(symbols: Sequence[str], title: str) -> None:
     if not symbols:
         raise InputError("Expected at least one atom, got a molecule without atoms; use a symbol for each atom.")
+    if len(symbols) > xyz.MAX_ATOMS:
+        raise InputError(
+            f"Expected at most {xyz.MAX_ATOMS} atoms in a molecule, got more in {title}; use a part of it."
+        )
     for index, symbol in enumerate(symbols):
         number = ase.data.atomic_numbers.get(symbol, 0)
         if not 1 <= number <= MAX_ATOMIC_NUMBER:
@@ -492,7 +454,7 @@ def _check_positions(symbols: Sequence[str], positions: np.ndarray, title: str) 
 @functools.cache
 def _builtin() -> dict[str, Molecule]:
     text = importlib.resources.files("qptlab.system").joinpath("molecules.xyz").read_text()
-    frames = xyz.frames(text, "molecules.xyz")
+    frames = xyz.frames(xyz.text_lines(text), "molecules.xyz")
     return {frame.info["name"]: Molecule.from_ase(frame) for frame in frames}
 
 

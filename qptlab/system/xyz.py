@@ -14,16 +14,16 @@ Atom types of LAMMPS, and names of proteins' atoms such as CA, are refused.
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import ase
 import ase.data
 import ase.io
-from ase.io.extxyz import XYZError
+from ase.io.extxyz import XYZError, key_val_str_to_dict
 from ase.io.formats import UnknownFileTypeError
 
-from qptlab.errors import InputError, shown
+from qptlab.errors import InputError, clipped, shown
 
 EXAMPLE = "the number of atoms, a comment line, and one line per atom: symbol, x, y, z in ångström"
 
@@ -35,7 +35,17 @@ AMBIGUOUS = ("CA", "HE", "NE")
 MAX_CHARACTERS = 60
 """Longest number that is read."""
 
-_LINE_END = re.compile(r"\r\n|\r|\n")
+MAX_BLANK_LINES = 1000
+"""Largest number of blank lines between two frames."""
+
+MAX_COMMENT_CHARACTERS = 100_000
+
+MAX_ATOMS = 2000
+"""Largest number of atoms of a molecule: arrays of pairs of atoms take 100 MB."""
+
+MAX_FRAMES = 500_000
+"""Largest number of frames of one text; QM9 has 130,831 molecules."""
+
 _COLUMNS = "Properties=species:S:1:pos:R:3"
 _NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))(?:(?:[eEdDqQ]|\*\^)([-+]?\d+))?$")
 _LABEL = re.compile(r"([A-Za-z]{1,2})(?:[_-]?\d+[A-Za-z']*|[_-]\w+)?$")
@@ -44,26 +54,28 @@ _PAIR = re.compile(rf"(?<![\w-])({_KEY})(?:\s*[=:]\s*([^\s,;]+)|\s+([-+]?\d+)(?!
 _BARE_KEY = re.compile(rf"(?<![\w-])({_KEY})(?![\w-]|\s*[=:])", re.IGNORECASE)
 
 
-def frames(text: str, title: str) -> list[ase.Atoms]:
-    """Return all frames of XYZ text.
+def frames(lines: Iterable[str], title: str) -> Iterator[ase.Atoms]:
+    """Yield all frames of XYZ.
 
     Args:
-      text: the text.
+      lines: lines, of `files.lines` or `text_lines`.
       title: name of the text in messages.
 
     Raises:
-      InputError: if a line cannot be understood, or a frame is not complete.
+      InputError: if a line cannot be understood, or a frame is not complete; if there are more than `MAX_FRAMES`
+        frames, or `MAX_ATOMS` atoms in one.
 
     Warns:
       UserWarning: if isotopes are read as hydrogen.
     """
     isotopes: set[str] = set()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ASE warns about unusual comments, which are not needed here
-        found = [_read(frame, title) for frame in _split(_LINE_END.split(text.lstrip("\ufeff")), title, isotopes)]
-    counted = [frame for frame in found if "from_numbers" in frame.info]
-    if counted:
-        info = counted[0].info
+    info = None
+    for frame in _split(_Lines(lines), title, isotopes):
+        atoms = _read(frame, title)
+        if info is None and "from_numbers" in atoms.info:
+            info = atoms.info
+        yield atoms
+    if info is not None:
         warnings.warn(
             f"The comment \"{info['charge']} {info['multiplicity']}\" in {title} is read as charge and multiplicity.",
             stacklevel=3,
@@ -73,56 +85,100 @@ def frames(text: str, title: str) -> list[ase.Atoms]:
             f"Atoms {', '.join(sorted(isotopes))} in {title} are read as hydrogen with its ordinary mass.",
             stacklevel=3,
         )
-    return found
 
 
-def _split(lines: list[str], title: str, isotopes: set[str]) -> Iterator[list[str]]:
+def text_lines(text: str) -> Iterator[str]:
+    """Return the lines of a text; a line ends as in files, and not with other separators of Unicode."""
+    return io.StringIO(text.lstrip("\ufeff"), newline=None)
+
+
+class _Lines:
+    """Lines without their ends, one by one, and the number of those that were taken."""
+
+    def __init__(self, lines: Iterable[str]):
+        self._lines, self._next, self.taken = iter(lines), None, 0
+
+    def peek(self) -> str | None:
+        """Return the next line; None at the end."""
+        if self._next is None:
+            self._next = next(self._lines, None)
+        return None if self._next is None else self._next.removesuffix("\n")
+
+    def take(self, count: int) -> list[str]:
+        """Return the next lines, fewer at the end."""
+        lines = []
+        while len(lines) < count and (line := self.peek()) is not None:
+            lines.append(line)
+            self._next = None
+        self.taken += len(lines)
+        return lines
+
+
+def _split(lines: _Lines, title: str, isotopes: set[str]) -> Iterator[list[str]]:
     """Yield the lines of each frame: number of atoms, comment, atoms. Names of isotopes are added to the set."""
-    start, count = 0, 0
-    while start < len(lines):
-        if not lines[start].strip():
-            start += 1
+    count, blank = 0, 0
+    while lines.peek() is not None:
+        (first,), start = lines.take(1), lines.taken
+        if not first.strip():
+            blank += 1
+            if blank > MAX_BLANK_LINES:
+                raise InputError(
+                    f"Expected at most {MAX_BLANK_LINES} blank lines between frames, got more before line {start} of "
+                    f"{title}; remove them."
+                )
             continue
-        natm = _count(lines, start, count, title)
-        following = len(lines) - start - 2
-        if not 0 < natm <= following:
+        blank = 0
+        natm = _count(first, start, count, title)
+        if natm > MAX_ATOMS or count == MAX_FRAMES:
+            what = f"{MAX_ATOMS} atoms in a frame" if natm > MAX_ATOMS else f"{MAX_FRAMES} frames"
             raise InputError(
-                f"Expected XYZ, got {title}, which is not complete XYZ (line {start + 1} announces {natm} atoms, and "
-                f"{max(following, 0)} lines for them follow); use {EXAMPLE}."
+                f"Expected at most {what}, got more in line {start} of {title}, which announces {natm} atoms; use "
+                "smaller molecules, or a part of the file."
             )
-        comment, atoms = lines[start + 1], lines[start + 2 : start + 2 + natm]
+        comments, atoms = lines.take(1), lines.take(natm)
+        if not 0 < natm == len(atoms):
+            raise InputError(
+                f"Expected XYZ, got {title}, which is not complete XYZ (line {start} announces {natm} atoms, and "
+                f"{len(atoms)} lines for them follow); use {EXAMPLE}."
+            )
+        comment = comments[0]
+        if len(comment) > MAX_COMMENT_CHARACTERS:
+            raise InputError(
+                f"Expected a comment of at most {MAX_COMMENT_CHARACTERS} characters, got {len(comment)} in line "
+                f"{start + 1} of {title}; use columns for what belongs to atoms."
+            )
         if comment.startswith("Atoms. Timestep:"):
             raise InputError(
-                f"Expected element symbols, got the atom types of LAMMPS in line {start + 3} of {title}; write them "
+                f"Expected element symbols, got the atom types of LAMMPS in line {start + 2} of {title}; write them "
                 "with `dump_modify element`."
             )
         is_extended = _is_extended(comment)
         isotopes |= {word for line in atoms for word in line.split()[:1] if word in ISOTOPES and not is_extended}
         yield [
             str(natm), comment,
-            *(_atom(line, start + 3 + i, title, is_extended=is_extended) for i, line in enumerate(atoms)),
+            *(_atom(line, start + 2 + i, title, is_extended=is_extended) for i, line in enumerate(atoms)),
         ]
         count += 1
-        start += 2 + natm
-        if comment.startswith("gdb ") and start < len(lines) and not lines[start].strip().isdigit():
-            start += 3  # frequencies, SMILES, InChI
-        if start < len(lines) and lines[start].lstrip().startswith("VEC"):
+        if comment.startswith("gdb ") and not (lines.peek() or "1").strip().isdigit():
+            lines.take(3)  # frequencies, SMILES, InChI
+        if (lines.peek() or "").lstrip().startswith("VEC"):
             raise InputError(
-                f"Expected a molecule, got a periodic cell in line {start + 1} of {title}; remove the lines VEC."
+                f"Expected a molecule, got a periodic cell in line {lines.taken + 1} of {title}; remove the lines "
+                "VEC."
             )
 
 
-def _count(lines: list[str], start: int, count: int, title: str) -> int:
+def _count(line: str, number: int, count: int, title: str) -> int:
     """Return the number of atoms that a line states."""
-    words = lines[start].split()
+    words = line.split()
     if re.fullmatch(r"[-+]?\d{1,15}", words[0]) and (len(words) == 1 or not _NUMBER.match(words[1])):
         return int(words[0])
-    where = f"line {start + 1}" + (f", after {count} frames," if count else "")
+    where = f"line {number}" + (f", after {count} frames," if count else "")
     missing = "the number of atoms"
     if not count and len(words) >= 4 and all(map(_NUMBER.match, words[1:4])):
         missing += " and a comment, before the lines of the atoms"
     raise InputError(
-        f"Expected {missing}, got {shown(lines[start].strip())} in {where} of {title}, which is not complete XYZ; "
+        f"Expected {missing}, got {shown(line.strip())} in {where} of {title}, which is not complete XYZ; "
         f"use {EXAMPLE}."
     )
 
@@ -178,7 +234,11 @@ def _read(frame: list[str], title: str) -> ase.Atoms:
     reason = ""
     for attempt in attempts:
         try:
-            return cast(ase.Atoms, ase.io.read(io.StringIO("\n".join([natm, attempt, *atoms, ""])), format="extxyz"))
+            _check_columns(attempt, atoms[0])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # ASE warns about unusual comments, which are not needed here
+                text = io.StringIO("\n".join([natm, attempt, *atoms, ""]))
+                return cast(ase.Atoms, ase.io.read(text, format="extxyz"))
         # Exceptions that ASE's reader was observed to raise for texts that are not XYZ.
         except (XYZError, ValueError, KeyError, IndexError, StopIteration, TypeError, RuntimeError,
                 AttributeError, OverflowError, UnknownFileTypeError) as error:
@@ -189,17 +249,18 @@ def _read(frame: list[str], title: str) -> ase.Atoms:
 
 
 def _is_extended(comment: str) -> bool:
-    """Return True if a comment names the columns.
+    """Return True if a comment names the columns."""
+    return re.search(r"\bProperties\s*=\s*\S", comment) is not None
 
-    Raises:
-      InputError: if it names more columns than a line can have; ASE would make room for all of them.
-    """
-    match = re.search(r"\bProperties\s*=\s*(\S+)", comment)
-    if match and any(len(number) > 4 for number in re.findall(r":(\d+)", match[1])):
-        raise InputError(
-            f"Expected up to 9999 columns of a property, got {shown(match[1])}; use Properties=… as ASE writes it."
-        )
-    return match is not None
+
+def _check_columns(comment: str, line: str) -> None:
+    """Raise a `ValueError` if a comment names more columns than a line has; ASE would make room for all of them."""
+    if comment == _COLUMNS:
+        return
+    columns = str(key_val_str_to_dict(comment).get("Properties", "")).split(":")
+    named = sum(max(int(number), 0) for number in columns[2::3])
+    if named > (present := len(line.split())):
+        raise ValueError(f"its comment names {clipped(str(named), 20)} columns, and a line has {present}")
 
 
 def _charge_and_multiplicity(comment: str) -> str:

@@ -7,9 +7,11 @@ and events up to it.
 
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Iterable
 
+from qptlab import files
 from qptlab.errors import shown
 
 CHECKSUMS_FILE = "checksums.json"
@@ -17,6 +19,9 @@ CHECKSUMS_FILE = "checksums.json"
 
 MAX_FILE_BYTES = 2**33
 """Largest file of a checkpoint that is read."""
+
+MAX_CHECKSUMS_BYTES = 2**24
+"""Largest file of checksums that is read."""
 
 _KEY = "sha256"
 
@@ -45,7 +50,7 @@ def unsealed(text: str, *, is_sealed: bool = True) -> dict:
       DamageError: if the content is not what was written.
       ValueError: if the text is not a JSON object.
     """
-    record = json.loads(text)
+    record = files.parsed(text)
     if not isinstance(record, dict):
         raise ValueError("it is not a JSON object")
     if _KEY not in record and not is_sealed:
@@ -82,8 +87,8 @@ def of_checkpoint(folder: pathlib.Path, beside: Iterable[pathlib.Path]) -> str:
       folder: folder of the checkpoint.
       beside: files of the run that belong to it: whole ones, or tables that later rows are appended to.
     """
-    files = {str(path.relative_to(folder)): fingerprint(path) for path in _files(folder)}
-    return sealed({"files": files, "beside": {path.name: fingerprint(path) for path in beside}})
+    written = {str(path.relative_to(folder)): fingerprint(path) for path in _files(folder)}
+    return sealed({"files": written, "beside": {path.name: fingerprint(path) for path in beside}})
 
 
 def check(folder: pathlib.Path) -> dict[str, Fingerprint | None]:
@@ -94,16 +99,18 @@ def check(folder: pathlib.Path) -> dict[str, Fingerprint | None]:
     """
     path = folder / CHECKSUMS_FILE
     try:
-        if path.is_symlink() or path.stat().st_size > 2**24:
-            raise DamageError(f"{path.name} is not a short file")
-        record = unsealed(path.read_text())
-        files, beside = _fingerprints(record["files"]), _fingerprints(record["beside"])
-    except FileNotFoundError:
-        raise DamageError("it was not written completely") from None
+        if not os.path.lexists(path):
+            raise DamageError("it was not written completely")
+        if path.is_symlink():
+            raise DamageError(f"{path.name} is a link")
+        record = unsealed(files.text(path, "checksums", MAX_CHECKSUMS_BYTES))
+        written, beside = _fingerprints(record["files"]), _fingerprints(record["beside"])
+    except DamageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DamageError(f"{path.name} is changed") from None
     found = {str(path.relative_to(folder)): path for path in _files(folder)}
-    for name, expected in files.items():
+    for name, expected in written.items():
         if name not in found:
             raise DamageError(f"{shown(name)} is missing or a link")
         if expected is None or found[name].stat().st_size != expected[0] or not begins_as(found[name], expected):

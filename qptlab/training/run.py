@@ -16,6 +16,7 @@ Opening a run reads only. Whoever trains it locks the folder first. Nothing in i
 executed. Damage is noticed by checksums: a damaged checkpoint is passed over for the one before.
 """
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -24,6 +25,7 @@ import errno
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -38,6 +40,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qptlab import files
 from qptlab.errors import InputError, shown
 from qptlab.evaluation.errors import ErrorSummary, error_table
 from qptlab.models.contract import Model, config_class
@@ -59,8 +62,14 @@ COLUMNS = (
 )
 """Columns of metrics.csv; those of the validation are empty in rows without one."""
 
-MAX_TEXT_BYTES = 2**31
-"""Largest text file of a run folder that is read."""
+SUMMED, VALIDATED = {"data_wait_s", "compile_s"}, set(COLUMNS[-4:])
+"""Columns that are added, and columns of the validation, where one row stands for several steps."""
+
+MAX_ROWS = 20_000
+"""Largest number of rows of metrics that are held; screens have fewer points."""
+
+MAX_EVENTS = 100_000
+"""Largest number of events that are held."""
 
 FOREVER = 10**12
 """Period of the checkpoints that are kept: only step 0, the parameters that a training starts from, is one."""
@@ -181,14 +190,18 @@ class Run:
         """
         path = pathlib.Path(path)
         try:
-            record = _record_from(_read_regular(path / "config.json"))
+            text = files.text(path / "config.json", "a run's config.json", files.MAX_RECORD_BYTES)
+        except InputError:
+            text = ""
+        try:
+            record = _record_from(text)
         except checksums.DamageError:
             raise InputError(
                 f"Expected {path / 'config.json'} as it was written, got a changed file; restore it from a copy."
             ) from None
         except InputError:
             raise
-        except (OSError, ValueError, RecursionError):
+        except (ValueError, RecursionError):
             raise InputError(
                 f"Expected a run folder, got {path}, which has no readable config.json; use a folder that "
                 "`qptlab train` created."
@@ -254,7 +267,7 @@ class Run:
     def _writer(self) -> str:
         """Return who locked the folder, for people; empty if nobody did."""
         try:
-            record = json.loads(self._read(WRITER_FILE) or "")
+            record = files.parsed(self._read(WRITER_FILE) or "")
             return f"process {int(record['process'])} on {shown(record['host'])} since {shown(record['since'])}"
         except (ValueError, TypeError, KeyError):
             return ""
@@ -283,7 +296,7 @@ class Run:
                 f"Expected a run at step {last}, as it was opened, got {self.path}, which has a checkpoint of step "
                 f"{newest}; open it again."
             )
-        self._rewrite(row for row in self.metrics() if row["step"] <= last)
+        self._rewrite(row for row in self._rows() if row["step"] <= last)
         lines = (json.dumps(event) + "\n" for event in self.events() if event["step"] <= last)
         _write_atomically(self.path / "events.jsonl", "".join(lines))
         self.record["train"] = dataclasses.asdict(train)
@@ -306,20 +319,22 @@ class Run:
         self._append("metrics.csv", ",".join(_cells(row)) + "\r\n")
 
     def metrics(self) -> list[dict[str, float]]:
-        """Return the rows of the table so far, numbers parsed; a row that is cut short or damaged is left out."""
-        try:
-            with (self.path / "metrics.csv").open(newline="", encoding="utf-8", errors="replace") as file:
-                rows = list(csv.reader(file))
-        except (OSError, csv.Error):
-            return []
-        names = rows[0] if rows else []  # the file's own: earlier versions had fewer columns
-        found = []
-        for cells in rows[1:]:
-            with contextlib.suppress(ValueError):
-                row = {name: float(cell) for name, cell in zip(names, cells, strict=True) if cell}
-                if {"step", "seconds"} <= row.keys():
-                    found.append(row)
-        return found
+        """Return the rows of the table so far, numbers parsed; a row that is cut short or damaged is left out.
+
+        A table of more than `MAX_ROWS` rows is thinned out: a row is the last of several, with the sums of their
+        times and the last validation among them.
+        """
+        count = sum(1 for _ in self._lines("metrics.csv")) - 1
+        return list(self._rows(max(-(-count // MAX_ROWS), 1)))
+
+    def _rows(self, stride: int = 1) -> Iterator[dict[str, float]]:
+        """Yield the rows of the table, each for several steps."""
+        lines = self._lines("metrics.csv")
+        names = next(lines, "").rstrip().split(",")  # the file's own: earlier versions had fewer columns
+        while group := list(itertools.islice(lines, stride)):
+            rows = [cells for line in group if len(cells := line.rstrip().split(",")) == len(names)]
+            with contextlib.suppress(ValueError):  # a cell that is no number
+                yield from _joined(names, rows)
 
     def starts(self) -> list[int]:
         """Return the numbers of updates after which the training was begun or continued; none for old folders."""
@@ -346,19 +361,15 @@ class Run:
         self._append("events.jsonl", json.dumps(event) + "\n")
 
     def events(self) -> list[dict]:
-        """Return the events so far; a line cut short by a crash is left out."""
-        try:
-            lines = (self.path / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
-        except OSError:
-            return []
-        events = []
-        for line in lines:
-            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-                event = json.loads(line)
+        """Return the events so far, the last `MAX_EVENTS`; a line cut short by a crash is left out."""
+        events = collections.deque(maxlen=MAX_EVENTS)
+        for line in self._lines("events.jsonl"):
+            with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
+                event = files.parsed(line)
                 event |= {"step": int(event["step"]), "seconds": float(event["seconds"])}
                 event |= {"kind": str(event["kind"]), "text": str(event["text"])}
                 events.append(event)
-        return events
+        return list(events)
 
     def save(self, state: TrainState) -> None:
         """Write a checkpoint; rows of metrics up to it are on disk before it is.
@@ -534,10 +545,12 @@ class Run:
         return self.objective.predictor(state.average)
 
     def _read(self, name: str) -> str | None:
-        try:
-            return _read_regular(self.path / name)
-        except OSError:
-            return None
+        path = self.path / name
+        return files.text(path, f"{name} of a run") if os.path.lexists(path) else None
+
+    def _lines(self, name: str) -> Iterator[str]:
+        path = self.path / name
+        return files.lines(path, f"{name} of a run", strict=False) if os.path.lexists(path) else iter(())
 
     def _append(self, name: str, text: str) -> None:
         """Append to a file of the folder, wholly or not at all, and wait until it is on disk.
@@ -635,7 +648,7 @@ def load(path: str | pathlib.Path) -> Model:
       InputError: if it holds no model, no checkpoint yet, or a model of a kind that is not registered.
     """
     path = pathlib.Path(path)
-    if not path.exists():
+    if not os.path.lexists(path):
         if str(path) not in pretrained_models():
             raise InputError(
                 f"Expected a run's folder, a model file, or one of the models {', '.join(pretrained_models())}, got "
@@ -715,6 +728,22 @@ def _orbax():
     return orbax.checkpoint
 
 
+def _joined(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[dict[str, float]]:
+    """Yield one row of the table of metrics for several; none for none."""
+    if not rows:
+        return
+    row = {name: float(cell) for name, cell in zip(names, rows[-1], strict=True) if cell}
+    if len(rows) > 1:
+        columns = {name: index for index, name in enumerate(names)}
+        for name in SUMMED & columns.keys():
+            row[name] = sum(float(cells[columns[name]] or 0) for cells in rows)
+        validation = columns.get("validation_mae_mev", -1)
+        last = next((cells for cells in reversed(rows) if cells[validation]), rows[-1])
+        row |= {name: float(last[columns[name]]) for name in VALIDATED & columns.keys() if last[columns[name]]}
+    if {"step", "seconds"} <= row.keys():
+        yield row
+
+
 def _check_room(folder: pathlib.Path, size: int) -> None:
     """Raise an `OSError` if a folder has no room for so many bytes; Orbax would leave threads that report it."""
     if hasattr(os, "posix_fallocate"):
@@ -728,15 +757,6 @@ def _one_process():
     return _orbax().options.MultiprocessingOptions(
         primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process-{index}"
     )
-
-
-def _read_regular(path: pathlib.Path) -> str:
-    """Return the text of a file; devices and pipes, which a stranger's folder may link to, are refused."""
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is not a file")
-    if path.stat().st_size > MAX_TEXT_BYTES:
-        raise InputError(f"Expected a file of at most {MAX_TEXT_BYTES // 2**30} GiB, got {path}; use a smaller one.")
-    return path.read_text()
 
 
 def _cells(row: dict) -> list[str]:

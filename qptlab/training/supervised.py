@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from qptlab import files
 from qptlab.errors import InputError
 from qptlab.evaluation import labelled, labels
 from qptlab.evaluation.errors import LOW_COST, ErrorSummary
@@ -181,7 +182,7 @@ class Supervised(Objective):
             raise InputError(f"Expected {LABELS_FILE} in the run folder, got none; copy the whole folder.")
         scales = None
         if statistics is not None:
-            scales = Scales(**{name: np.asarray(value, float) for name, value in json.loads(statistics).items()})
+            scales = Scales(**{name: np.asarray(value, float) for name, value in files.parsed(statistics).items()})
         check_description(record)
         model = OrbitalGNN(config, tuple(record["kinds"]), tuple(record["elements"]))
         objective = cls(labels.from_xyz(text, LABELS_FILE), config, scales=scales, model=model, text=text)

@@ -18,8 +18,8 @@ from qptlab.models import files
 from qptlab.training import checksums
 from qptlab.training.run import Run
 
-FLIPS = int(os.environ.get("QPTLAB_FAULTS", "0")) or 150
-"""Number of bits of each file that are turned; QPTLAB_FAULTS=1500 for the long form."""
+FLIPS = 1500 if os.environ.get("QPTLAB_FAULTS") else 150
+"""Number of damages of each file; more in the long form, with QPTLAB_FAULTS=1."""
 
 WATER = ql.Molecule.from_name("water")
 

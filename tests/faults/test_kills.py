@@ -14,8 +14,8 @@ import pytest
 import qptlab as ql
 from qptlab.training.run import Run
 
-KILLS = int(os.environ.get("QPTLAB_KILLS", "0")) or 3
-"""Number of times that the training is killed; QPTLAB_KILLS=50 for the long form."""
+KILLS = 50 if os.environ.get("QPTLAB_FAULTS") else 3
+"""Number of times that the training is killed; more in the long form, with QPTLAB_FAULTS=1."""
 
 OFTEN = "from qptlab.training import trainer; trainer.CHECKPOINT_SECONDS = 0.2; from qptlab.cli import main; main()"
 """Program whose trainings write checkpoints often, so that some kills hit them."""

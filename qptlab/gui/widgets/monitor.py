@@ -274,7 +274,7 @@ def _facts(rows: list[dict]) -> list[tuple[str, str]]:
     validated = next((row for row in reversed(rows) if "validation_mae_mev" in row), None)
     facts = [
         ("step", f"{last['step']:.0f}"),
-        ("steps per second", f"{(len(recent) - 1) / elapsed:.2f}"),
+        ("steps per second", f"{(last['step'] - recent[0]['step']) / elapsed:.2f}"),
         ("training time", f"{last['seconds']:.0f} s"),
         ("compiling", f"{sum(row['compile_s'] for row in rows):.1f} s"),
         ("waiting for data", f"{100 * sum(row['data_wait_s'] for row in rows) / last['seconds']:.0f} %"),

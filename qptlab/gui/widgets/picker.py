@@ -5,10 +5,12 @@ from typing import Any
 
 import ipywidgets as ipw
 
+from qptlab import files
 from qptlab.errors import InputError
 from qptlab.gui.session import Session, network_choices
 from qptlab.gui.widgets.live import keep_fresh
 from qptlab.gui.widgets.message import MessageLine
+from qptlab.gui.widgets.taskbar import Progress
 from qptlab.gui.widgets.view import View
 from qptlab.gui.widgets.viewer import OrbitalViewer
 from qptlab.models.networks import MAX_ITERATIONS
@@ -40,6 +42,7 @@ class MoleculePicker(View):
         self.viewer = OrbitalViewer(height=230)
         self._summary = ipw.HTML()
         self._message = MessageLine(self.session, "molecule")
+        self._progress = Progress(self.session.part("molecule"))
         self._names = ipw.Combobox(
             options=BUILTIN, description="Name", placeholder="search the built-in molecules", ensure_option=True,
             continuous_update=False, style=_FIELD, layout={"width": "98%"},
@@ -67,7 +70,7 @@ class MoleculePicker(View):
             ipw.HBox([self._sources(), ipw.VBox([
                 self.viewer, self._labels, self._coordinate, self._value,
             ], layout={"width": "46%"})]),
-            self._summary, self._message, self._settings(),
+            self._summary, self._progress, self._message, self._settings(),
         ])
         self._network.observe(self._choose_network, "value")
         self._show_network()
@@ -143,8 +146,9 @@ class MoleculePicker(View):
                     f"Expected a file of at most 5 MB, got {file['name']} with {size:.1f} MB.", "molecule"
                 )
                 return
-            # Parsed as text only, whatever the name says.
-            self.session.choose(content.decode("utf-8", errors="replace") + "\n")
+            with self.session.part("molecule").reporting():
+                text = files.decoded(content, "an XYZ file", files.title(file["name"]))
+                self.session.choose(text + "\n")  # parsed as text only, whatever the name says
 
     # Network ---------------------------------------------------------------------------------
 
@@ -212,6 +216,10 @@ class MoleculePicker(View):
     def refresh(self) -> None:
         """Deliver results of work in the background, and list networks that were registered meanwhile."""
         self.session.deliver()
+        self._progress.refresh()
+        is_busy = self.session.part("molecule").task is not None
+        for source in (self._names, self._use_text, self._use_xyz, self._upload):
+            source.disabled = is_busy
         if not set(network_choices()) <= set(self._network.options):
             self._show_network()
 

@@ -41,6 +41,8 @@ def export_html(
       title: title of the page.
     """
     view = _view(symbols, positions_angstrom, 800, 600)
+    # py3Dmol writes the text into a script, which "</script" in the cube's title would end; numbers have no "<".
+    cube = cube.replace("<", " ")
     for sign, colour in ((1, plots.BLUE), (-1, plots.ORANGE)):
         view.addVolumetricData(
             cube, "cube", {"isoval": sign * isovalue, "color": colour, "opacity": 0.8, "smoothness": 4}

@@ -1,4 +1,4 @@
-"""Button that starts work in the background, with a progress bar and a button that cancels it."""
+"""Button that starts work in the background, and the progress of such work with a button that cancels it."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,37 @@ import ipywidgets as ipw
 
 from qptlab.gui.parts import Part
 from qptlab.gui.widgets.message import MessageLine
+
+
+class Progress(ipw.HBox):
+    """Shows the progress of the work of one part of a session, with a button that cancels it; hidden without work.
+
+    Args:
+      part: part of the session.
+    """
+
+    def __init__(self, part: Part):
+        self._part = part
+        self._cancel = ipw.Button(description="Cancel", icon="times", layout={"width": "90px"})
+        self._bar = ipw.FloatProgress(min=0, max=1, layout={"width": "140px"})
+        self._text = ipw.Label()
+        super().__init__([self._cancel, self._bar, self._text])
+        self._cancel.on_click(lambda _: self._stop())
+        self.refresh()
+
+    def _stop(self) -> None:
+        if self._part.task is not None:
+            self._part.task.cancel()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Show the progress of the work, and deliver its result."""
+        self._part.deliver()
+        task = self._part.task
+        self.layout.display = "none" if task is None else "flex"
+        if task is not None:
+            self._bar.value, self._text.value = task.share, task.text
+            self._cancel.disabled = task.is_cancelled
 
 
 class TaskBar(ipw.HBox):
@@ -27,33 +58,19 @@ class TaskBar(ipw.HBox):
         self._part, self._label, self._why_not = part, label, why_not
         self._begin = ipw.Button(description=label, icon=icon, layout={"flex": "0 0 auto", "width": "auto"},
                                  button_style="primary")
-        self._cancel = ipw.Button(description="Cancel", icon="times", layout={"width": "90px"})
-        self._bar = ipw.FloatProgress(min=0, max=1, layout={"width": "140px"})
-        self._text = ipw.Label()
-        self._busy = ipw.HBox([self._cancel, self._bar, self._text])
+        self._progress = Progress(part)
         messages = [MessageLine(part.session, part.name)] if with_message else []
-        super().__init__([self._begin, self._busy, *messages])
+        super().__init__([self._begin, self._progress, *messages])
         self._begin.on_click(lambda _: self._start(begin))
-        self._cancel.on_click(lambda _: self._stop())
         self.refresh()
 
     def _start(self, begin: Callable[[], None]) -> None:
         begin()
         self.refresh()
 
-    def _stop(self) -> None:
-        if self._part.task is not None:
-            self._part.task.cancel()
-        self.refresh()
-
     def refresh(self) -> None:
         """Show the progress of the work, and deliver its result."""
-        self._part.deliver()
-        task = self._part.task
-        reason = self._why_not() if task is None else "The work is running"
+        self._progress.refresh()
+        reason = self._why_not() if self._part.task is None else "The work is running"
         self._begin.disabled = bool(reason)
         self._begin.tooltip = reason or self._label
-        self._busy.layout.display = "none" if task is None else "flex"
-        if task is not None:
-            self._bar.value, self._text.value = task.share, task.text
-            self._cancel.disabled = task.is_cancelled

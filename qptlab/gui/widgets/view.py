@@ -1,6 +1,7 @@
 """Base class of all views: a static version for pages that run no widgets, and a notice for a kernel that is gone."""
 
 import base64
+import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,9 +62,9 @@ def _static(widget: Any) -> list[str]:
             return []
         picture = base64.b64encode(pictures.png(widget.figure)).decode()
         table = f"<details><summary>Data</summary>{table_html(widget.title, widget.figure)}</details>"
-        return [f'<img alt="{widget.title}" src="data:image/png;base64,{picture}">', widget.words, table]
+        return [f'<img alt="{html.escape(widget.title)}" src="data:image/png;base64,{picture}">', widget.words, table]
     if isinstance(widget, OrbitalViewer):
-        return [f"<p>3D view: {'; '.join(widget.captions)}</p>"] if widget.symbols else []
+        return [f"<p>3D view: {html.escape('; '.join(widget.captions))}</p>"] if widget.symbols else []
     if isinstance(widget, ipw.HTML):
         return [f"<div>{widget.value}</div>"] if widget.value else []
     return [part for child in getattr(widget, "children", ()) for part in _static(child)]
