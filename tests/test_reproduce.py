@@ -12,6 +12,7 @@ import pytest
 import qptlab as ql
 from qptlab.cli import main
 from qptlab.evaluation import labels
+from qptlab.training.checksums import sealed
 from qptlab.training.reproduce import TOLERANCE
 from qptlab.training.run import Run
 
@@ -36,7 +37,7 @@ def changed(path, out, *keys, value):
     for key in keys[:-1]:
         place = place[key]
     place[keys[-1]] = value
-    (out / "config.json").write_text(json.dumps(record))
+    (out / "config.json").write_text(sealed(record))
     return out
 
 

@@ -77,10 +77,12 @@ def test_messages_beyond_the_bounds_change_nothing(served):
         send(box, value=text)
         began = time.perf_counter()
         press(button)
+        cases.settle(session)
         assert time.perf_counter() - began < 2  # no geometry is searched
         refused(session, "at most 6 atoms")
         assert session.molecule.formula == "H2O"
     send(picker._names, value="ethanol")
+    cases.settle(session)
     assert session.molecule.formula == "H2O"
     content = ql.Molecule.from_name("benzene").to_xyz().encode()
     send(picker._upload, value=[

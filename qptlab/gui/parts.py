@@ -119,7 +119,10 @@ class Part(traitlets.HasTraits):
         elif task.error is not None:
             self.refuse(str(task.error) or type(task.error).__name__)
         else:
-            done(task.result)
+            try:
+                done(task.result)
+            except (InputError, traitlets.TraitError) as error:  # such as a molecule beyond the bounds of a server
+                self.refuse(str(error))
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the work in the background and deliver its result; for cells and scripts.

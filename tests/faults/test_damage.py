@@ -185,7 +185,8 @@ def test_a_setting_that_is_missing_is_refused_and_does_not_become_the_default(co
         path.write_text(json.dumps(changed))
         with pytest.raises(ql.InputError, match=r"config\.json as it was written"):
             Run.open(copy)
-        if place != ("schema",) and place[:2] != ("train", "sampling"):  # a sampler has defaults of its own
+        # Without a schema it is one of 0.1.0; a sampler has defaults of its own; folders of schema 1 have no budgets.
+        if place[0] not in ("schema", "budgets", "machine") and place[:2] != ("train", "sampling"):
             path.write_text(checksums.sealed(changed))
             with pytest.raises(ql.InputError, match="Expected "):
                 ql.load(copy)
@@ -224,7 +225,9 @@ def test_a_model_file_with_parameters_that_are_not_finite_is_refused(whole, tmp_
     path = tmp_path / "model.h5"
     whole.predictor.save(path)
     with h5py.File(path, "a") as file:
-        _, dataset = next(files.datasets(file))
+        names: list[str] = []
+        file.visit(names.append)
+        dataset = next(item for item in map(file.get, names) if isinstance(item, h5py.Dataset))
         dataset[(0,) * dataset.ndim] = value
     files.seal(path)
     with pytest.raises(ql.InputError, match="is not finite"):
