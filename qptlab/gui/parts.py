@@ -538,7 +538,8 @@ class TrainingPart(Part):
             def done(trainer: Trainer) -> None:
                 self._opened = trainer
                 self.show(trainer)
-                self.tell(f"{trainer.out} is open; Start continues its training for the chosen minutes.")
+                opened = f"{trainer.out} is open; Start continues its training for the chosen minutes."
+                self.tell(f"{opened} {trainer.run_folder.damage}".strip())
 
             self.begin(work, done, PATIENCE_SECONDS)
 

@@ -111,7 +111,7 @@ def reproduce(
       NotFiniteError: as the training.
     """
     run = Run.open(path)
-    rows = run.metrics()
+    rows = run.metrics(None)
     steps = len(rows) if steps is None else steps
     if not 1 <= steps <= len(rows):
         raise InputError(

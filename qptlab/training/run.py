@@ -286,12 +286,26 @@ class Run:
           InputError: if `lock` raises it, or the run has a newer checkpoint.
         """
         said = self.lock()
+        try:
+            self._cut_off(last, train)
+        except OSError as error:
+            self.unlock()
+            raise InputError(
+                f"Expected a run folder that can be written, got {self.path} ({error.strerror}); make room, or use a "
+                "copy of it."
+            ) from None
+        except InputError:
+            self.unlock()
+            raise
+        return said
+
+    def _cut_off(self, last: int, train: TrainConfig) -> None:
+        """Remove what is later than the step `last`, and what killed writers left, and keep the new budget."""
         with contextlib.suppress(OSError):
             for path in (*self.path.glob(f".*{_UNFINISHED}"), *self.path.glob(f"*/.*{_UNFINISHED}")):
                 path.unlink()  # left by a writer that was killed
         newest = next((step for step, problem in self._checked_steps() if not problem), 0)
         if newest != last:
-            self.unlock()
             raise InputError(
                 f"Expected a run at step {last}, as it was opened, got {self.path}, which has a checkpoint of step "
                 f"{newest}; open it again."
@@ -308,7 +322,6 @@ class Run:
             for step in manager.all_steps():
                 if step > last:
                     manager.delete(step)
-        return said
 
     def append(self, row: dict) -> None:
         """Add a row of metrics; missing columns stay empty.
@@ -318,14 +331,17 @@ class Run:
         """
         self._append("metrics.csv", ",".join(_cells(row)) + "\r\n")
 
-    def metrics(self) -> list[dict[str, float]]:
+    def metrics(self, most: int | None = MAX_ROWS) -> list[dict[str, float]]:
         """Return the rows of the table so far, numbers parsed; a row that is cut short or damaged is left out.
 
-        A table of more than `MAX_ROWS` rows is thinned out: a row is the last of several, with the sums of their
-        times and the last validation among them.
+        Args:
+          most: largest number of rows. A longer table is thinned out: a row is the last of several, with the sums of
+            their times and the last validation among them. None for all rows.
         """
+        if most is None:
+            return list(self._rows())
         count = sum(1 for _ in self._lines("metrics.csv")) - 1
-        return list(self._rows(max(-(-count // MAX_ROWS), 1)))
+        return list(self._rows(max(-(-count // most), 1)))
 
     def _rows(self, stride: int = 1) -> Iterator[dict[str, float]]:
         """Yield the rows of the table, each for several steps."""
@@ -378,7 +394,8 @@ class Run:
           OSError: if it cannot be written; earlier checkpoints are complete then.
         """
         self._write_objective()
-        self._append("metrics.csv", "")
+        with self._to_append("metrics.csv") as descriptor:
+            os.fsync(descriptor)
         with self._saving, self._checkpoints() as manager:
             folder = self._checkpoint_folder / str(state.step)
             if (folder / checksums.CHECKSUMS_FILE).exists():
@@ -553,7 +570,19 @@ class Run:
         return files.lines(path, f"{name} of a run", strict=False) if os.path.lexists(path) else iter(())
 
     def _append(self, name: str, text: str) -> None:
-        """Append to a file of the folder, wholly or not at all, and wait until it is on disk.
+        """Append to a file of the folder, wholly or not at all."""
+        with self._to_append(name) as descriptor:
+            size, data = os.fstat(descriptor).st_size, text.encode()
+            try:
+                while data:
+                    data = data[os.write(descriptor, data) :]
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
+
+    @contextlib.contextmanager
+    def _to_append(self, name: str) -> Iterator[int]:
+        """Open a file of the folder to append to it, and yield its descriptor.
 
         A link is refused, because it may lead out of the folder; so is a folder that has lost its configuration.
         """
@@ -561,15 +590,7 @@ class Run:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         descriptor = os.open(self.path / name, flags, 0o666)
         try:
-            size, data = os.fstat(descriptor).st_size, text.encode()
-            try:
-                while data:
-                    data = data[os.write(descriptor, data) :]
-                if not text:
-                    os.fsync(descriptor)
-            except OSError:
-                os.ftruncate(descriptor, size)
-                raise
+            yield descriptor
         finally:
             os.close(descriptor)
 
