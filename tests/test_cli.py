@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -460,11 +461,13 @@ def test_an_element_of_one_frame_is_learned_whatever_the_seed(call, labelled, tm
 
 
 def test_a_training_that_is_stopped_by_the_keyboard_ends_with_status_one(call, labelled, monkeypatch, tmp_path):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "time", types.SimpleNamespace(sleep=stop))
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    earlier = [signal.getsignal(number) for number in numbers]
+    press = types.SimpleNamespace(sleep=lambda seconds: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(train, "time", press)
     status, _, err = call("train", "--labels", labelled / "labels.xyz", "--out", tmp_path / "m", "--tasks", "energy")
+    for number, handler in zip(numbers, earlier, strict=True):
+        signal.signal(number, handler)
     assert status == 1
     assert re.search(r"stopped at step \d+, kept in .*; use --resume to continue", " ".join(err.split()))
 

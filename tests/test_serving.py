@@ -125,6 +125,8 @@ def test_runs_and_models_beyond_the_bounds_are_not_opened(served, trained, monke
     monkeypatch.setenv("QPTLAB_MAX_ORBITALS", "6")
     session = Session(ql.Molecule.from_xyz("2\n\nH 0 0 0\nH 0 0 0.75\n"), basis="sto-3g")
     session.training.open_run("runs/water")
+    with pytest.raises(ql.InputError, match="at most 6"):
+        session.training.wait(60)
     refused(session, "at most 6 atomic orbitals", "H2O in sto-3g with 7")
     assert session.trainer is None
     view = PredictionView(session)

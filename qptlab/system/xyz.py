@@ -138,8 +138,8 @@ def _split(lines: _Lines, title: str, isotopes: set[str]) -> Iterator[list[str]]
         comments, atoms = lines.take(1), lines.take(natm)
         if not 0 < natm == len(atoms):
             raise InputError(
-                f"Expected XYZ, got {title}, which is not complete XYZ (line {start} announces {natm} atoms, and "
-                f"{len(atoms)} lines for them follow); use {EXAMPLE}."
+                f"Expected XYZ whose line {start} announces {natm} atoms, got {len(atoms)} of them and no line "
+                f"{start + 2 + len(atoms)} in {title}, which is not complete XYZ; use one line per atom."
             )
         comment = comments[0]
         if len(comment) > MAX_COMMENT_CHARACTERS:
