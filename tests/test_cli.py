@@ -7,10 +7,8 @@ import itertools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import types
 
 import cases
 import h5py
@@ -20,7 +18,7 @@ import pytest
 import typer
 
 import qptlab as ql
-from qptlab.cli import app, engine, lab, main, train
+from qptlab.cli import app, engine, lab, main
 from qptlab.evaluation import labels, reference
 from qptlab.units import HARTREE_MEV
 
@@ -458,18 +456,6 @@ def test_an_element_of_one_frame_is_learned_whatever_the_seed(call, labelled, tm
                           "--tasks", "energy", "--validation", "0.4", "--seed", seed, "--json")
     assert (status, "F" in ql.load(tmp_path / "m").model.elements) == (0, True)
     assert json.loads(out)["validation_mae_mev"] < 27211
-
-
-def test_a_training_that_is_stopped_by_the_keyboard_ends_with_status_one(call, labelled, monkeypatch, tmp_path):
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    earlier = [signal.getsignal(number) for number in numbers]
-    press = types.SimpleNamespace(sleep=lambda seconds: signal.raise_signal(signal.SIGINT))
-    monkeypatch.setattr(train, "time", press)
-    status, _, err = call("train", "--labels", labelled / "labels.xyz", "--out", tmp_path / "m", "--tasks", "energy")
-    for number, handler in zip(numbers, earlier, strict=True):
-        signal.signal(number, handler)
-    assert status == 1
-    assert re.search(r"stopped at step \d+, kept in .*; use --resume to continue", " ".join(err.split()))
 
 
 def test_a_teacher_says_labels_in_place_of_pyscf(call, trained, frames, tmp_path):
