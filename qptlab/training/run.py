@@ -113,7 +113,7 @@ class Run:
         if objective is not None:
             self.objective = objective
         with self._checking():
-            self.kind = str(record.get("kind", "qpt"))
+            self.kind = str(record["kind"])
             self.model_config = model_config(record)
             self.train_config = TrainConfig.from_record(record["train"])
             _check_complete(record["model"], type(self.model_config))
@@ -304,7 +304,7 @@ class Run:
         with contextlib.suppress(OSError):
             for path in (*self.path.glob(f".*{_UNFINISHED}"), *self.path.glob(f"*/.*{_UNFINISHED}")):
                 path.unlink()  # left by a writer that was killed
-        newest = next((step for step, problem in self._checked_steps() if not problem), 0)
+        newest = next((step for step, problem, _ in self._checked_steps() if not problem), 0)
         if newest != last:
             raise InputError(
                 f"Expected a run at step {last}, as it was opened, got {self.path}, which has a checkpoint of step "
@@ -462,7 +462,7 @@ class Run:
           UserWarning: if the last checkpoint or a table is damaged; `damage` has the same sentence.
         """
         problems: list[str] = []
-        for number, problem in self._checked_steps(step):
+        for number, problem, beside in self._checked_steps(step):
             if not problem:
                 try:
                     state = self._restored(number)
@@ -471,7 +471,10 @@ class Run:
                 else:
                     if problems:
                         problems.append(f"that of step {number} is used")
-                    problems += self._changed_tables(number)
+                    problems += [
+                        f"{name} is damaged, so its curve may be wrong"
+                        for name in TABLES if not checksums.begins_as(self.path / name, beside.get(name))
+                    ]
                     if problems:
                         self.damage = f"In {self.path}, " + "; ".join(problems) + "."
                         warnings.warn(self.damage, stacklevel=2)
@@ -502,8 +505,12 @@ class Run:
         tree = jax.tree.map(jnp.asarray, tree) | {"step": int(tree["step"]), "seconds": float(tree["seconds"])}
         return TrainState(**tree)
 
-    def _checked_steps(self, only: int | None = None) -> Iterator[tuple[int, str]]:
+    def _checked_steps(
+        self, only: int | None = None
+    ) -> Iterator[tuple[int, str, dict[str, checksums.Fingerprint | None]]]:
         """Yield the steps of the checkpoints, the last one first, and what is wrong with each; empty if nothing is.
+
+        The third item has the checksums of the files beside the checkpoint, of which the tables are not compared.
 
         Args:
           only: step of the only checkpoint that is looked at; None for all.
@@ -516,7 +523,7 @@ class Run:
         for step in sorted((int(name) for name in names if name.isdecimal()), reverse=True):
             if only not in (None, step):
                 continue
-            problem = ""
+            problem, beside = "", {}
             try:
                 beside = self._beside(step)
                 for name in set(beside) - set(TABLES):
@@ -527,15 +534,7 @@ class Run:
                         )
             except checksums.DamageError as error:
                 problem = str(error)
-            yield step, problem
-
-    def _changed_tables(self, step: int) -> list[str]:
-        """Return a remark for each table whose rows up to a checkpoint are not those that were written."""
-        beside = self._beside(step)
-        return [
-            f"{name} is damaged, so its curve may be wrong"
-            for name in TABLES if not checksums.begins_as(self.path / name, beside.get(name))
-        ]
+            yield step, problem, beside
 
     def _beside(self, step: int) -> dict[str, checksums.Fingerprint | None]:
         """Return the checksums of the files beside a checkpoint, whose own files are checked; none in schema 1.
